@@ -1,0 +1,65 @@
+"""What every test may use. Real processes, real git, real files; only the model is fake.
+
+Parts that a machine may lack (the real `claude`, bubblewrap) skip with the reason, and fail instead
+when CCO_NO_SKIPS is set, as CI does: a green run there has run everything.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+KIT = Path(__file__).resolve().parent.parent
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Stay out of the test run of a project that this kit was copied into."""
+    return True if config.rootpath != KIT else None
+
+
+def need(present: object, reason: str) -> None:
+    """Skip the test with a reason, or fail it where nothing may be skipped."""
+    if present:
+        return
+    if os.environ.get("CCO_NO_SKIPS"):
+        pytest.fail(f"nothing may be skipped here, but {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def real_claude() -> Path:
+    """The real CLI: .tools/ (where CI puts it), else the PATH."""
+    local = sorted((KIT / ".tools/node_modules/@anthropic-ai").glob("claude-code-*/claude"))
+    found = str(local[0]) if local else shutil.which("claude")
+    need(found, "the real claude is not installed (npm install --prefix .tools @anthropic-ai/claude-code)")
+    return Path(str(found))
+
+
+@pytest.fixture
+def git():
+    """Run git in a folder and return what it printed: git(folder, "log", "--oneline")."""
+
+    def run(folder: Path, *args: str) -> str:
+        done = subprocess.run(["git", "-C", str(folder), *args], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"git {args}: {done.stderr}"
+        return done.stdout.strip()
+
+    return run
+
+
+@pytest.fixture
+def project(tmp_path, git) -> Path:
+    """A git repository with one commit, in a folder whose name has a space."""
+    root = tmp_path / "a project"
+    root.mkdir()
+    git(root, "init", "-q", "-b", "main")
+    git(root, "config", "user.name", "Test")
+    git(root, "config", "user.email", "test@example.invalid")
+    (root / "README.md").write_text("# a project\n")
+    git(root, "add", "-A")
+    git(root, "commit", "-q", "-m", "first")
+    return root
