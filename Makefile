@@ -1,0 +1,61 @@
+# CCO: one target for each command of cco.py. All logic is in Python.
+# make hides exit codes (it ends with 2 for every failure); cron jobs that need them call cco.py directly.
+
+PYTHON ?= python3
+# The folder of this file, also with spaces in it, through a link, and under `make -f kit/Makefile`.
+KIT := $(shell m='$(subst ','\'',$(MAKEFILE_LIST))'; m="$${m# }"; cd -- "$$(dirname -- "$$m")" && pwd -P)
+RUN = "$(KIT)/.venv/bin/python" "$(KIT)/cco.py"
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## show this help
+	@awk -F ':.*## ' '/^##@/ { print "\n" substr($$0, 5) } /^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' "$(KIT)/Makefile"
+
+##@ A mission (MISSION=missions/api.yaml CONFIG=file SESSION=id ACCEPT=1 ARGS="--once --no-wait")
+.PHONY: init
+init: venv ## write .cco/config.yaml, and MISSION from TEMPLATE=hello if it is named
+	@$(RUN) init $(if $(MISSION),--mission "$(MISSION)") $(if $(TEMPLATE),--template "$(TEMPLATE)") $(ARGS)
+
+.PHONY: check
+check: venv ## validate MISSION and run its checks once; starts no session
+	@$(RUN) check $(if $(CONFIG),--config "$(CONFIG)") $(if $(MISSION),"$(MISSION)") $(ARGS)
+
+.PHONY: start
+start: venv ## work on MISSION until it is done; safe to call again at any time
+	@$(RUN) start $(if $(CONFIG),--config "$(CONFIG)") $(if $(ACCEPT),--accept) $(if $(MISSION),"$(MISSION)") $(ARGS)
+
+.PHONY: resume
+resume: venv ## go on with the mission of this repository, or with SESSION
+	@$(RUN) resume $(if $(SESSION),--session "$(SESSION)") $(if $(CONFIG),--config "$(CONFIG)") $(if $(ACCEPT),--accept) $(ARGS)
+
+.PHONY: status
+status: venv ## one line for each mission, or the criteria of SESSION
+	@$(RUN) status $(if $(SESSION),--session "$(SESSION)") $(if $(MISSION),"$(MISSION)") $(ARGS)
+
+.PHONY: stop
+stop: venv ## end after the current session
+	@$(RUN) stop $(ARGS)
+
+##@ The kit
+.PHONY: demo
+demo: venv ## the whole loop offline in a scratch repository (CLAUDE=real: with the real claude)
+	@$(RUN) demo $(if $(filter real,$(CLAUDE)),--real) $(ARGS)
+
+.PHONY: test
+test: venv ## run the tests (ARGS="-k name -x")
+	@cd "$(KIT)" && .venv/bin/python -m pytest $(ARGS)
+
+# Made once, and again when requirements.txt has changed.
+.PHONY: venv
+venv:
+	@cd "$(KIT)" && if ! test -x .venv/bin/python || ! cmp -s requirements.txt .venv/.installed; then \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	    || { echo "cco: $(PYTHON) is missing or older than 3.10; name another: make PYTHON=python3.12 ..." >&2; exit 1; }; \
+	  echo "making $(KIT)/.venv" >&2; rm -rf .venv; \
+	  $(PYTHON) -m venv .venv \
+	    || { rm -rf .venv; echo "cco: no virtual environment; on Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 1; }; \
+	  .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt \
+	    || { echo "cco: the packages of requirements.txt could not be installed, see above" >&2; exit 1; }; \
+	  cp requirements.txt .venv/.installed; \
+	fi

@@ -1,0 +1,308 @@
+"""What to do next: ask the manager LLM, or decide by rule.
+
+    plan = manager.decide(situation, settings)
+
+Both deciders return the same `Plan`. The rules need no key and no network; they also stand in for one iteration
+whenever the LLM is down, out of credit or talks nonsense, so a mission never stops because of its manager. Neither
+of them decides whether a criterion is met.
+
+The texts are in prompts/, for people to read and change.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import log
+from mission import PRIORITIES, Mission
+
+HERE = Path(__file__).resolve().parent
+DEADLINE = 120.0  # seconds for one answer of the LLM, wall time
+MAX_ANSWER = 2_000_000  # bytes of an HTTP answer
+STRATEGIES = ("retry_modified", "alternative", "partial", "escalate")  # the ladder, lowest step first
+RUNGS = (2, 4)  # stalled iterations from which on another approach, and setting aside, are due
+FAILURES_SHOWN = 3  # failing checks whose output goes into a prompt
+FAILURE_TAIL = 2500  # characters of each of them
+
+
+class ManagerError(Exception):
+    """The LLM gave no usable answer. The message says why; the rules decide instead."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One criterion as it stands now."""
+
+    id: str
+    criteria: str
+    priority: str
+    verdict: str
+    check: str | None = None
+    regressed: bool = False
+    """It was met before."""
+    stalls: int = 0
+    """Iterations that worked on it without any change in its failure."""
+    tail: str = ""
+    """The end of its check's output."""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """All that a decision rests on."""
+
+    mission: Mission
+    standings: Sequence[Standing]
+    iteration: int
+    """The number of the iteration that is being planned."""
+    resumable: bool
+    """Whether the worker has a conversation with room left."""
+    last: str = "none yet"
+    """How the last session ended, for people."""
+    report: str = ""
+    """The worker's last words."""
+    tried: Sequence[str] = ()
+    """One line per session, newest last."""
+
+
+@dataclass
+class Plan:
+    """What the worker is to do next."""
+
+    focus: str
+    """Id of the criterion that it works on."""
+    title: str
+    """One line for the commit."""
+    instruction: str
+    """What it is told."""
+    strategy: str = "retry_modified"
+    """One of STRATEGIES."""
+    session: str = "resume"
+    """"resume" or "fresh"."""
+    question: str | None = None
+    """For a person, when the strategy is "escalate"."""
+    source: str = "rules"
+    """Who decided: "rules" or the model that answered."""
+    cost_usd: float = 0.0
+    """What the decision cost."""
+    tokens: dict[str, int] = field(default_factory=dict)
+    """input and output tokens of the decision."""
+
+
+def decide(situation: Situation, settings: Any) -> Plan:
+    """The plan for the next session. Never fails: the rules stand in for an LLM that does."""
+    by_rule = rules(situation)
+    if by_rule.strategy == "escalate" or provider(settings) == "rules":
+        return by_rule
+    try:
+        plan = ask(situation, settings)
+    except ManagerError as error:
+        log.warn(f"the manager LLM did not help, the rules decide this iteration: {error}")
+        return by_rule
+    if STRATEGIES.index(plan.strategy) < STRATEGIES.index(by_rule.strategy):
+        plan.strategy, plan.session = by_rule.strategy, by_rule.session  # it may climb the ladder, not step down
+    if not situation.resumable:
+        plan.session = "fresh"
+    return plan
+
+
+def provider(settings: Any) -> str:
+    """Who decides by these settings: "openrouter" or "rules"."""
+    return str(settings.manager.provider or ("openrouter" if settings.openrouter.api_key else "rules"))
+
+
+# --------------------------------------------------------------------------------------------------------
+# By rule
+# --------------------------------------------------------------------------------------------------------
+
+
+def rules(situation: Situation) -> Plan:
+    """The most important unmet criterion; another approach after two stalls, a person when nothing else is left."""
+    unmet = [s for s in situation.standings if s.verdict != "met"]
+    # What runs last waits for the others; what has no check waits for a person.
+    waiting = [s for s in unmet if s.verdict == "unjudged"]
+    open_ones = [s for s in unmet if s not in waiting and s.stalls < RUNGS[1]]
+    if not open_ones:
+        return _escalate([s for s in unmet if s not in waiting] or waiting)
+    focus = min(open_ones, key=lambda s: (PRIORITIES.index(s.priority), not s.regressed))
+    strategy = "alternative" if focus.stalls >= RUNGS[0] else "retry_modified"
+    session = "resume" if situation.resumable and strategy == "retry_modified" else "fresh"
+    return Plan(focus.id, f"{focus.id}: {focus.criteria}", _instruction(focus, strategy, situation), strategy, session)
+
+
+def _instruction(focus: Standing, strategy: str, situation: Situation) -> str:
+    parts = [f'Make the criterion "{focus.criteria}" ({focus.id}) true.']
+    if focus.regressed:
+        parts.append("It was met before and is not any more: find what broke it, and mend that.")
+    parts.append(f"Its check is this command, run in the repository's root; exit code 0 means met:\n\n    {focus.check}")
+    if strategy == "alternative":
+        parts.append(
+            f"{focus.stalls} sessions on it changed nothing in how the check fails. Do not go on in the same way:"
+            " find the cause first, write it down in your report, then take another approach."
+        )
+    if green := [s.id for s in situation.standings if s.verdict == "met"]:
+        parts.append(f"These are met and have to stay met: {', '.join(green)}.")
+    return "\n\n".join(parts)
+
+
+def _escalate(stuck: Sequence[Standing]) -> Plan:
+    worst = min(stuck, key=lambda s: PRIORITIES.index(s.priority))
+    if worst.check is None:
+        ids = ", ".join(s.id for s in stuck)
+        question = f"Nothing here can prove {ids}: which shell command shows it? Add it as `check` in the mission."
+    else:
+        question = (
+            f"{worst.stalls} sessions on {worst.id} ({worst.criteria}) changed nothing in how its check fails:"
+            f" `{worst.check}`. Is the check right, and what is the worker missing?"
+        )
+    return Plan(worst.id, f"Ask about {worst.id}", question, "escalate", "fresh", question)
+
+
+# --------------------------------------------------------------------------------------------------------
+# By the LLM
+# --------------------------------------------------------------------------------------------------------
+
+
+def ask(situation: Situation, settings: Any) -> Plan:
+    """One call of the manager LLM (OpenRouter chat completions, or any server that speaks them).
+
+    Raises ManagerError for everything that is not a complete answer in the shape of schema/plan.json.
+    """
+    router = settings.openrouter
+    body = {
+        "model": router.model,
+        "messages": [
+            {"role": "system", "content": _system_prompt(situation.mission)},
+            {"role": "user", "content": log.mask(_fill("situation.md", _parts(situation)))},
+        ],
+        "temperature": router.temperature,
+        "max_tokens": router.max_tokens,
+        "response_format": {"type": "json_object"},
+    }
+    if router.fallbacks:
+        body["models"] = [router.model, *router.fallbacks]
+    log.trace("manager prompt", messages=body["messages"])
+    answer = _post(f"{router.base_url.rstrip('/')}/chat/completions", body, router.api_key)
+    plan = _parse(answer, [s.id for s in situation.standings if s.verdict != "met"])
+    usage = answer.get("usage") or {}
+    plan.source = str(answer.get("model") or router.model)
+    plan.cost_usd = float(usage.get("cost") or 0.0)
+    plan.tokens = {"input": int(usage.get("prompt_tokens") or 0), "output": int(usage.get("completion_tokens") or 0)}
+    return plan
+
+
+def _post(url: str, body: dict[str, Any], key: str | None) -> dict[str, Any]:
+    """POST with a deadline that keep-alive padding cannot stretch (facts: it resets the read timeout for ever)."""
+    import requests
+
+    headers = {"Accept-Encoding": "identity", **({"Authorization": f"Bearer {key}"} if key else {})}
+    end, data = time.monotonic() + DEADLINE, bytearray()
+    try:
+        with requests.post(url, json=body, headers=headers, timeout=(10, 60), stream=True) as response:
+            for part in response.iter_content(1024):
+                data += part
+                if time.monotonic() > end or len(data) > MAX_ANSWER:
+                    raise ManagerError(f"no complete answer within {DEADLINE:.0f} s and {MAX_ANSWER} bytes")
+            status = response.status_code
+    except (requests.RequestException, ValueError) as error:  # ValueError: a base_url that is none
+        raise ManagerError(f"{type(error).__name__}: {error}") from error
+    try:
+        answer = json.loads(bytes(data))
+    except (ValueError, RecursionError):
+        raise ManagerError(f"HTTP {status} and no JSON: {bytes(data[:200])!r}") from None
+    problem = answer.get("error") if isinstance(answer, dict) else "not an object"
+    if status != 200 or problem:
+        raise ManagerError(f"HTTP {status}: {json.dumps(problem)[:300]}")
+    return dict(answer)
+
+
+def _parse(answer: dict[str, Any], unmet: Sequence[str]) -> Plan:
+    """The plan in the answer. Nothing is ever guessed from prose."""
+    from jsonschema import Draft202012Validator
+
+    try:
+        choice = answer["choices"][0]
+        content = choice["message"]["content"]
+        text = content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+        found = json.loads(text.strip().removeprefix("```json").removeprefix("```").removesuffix("```"))
+    except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise ManagerError(f"its answer holds no JSON object: {type(error).__name__}: {error}") from error
+    schema = json.loads((HERE / "schema" / "plan.json").read_text("utf-8"))
+    for problem in Draft202012Validator(schema).iter_errors(found):
+        raise ManagerError(f"its answer does not fit schema/plan.json: {problem.json_path}: {problem.message[:200]}")
+    if choice.get("finish_reason") not in ("stop", None):
+        raise ManagerError(f"its answer ended with {choice.get('finish_reason')!r}")
+    if found["focus"] not in unmet:
+        raise ManagerError(f"it wants to work on {found['focus']!r}, which is not among the unmet: {', '.join(unmet)}")
+    if found["strategy"] == "escalate" and not found["question"]:
+        raise ManagerError("it escalates without a question")
+    return Plan(**log.mask_tree(found))
+
+
+# --------------------------------------------------------------------------------------------------------
+# Texts
+# --------------------------------------------------------------------------------------------------------
+
+
+def worker_prompt(situation: Situation, plan: Plan) -> str:
+    """What the worker reads: everything for a fresh session, what is new for one that goes on."""
+    parts = {**_parts(situation), "instruction": plan.instruction}
+    return _fill("resume.md" if plan.session == "resume" else "fresh.md", parts)
+
+
+def _system_prompt(mission: Mission) -> str:
+    return _fill("manager.md", {**_mission_parts(mission), "repository": str(mission.repository)})
+
+
+def _mission_parts(mission: Mission) -> dict[str, str]:
+    constraints = "\n".join(f"- {item}" for item in mission.constraints) or "- none"
+    return {
+        "title": mission.title,
+        "description": mission.description,
+        "context": mission.context,
+        "constraints": constraints,
+    }
+
+
+def _parts(situation: Situation) -> dict[str, str]:
+    return {
+        **_mission_parts(situation.mission),
+        "iteration": str(situation.iteration),
+        "criteria": "\n".join(map(_line, situation.standings)),
+        "failures": "\n".join(map(_failure, _failing(situation.standings))),
+        "last": situation.last,
+        "report": _as_data(situation.report[-FAILURE_TAIL:]),
+        "tried": "\n".join(f"- {line}" for line in situation.tried) or "- nothing yet",
+    }
+
+
+def _line(standing: Standing) -> str:
+    regressed = ", was met before" if standing.regressed else ""
+    check = f"\n  check: {standing.check}" if standing.check else ""
+    return f"- {standing.id} ({standing.priority}): {standing.criteria} [{standing.verdict}{regressed}]{check}"
+
+
+def _failing(standings: Sequence[Standing]) -> list[Standing]:
+    failing = [s for s in standings if s.verdict not in ("met", "unjudged") and s.tail.strip()]
+    return sorted(failing, key=lambda s: PRIORITIES.index(s.priority))[:FAILURES_SHOWN]
+
+
+def _failure(standing: Standing) -> str:
+    return f"The end of the output of check {standing.id}:\n<data>\n{_as_data(standing.tail[-FAILURE_TAIL:])}\n</data>"
+
+
+def _as_data(text: str) -> str:
+    """A program's output that cannot close the fence it is shown in."""
+    return text.replace("</data", "< /data").strip()
+
+
+def _fill(name: str, parts: dict[str, str]) -> str:
+    """A text of prompts/ with its $placeholders filled. Raises KeyError for one that does not exist."""
+    text = string.Template((HERE / "prompts" / name).read_text("utf-8")).substitute(parts)
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(line.rstrip() for line in text.splitlines())).strip() + "\n"

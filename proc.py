@@ -1,0 +1,334 @@
+"""Run one command and leave nothing of it behind.
+
+    with tempfile.TemporaryFile() as out:
+        result = proc.run(["npm", "test"], cwd=root, env=env, output=out, limits=proc.Limits(600))
+
+The command's output goes to a file and no pipe is ever read, so neither a grandchild that keeps the output
+open nor one endless line can hang or bloat the kit. There are no threads: signals only set `stopping`.
+
+What is not covered: on macOS there is no subreaper, so a process that leaves its group *and* its parent
+survives there. `kill -9` of the kit itself leaves the command running; `end_leftovers` ends it at the next start.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import log
+
+MARKER = "CCO_RUN"  # environment variable by which a run's processes are found again
+GRACE = 10.0  # seconds between SIGTERM and SIGKILL
+STEP = 0.2  # seconds between two looks at a running command
+PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
+LINUX = sys.platform.startswith("linux")
+
+stopping = 0  # the signal that asked the kit to stop; 0: none
+
+
+class Interrupted(Exception):
+    """A signal asked the kit to stop while something ran that must not count as its own result."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a command is ended from here."""
+
+    timeout: float
+    """Seconds of wall time."""
+    idle: float | None = None
+    """Seconds without any new output."""
+    max_output: int | None = None
+    """Bytes of output."""
+    grace: float = GRACE
+    """Seconds between SIGTERM and SIGKILL."""
+
+
+@dataclass
+class Result:
+    """What became of one command."""
+
+    code: int | None = None
+    """Exit code, negative for a signal, None when it could not be started."""
+    stopped: str = ""
+    """Why it was ended from here: "", "timeout", "idle", "size", "interrupted", or what `tick` said."""
+    seconds: float = 0.0
+    """Wall time it took."""
+    size: int = 0
+    """Bytes of output."""
+    swept: int = 0
+    """Processes that it left behind and that were ended."""
+    error: str = ""
+    """Why it could not be started."""
+
+
+# --------------------------------------------------------------------------------------------------------
+# Signals
+# --------------------------------------------------------------------------------------------------------
+
+
+def catch_signals() -> None:
+    """Let SIGTERM, SIGINT and SIGHUP set `stopping`. Under nohup SIGHUP stays ignored."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _note_signal)
+
+
+def pause(seconds: float) -> bool:
+    """Wait, at most until a signal asks to stop; whether the whole time was waited."""
+    end = time.monotonic() + seconds
+    while not stopping and (left := end - time.monotonic()) > 0:
+        time.sleep(min(STEP, left))
+    return not stopping
+
+
+def _note_signal(number: int, _frame: object) -> None:
+    global stopping
+    stopping = number
+
+
+# --------------------------------------------------------------------------------------------------------
+# One command
+# --------------------------------------------------------------------------------------------------------
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    output: IO[bytes],
+    limits: Limits,
+    errors: IO[bytes] | None = None,
+    stdin: bytes = b"",
+    tick: Callable[[], str] | None = None,
+    started: Callable[[int], None] | None = None,
+    shielded: bool = False,
+) -> Result:
+    """Run a command in a session of its own until it ends or has to be ended, then sweep up after it.
+
+    output, errors: open files it writes to (errors: default the same). tick: called about five times a second while
+    it runs; a word from it ends the command. started: gets the pid before anything is waited for. shielded: a signal
+    to the kit waits for the command's end.
+    Never raises for what the command does; a command that cannot be started is a Result with `error`.
+    """
+    _become_subreaper()
+    begun, strangers, files = time.monotonic(), _children(), [output] + ([errors] if errors else [])
+    with tempfile.TemporaryFile() as source:
+        source.write(stdin)
+        source.seek(0)
+        try:
+            process = subprocess.Popen(
+                argv, cwd=cwd, env=dict(env), stdin=source, stdout=output, stderr=errors or subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            return Result(error=f"{error.strerror}: {error.filename}")
+        except ValueError as error:  # a NUL byte in an argument
+            return Result(error=str(error))
+    swept, stopped = 0, ""
+    try:
+        if started:
+            started(process.pid)
+        watch = _Watch(process, files, limits, tick, shielded)
+        while not stopped and not watch.ended():
+            stopped = watch.reason_to_stop()
+        if stopped:
+            _terminate(process, limits.grace)
+    finally:  # also when `started` or `tick` raised
+        swept = _sweep(process, strangers)
+    return Result(process.returncode, stopped, time.monotonic() - begun, sum(map(_size, files)), swept)
+
+
+def clean_env(environ: Mapping[str, str], keep: Sequence[str] = ()) -> dict[str, str]:
+    """A copy of the environment for a child: without secrets, and without what marks a run inside Claude Code.
+
+    keep: names, or beginnings of names ending in `*`, that stay although they look like secrets.
+    """
+
+    def kept(name: str) -> bool:
+        return any(name == k or (k.endswith("*") and name.startswith(k[:-1])) for k in keep)
+
+    nested = ("CLAUDECODE", "CLAUDE_CODE_ENTRYPOINT", "CLAUDE_CODE_CHILD_SESSION")
+    return {n: v for n, v in environ.items() if kept(n) or not (log.is_secret_name(n) or n in nested)}
+
+
+def read(file: IO[bytes], start: int, limit: int) -> bytes:
+    """Up to `limit` bytes from offset `start`, without moving the offset that a running command writes at."""
+    return os.pread(file.fileno(), limit, start)
+
+
+def tail(file: IO[bytes], limit: int) -> str:
+    """The last `limit` bytes of an open file as masked text, from the beginning of a line where there is one."""
+    size = _size(file)
+    data = read(file, max(0, size - limit), limit)
+    if size > limit and b"\n" in data[:-1]:
+        data = data[data.index(b"\n") + 1 :]
+    return log.mask(data.decode("utf-8", "replace"))
+
+
+class _Watch:
+    """A running command held against its limits."""
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        files: list[IO[bytes]],
+        limits: Limits,
+        tick: Callable[[], str] | None,
+        shielded: bool,
+    ):
+        self.process, self.files, self.limits, self.tick, self.shielded = process, files, limits, tick, shielded
+        self.begun = self.grew = time.monotonic()
+        self.size = 0
+
+    def ended(self) -> bool:
+        """Wait one step; whether the command has ended by itself."""
+        try:
+            self.process.wait(STEP)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def reason_to_stop(self) -> str:
+        now, limits = time.monotonic(), self.limits
+        if (size := sum(map(_size, self.files))) != self.size:
+            self.size, self.grew = size, now
+        if stopping and not self.shielded:
+            return "interrupted"
+        if now - self.begun > limits.timeout:
+            return "timeout"
+        if limits.idle is not None and now - self.grew > limits.idle:
+            return "idle"
+        if limits.max_output is not None and size > limits.max_output:
+            return "size"
+        return self.tick() if self.tick else ""
+
+
+def _terminate(process: subprocess.Popen[bytes], grace: float) -> None:
+    # To the process alone: claude ends its own tools when it is asked to, and so do most test runners.
+    process.terminate()
+    try:
+        process.wait(grace)
+    except subprocess.TimeoutExpired:
+        process.kill()
+
+
+def _sweep(process: subprocess.Popen[bytes], strangers: set[int]) -> int:
+    """End what is left of the command's group and every process that it left to us; how many there were."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass  # the group is empty (macOS says EPERM when only zombies are left)
+    process.wait()
+    swept = 0
+    while orphans := _children() - strangers:
+        for pid in orphans:  # each of them hands its own children to us, hence the loop
+            os.kill(pid, signal.SIGKILL)
+            _, status = os.waitpid(pid, 0)
+            swept += os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    return swept
+
+
+def _size(file: IO[bytes]) -> int:
+    return os.fstat(file.fileno()).st_size
+
+
+# --------------------------------------------------------------------------------------------------------
+# Processes
+# --------------------------------------------------------------------------------------------------------
+
+
+def identity(pid: int) -> dict[str, str | int]:
+    """What tells this process from a later one with the same number: pid, start time, boot id."""
+    return {"pid": pid, "start": _start_time(pid), "boot": _boot_id()}
+
+
+def is_alive(recorded: Mapping[str, str | int]) -> bool:
+    """Whether exactly the process of this `identity` still runs; a zombie does not."""
+    start = _start_time(int(recorded["pid"]))
+    return bool(start) and start == recorded["start"] and recorded["boot"] == _boot_id()
+
+
+def end_leftovers(marker: str, recorded: Mapping[str, str | int] | None, grace: float = GRACE) -> int:
+    """End what a run of a killed kit left: every process that carries the marker, and the recorded one.
+
+    marker: value of CCO_RUN that the run was started with. recorded: its `identity`. Returns how many there were.
+    Asks the recorded process first, so that claude can close its session, then kills. Never touches a process
+    that carries neither the marker nor the recorded identity.
+    """
+    found = _marked(marker) | ({int(recorded["pid"])} if recorded and is_alive(recorded) else set())
+    count = len(found)
+    if recorded and int(recorded["pid"]) in found:
+        _signal(int(recorded["pid"]), signal.SIGTERM)
+        _until(lambda: not is_alive(recorded), grace)
+    while found := _marked(marker) | ({int(recorded["pid"])} if recorded and is_alive(recorded) else set()):
+        for pid in found:
+            _signal(pid, signal.SIGKILL)
+        _until(lambda: not _marked(marker), STEP)
+    return count
+
+
+def _signal(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass  # it ended by itself in the meantime
+
+
+def _until(condition: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+
+
+def _marked(marker: str) -> set[int]:
+    wanted = f"{MARKER}={marker}".encode()
+    return {pid for pid in _pids() if wanted in _read(f"/proc/{pid}/environ").split(b"\0")}
+
+
+def _children() -> set[int]:
+    return {pid for pid in _pids() if _stat(pid)[1:2] == [str(os.getpid()).encode()]}
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()] if LINUX else []
+
+
+def _stat(pid: int) -> list[bytes]:
+    """Fields 3 and up of /proc/PID/stat (state, parent, ...); the name before them may hold anything."""
+    return _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+
+
+def _start_time(pid: int) -> str:
+    if LINUX:
+        fields = _stat(pid)  # proc(5): starttime is field 22, state field 3
+        return fields[19].decode() if fields and fields[0] != b"Z" else ""
+    shown = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return shown.stdout.strip()
+
+
+def _boot_id() -> str:
+    return _read("/proc/sys/kernel/random/boot_id").decode().strip() if LINUX else ""
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError:  # it ended meanwhile, or belongs to somebody else
+        return b""
+
+
+def _become_subreaper() -> None:
+    """Orphans of our children become our children (Linux), so that the sweep finds them."""
+    if LINUX:
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

@@ -1,0 +1,250 @@
+"""What the mission's memory says: how far it is, what was tried, what it cost. No files, no processes.
+
+    memory = progress.begin(mission, ...)
+    for line in progress.note_verdicts(memory, verdicts): ...
+    situation = progress.situation(memory, mission, tails)
+
+The document is the one that schema/state.json describes; `state` writes it.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import datetime, timezone
+from typing import Any
+
+import dod
+import manager
+import repo
+import worker
+from mission import Limits, Mission
+
+HISTORY = 200  # iterations kept one by one; older ones live on in the totals
+REGRESSIONS = 20  # kept for each criterion
+ERRORS = 20  # kept in all
+ARTIFACTS = 100  # files listed of the last commit
+TRIED = 8  # sessions that a prompt tells of
+DOCUMENTS = (".md", ".rst", ".txt", ".adoc", ".html")
+
+Memory = dict[str, Any]
+
+
+def begin(mission: Mission, branch: str, base: str, iterations: int, instance: str) -> Memory:
+    """The memory of a mission that starts now, or whose state was lost after so many iterations."""
+    return {
+        "session_id": str(uuid.uuid4()),
+        "mission_id": mission.id,
+        "repository": str(mission.repository),
+        "cc_instance_id": instance,
+        "current_phase": "validation",  # the baseline comes before the first session
+        "iterations": iterations,
+        "completed_tasks": [],
+        "pending_tasks": [criterion.id for criterion in mission.criteria],
+        "artifacts": [],
+        "errors": [],
+        "timestamp": now(),
+        "mission": {},
+        "settings_digest": {"digest": "", "suspect": ""},
+        "criteria": {},
+        "plan": None,
+        "last": None,
+        "worker": None,
+        "wait_until": None,
+        "blocked": None,
+        "branch": branch,
+        "base": base,
+        "commit": base,
+        "history": [],
+        "metrics": _no_metrics(),
+    }
+
+
+def adopt(memory: Memory, mission: Mission) -> None:
+    """Take a mission's text as the accepted one. Criteria that it no longer has are forgotten."""
+    memory["mission"] = {"path": str(mission.path), "text": mission.text, "digest": mission.digest, "suspect": ""}
+    before = memory["criteria"]
+    blank = {"verdict": "unjudged", "since": 0, "first_met": None, "regressions": [], "stalls": 0, "failure": ""}
+    memory["criteria"] = {
+        c.id: {**blank, **before.get(c.id, {}), "criteria": c.criteria, "priority": c.priority} for c in mission.criteria
+    }
+
+
+# --------------------------------------------------------------------------------------------------------
+# What happened
+# --------------------------------------------------------------------------------------------------------
+
+
+def note_verdicts(memory: Memory, verdicts: Mapping[str, dod.Verdict]) -> list[str]:
+    """Take in what the checks say now; one line for people for each verdict that changed."""
+    lines = []
+    iteration, focus = memory["iterations"], (memory["plan"] or {}).get("focus")
+    for id, verdict in verdicts.items():
+        known = memory["criteria"][id]
+        failure = dod.failure(verdict)
+        known["stalls"] = known["stalls"] + (id == focus) if failure and failure == known["failure"] else 0
+        known["failure"] = failure
+        if verdict.verdict == known["verdict"]:
+            continue
+        regressed = known["verdict"] == "met"
+        if regressed:
+            known["regressions"] = [*known["regressions"], _here(memory)][-REGRESSIONS:]
+        if verdict.verdict == "met" and known["first_met"] is None:
+            known["first_met"] = iteration
+        lines.append(f"criterion {id}: {known['verdict']} -> {verdict.verdict}{' (regression)' if regressed else ''}")
+        known["verdict"], known["since"] = verdict.verdict, iteration
+    memory["completed_tasks"] = [id for id, known in memory["criteria"].items() if known["verdict"] == "met"]
+    memory["pending_tasks"] = [id for id, known in memory["criteria"].items() if known["verdict"] != "met"]
+    _measure_completion(memory)
+    return lines
+
+
+def note_outcome(memory: Memory, outcome: worker.Outcome) -> None:
+    """Add what a session cost and how it ended to the totals."""
+    metrics = memory["metrics"]
+    metrics["session_count"] += 1
+    metrics["worker_seconds"] = round(metrics["worker_seconds"] + outcome.seconds, 1)
+    metrics["estimated_cost"] = round(metrics["estimated_cost"] + outcome.cost_usd, 6)
+    for name, count in outcome.tokens.items():
+        metrics["token_usage"][name] += count
+    if outcome.kind == "ended":
+        metrics["successful_actions"] += 1
+        metrics["error_recoveries"] += metrics["failing"]
+    else:
+        metrics["failed_actions"] += 1
+        memory["errors"] = [*memory["errors"], {"timestamp": now(), "message": f"{outcome.kind}: {outcome.message[:300]}"}]
+        memory["errors"] = memory["errors"][-ERRORS:]
+    metrics["failing"] = outcome.kind != "ended"
+    memory["last"] = {
+        "kind": outcome.kind,
+        "report": outcome.report,
+        "turns": outcome.turns,
+        "cost_usd": outcome.cost_usd,
+        "seconds": outcome.seconds,
+        "denials": outcome.denials[:10],
+    }
+
+
+def note_plan(memory: Memory, plan: manager.Plan) -> None:
+    """Remember the intent of the next session and what it cost to make it."""
+    memory["plan"] = asdict(plan)
+    metrics = memory["metrics"]
+    metrics["api_calls_total"] += plan.source != "rules"
+    metrics["estimated_cost"] = round(metrics["estimated_cost"] + plan.cost_usd, 6)
+    for name, count in plan.tokens.items():
+        metrics["token_usage"][name] += count
+
+
+def close_iteration(memory: Memory, commit: repo.Commit, statistics: Mapping[str, int]) -> None:
+    """Turn the carried out plan into a line of the history and list the files of its commit."""
+    plan, last = memory["plan"], memory["last"]
+    memory["history"] = [
+        *memory["history"],
+        {
+            "iteration": memory["iterations"],
+            "focus": plan["focus"],
+            "strategy": plan["strategy"],
+            "source": plan["source"],
+            "kind": last["kind"],
+            "turns": last["turns"],
+            "cost_usd": round(last["cost_usd"], 4),
+            "seconds": last["seconds"],
+            "commit": commit.sha[:12] if commit.changed else "",
+            "met": len(memory["completed_tasks"]),
+            "report": " ".join(last["report"].split())[:120],
+        },
+    ][-HISTORY:]
+    memory["artifacts"] = [{"path": path, "type": _kind(path), "version": commit.sha} for path in commit.changed[:ARTIFACTS]]
+    memory["metrics"].update(statistics)
+    memory["metrics"]["total_iterations"] = memory["iterations"]
+    memory["plan"] = None
+
+
+# --------------------------------------------------------------------------------------------------------
+# What follows from it
+# --------------------------------------------------------------------------------------------------------
+
+
+def situation(memory: Memory, mission: Mission, tails: Mapping[str, str], max_context: float) -> manager.Situation:
+    """All that the next decision rests on. tails: the end of each check's last output. max_context: 0 to 1."""
+    standings = [
+        manager.Standing(
+            c.id, c.criteria, c.priority, known["verdict"], c.check,
+            regressed=bool(known["regressions"]) and known["verdict"] != "met", stalls=known["stalls"], tail=tails[c.id],
+        )
+        for c in mission.criteria
+        if (known := memory["criteria"][c.id])
+    ]  # fmt: skip
+    session, last = memory["worker"], memory["last"] or {"kind": "none yet", "turns": 0, "report": "", "denials": []}
+    refused = f"; refused to it: {', '.join(last['denials'])}" if last["denials"] else ""
+    return manager.Situation(
+        mission,
+        standings,
+        memory["iterations"] + 1,
+        resumable=bool(session and session["begun"] and session["context"] < max_context),
+        last=f"{last['kind']}, {last['turns']} turns{refused}",
+        report=last["report"],
+        tried=[_tried(entry) for entry in memory["history"][-TRIED:]],
+    )
+
+
+def limit_reached(memory: Memory, limits: Limits, max_iterations: int | None) -> str:
+    """Which limit stands in the way of another session and what would lift it; "" when none does."""
+    metrics = memory["metrics"]
+    caps = [limits.iterations, max_iterations]
+    spent = {
+        "limits.cost_usd": (metrics["estimated_cost"], limits.cost_usd),
+        "limits.iterations": (memory["iterations"], min((cap for cap in caps if cap is not None), default=None)),
+        "limits.hours": (round((metrics["worker_seconds"] + metrics["check_seconds"]) / 3600, 2), limits.hours),
+        "limits.tokens": (sum(metrics["token_usage"].values()), limits.tokens),
+    }
+    for name, (used, cap) in spent.items():
+        if cap is not None and used >= cap:
+            return f"{name} is reached: {used:g} of {cap:g}. Raise it in the mission and start again to go on."
+    return ""
+
+
+def budget_left(memory: Memory, limits: Limits) -> float | None:
+    """US dollars that the next session may cost, None without a limit."""
+    return None if limits.cost_usd is None else max(0.01, limits.cost_usd - memory["metrics"]["estimated_cost"])
+
+
+def now() -> str:
+    """The time in UTC, for people; nothing is decided by it."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _here(memory: Memory) -> dict[str, Any]:
+    return {"iteration": memory["iterations"], "commit": memory["commit"]}
+
+
+def _tried(entry: Mapping[str, Any]) -> str:
+    how = f"{entry['kind']}, {entry['met']} met afterwards"
+    return f"{entry['iteration']}: {entry['focus']} ({entry['strategy']}): {how}. It said: {entry['report'] or 'nothing'}"
+
+
+def _kind(path: str) -> str:
+    if repo.TEST_FILE.search(path):
+        return "test"
+    if path.lower().endswith(DOCUMENTS):
+        return "documentation"
+    return "code" if "." in path.rpartition("/")[2] else "other"
+
+
+def _no_metrics() -> dict[str, Any]:
+    zero = dict.fromkeys(
+        ("total_iterations", "dod_criteria_completed", "dod_criteria_total", "completion_percentage", "api_calls_total",
+         "session_count", "error_recoveries", "successful_actions", "failed_actions", "files_modified",
+         "lines_of_code_added", "tests_created", "estimated_cost", "cost_per_criteria", "worker_seconds", "check_seconds"),
+        0,
+    )  # fmt: skip
+    usage = dict.fromkeys(("input", "output", "cache_read", "cache_creation"), 0)
+    return {**zero, "failing": False, "token_usage": usage}
+
+
+def _measure_completion(memory: Memory) -> None:
+    metrics, met, total = memory["metrics"], len(memory["completed_tasks"]), len(memory["criteria"])
+    metrics["dod_criteria_completed"], metrics["dod_criteria_total"] = met, total
+    metrics["completion_percentage"] = round(100 * met / total, 1)
+    metrics["cost_per_criteria"] = round(metrics["estimated_cost"] / met, 4) if met else 0

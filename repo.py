@@ -1,0 +1,232 @@
+"""Git: the branch, one commit per session, and what a commit may hold.
+
+Every command runs with the repository's own hooks, signing, pagers and monitors switched off, because a worker may
+have written them. Commits are made from the accepted one: what a worker committed by itself becomes part of them.
+
+What is not covered: filter drivers (git-lfs and the like) run as configured.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import log
+import proc
+
+TIMEOUT = 600.0  # seconds for one git command; a first `git add` of a large tree is slow
+MISSION, ITERATION = "CCO-Mission", "CCO-Iteration"  # trailers by which a commit is found again
+NEVER = (".cco", ".claude")  # folders that are never committed
+QUIET = ("core.hooksPath=/dev/null", "core.fsmonitor=false", "commit.gpgSign=false", "gc.auto=0", "advice.detachedHead=false")  # fmt: skip
+# Claude Code's sandbox mounts over these names where they do not exist; SIGKILL leaves what it mounted on.
+PLACEHOLDERS = (".bash_profile", ".bashrc", ".gitconfig", ".gitmodules", ".idea", ".mcp.json", ".profile", ".ripgreprc", ".vscode", ".zprofile", ".zshrc")  # noqa: E501  # fmt: skip
+SCAN = 20_000_000  # bytes; larger files are not searched for secrets (and rarely small enough to be committed)
+IDENTITY = "user.email=cco@localhost"  # on a machine where git knows no user
+TITLE = 72  # characters of a commit's title
+BODY = 4000  # characters of the worker's report in a commit
+TEST_FILE = re.compile(r"(^|/)(tests?|spec|__tests__)/|(^|/)test_|[._-](test|spec)s?\.", re.I)
+
+
+class GitError(Exception):
+    """Git refused or the repository is not in the state that is needed. The message says what to do."""
+
+
+@dataclass
+class Commit:
+    """What became of a session's changes."""
+
+    sha: str
+    """The commit that holds them, or the one before when nothing changed."""
+    changed: list[str] = field(default_factory=list)
+    """Paths in it."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Paths that stayed uncommitted, with the reason."""
+
+
+class Repo:
+    """One work tree. referee: paths inside it that belong to the kit or the mission and are never committed."""
+
+    def __init__(self, root: Path, referee: Sequence[Path] = ()):
+        self.root = root
+        inside = (path.relative_to(root) for path in referee if path != root and path.is_relative_to(root))
+        self.never = sorted({*NEVER, *(path.as_posix() for path in inside)})
+
+    # ------------------------------------------------------------------------------------------------
+    # Before the first session
+    # ------------------------------------------------------------------------------------------------
+
+    def dirty(self) -> list[str]:
+        """Paths with uncommitted changes, those of the kit and the mission excepted."""
+        lines = self._git("status", "--porcelain=v1", "-z", "--no-renames", "--", *self._but_never()).split("\0")
+        return [line[3:] for line in lines if line]
+
+    def head(self) -> str:
+        """The commit that is checked out, "" in an empty repository."""
+        return self._git("rev-parse", "--verify", "--quiet", "HEAD", may_fail=True)
+
+    def branch(self) -> str:
+        """The branch that is checked out, "" when HEAD is detached."""
+        return self._git("symbolic-ref", "--quiet", "--short", "HEAD", may_fail=True)
+
+    def switch(self, branch: str) -> None:
+        """Check out the branch, made from what is checked out now if it does not exist yet. Raises GitError."""
+        self._git("check-ref-format", "--branch", branch)
+        if self.branch() == branch:
+            return
+        exists = self._git("rev-parse", "--verify", "--quiet", f"refs/heads/{branch}", may_fail=True)
+        self._git("checkout", "--quiet", *([] if exists else ["-b"]), branch, "--")
+
+    def last_iteration(self, mission: str) -> int:
+        """The highest iteration of the mission among the commits of HEAD, 0 if there is none."""
+        return max((number for number, _ in self._iterations(mission)), default=0)
+
+    def commit_of(self, mission: str, iteration: int) -> str:
+        """The commit that holds an iteration's work, "" if it was not made."""
+        return next((sha for number, sha in self._iterations(mission) if number == iteration), "")
+
+    def remove_placeholders(self) -> None:
+        """Remove the empty read-only files that a killed sandbox leaves behind; git tracks none of them."""
+        untracked = self._names("ls-files", "--others", "-z", "--", *(f":(literal){name}" for name in PLACEHOLDERS))
+        for path in (self.root / name for name in untracked):
+            status = path.lstat()
+            if status.st_size == 0 and status.st_mode & 0o777 == 0o444:
+                path.unlink()
+
+    # ------------------------------------------------------------------------------------------------
+    # After each session
+    # ------------------------------------------------------------------------------------------------
+
+    def commit(
+        self, base: str, branch: str, title: str, body: str, trailers: dict[str, str], max_size: int, hooks: bool
+    ) -> Commit:
+        """Put everything that changed since `base` into one commit on the branch.
+
+        max_size: bytes of the largest file that is committed. hooks: run the repository's own; if they refuse, the
+        commit is made without them and the log says so. Raises GitError.
+        """
+        self._return_to(base, branch)
+        left_out = self._stage(max_size)
+        changed = self._names("diff", "--cached", "--no-renames", "--name-only", "-z")
+        if not changed:
+            return Commit(base, left_out=left_out)
+        self._write_commit(_message(title, body, trailers), hooks)
+        return Commit(self.head(), changed, left_out)
+
+    def statistics(self, base: str) -> dict[str, int]:
+        """Files modified, lines of code added and tests created since a commit."""
+        start = base or self._git("hash-object", "-t", "tree", "/dev/null")
+        if not self.head():
+            return {"files_modified": 0, "lines_of_code_added": 0, "tests_created": 0}
+        rows = [line.split("\t") for line in self._git("diff", "--no-ext-diff", "--numstat", start, "HEAD").splitlines()]
+        new = self._names("diff", "--no-renames", "--name-only", "--diff-filter=A", "-z", start, "HEAD")
+        return {
+            "files_modified": len(rows),
+            "lines_of_code_added": sum(int(row[0]) for row in rows if row[0].isdigit()),
+            "tests_created": sum(bool(TEST_FILE.search(name)) for name in new),
+        }
+
+    def _return_to(self, base: str, branch: str) -> None:
+        """HEAD at the accepted commit on our branch, the work tree as the worker left it."""
+        head = self.head()
+        if head != base:
+            if base and self._git("merge-base", base, head) != base:
+                raise GitError(f"{self.root} was moved to a commit without the accepted one: git checkout {branch}")
+            log.warn("the worker committed by itself; its changes go into this session's commit")
+        self._git("symbolic-ref", "HEAD", f"refs/heads/{branch}")
+        if base:
+            self._git("reset", "--quiet", "--soft", base)
+        elif self.head():
+            self._git("update-ref", "-d", f"refs/heads/{branch}")
+
+    def _stage(self, max_size: int) -> dict[str, str]:
+        """Add everything that a commit may hold to the index; what it may not hold, with the reason."""
+        try:
+            self._git("add", "--all", "--ignore-errors", "--", *self._but_never())
+        except GitError as error:  # a nested repository without a commit, an unreadable file: the rest is added
+            log.warn(f"not everything could be added: {error}")
+        staged = self._names("diff", "--cached", "--no-renames", "--name-only", "-z")
+        left_out = {name: reason for name in staged if (reason := self._objection(name, max_size))}
+        if left_out:
+            paths = "".join(f"{name}\0" for name in left_out)
+            self._git("--literal-pathspecs", "reset", "--quiet", "--pathspec-from-file=-", "--pathspec-file-nul", stdin=paths)  # noqa: E501
+        tools = [f":(glob)**/{name}/**" for name in NEVER]
+        for line in self._names("status", "--porcelain=v1", "-z", "--no-renames", "--untracked-files=all", "--", *tools):
+            left_out[line[3:]] = "a tool's own settings"
+        return left_out
+
+    def _objection(self, name: str, max_size: int) -> str:
+        if any(name == never or name.startswith(f"{never}/") for never in self.never) or {*name.split("/")} & {*NEVER}:
+            return "it belongs to the kit, the mission or a tool's settings"
+        path = self.root / name
+        if path.is_symlink() or not path.is_file():
+            return ""
+        if (size := path.stat().st_size) > max_size:
+            return f"{size} bytes are more than claude_code.max_file_size allows ({max_size})"
+        if size <= SCAN and log.holds_secret(path.read_bytes()):
+            return "it holds a known secret"
+        return ""
+
+    def _write_commit(self, message: str, hooks: bool) -> None:
+        identity = [] if self._git("config", "user.email", may_fail=True) else ["-c", "user.name=CCO", "-c", IDENTITY]
+        command = [*identity, "commit", "--quiet", "--cleanup=whitespace", "--file=-"]
+        if hooks:
+            try:
+                self._git(*command, stdin=message, quiet=QUIET[1:])
+                return
+            except GitError as error:
+                log.warn(f"the repository's commit hooks refused; committed without them: {error}")
+        self._git(*command, "--no-verify", stdin=message)
+
+    # ------------------------------------------------------------------------------------------------
+    # Git itself
+    # ------------------------------------------------------------------------------------------------
+
+    def _iterations(self, mission: str) -> list[tuple[int, str]]:
+        """(iteration, commit) of the mission's commits, newest first."""
+        if not self.head():
+            return []
+        fields = ("%H", *(f"%(trailers:key={key},valueonly,separator=%x2C)" for key in (MISSION, ITERATION)))
+        log_of = ["log", f"--grep=^{MISSION}: {mission}$", f"--format={'%x1f'.join(fields)}", "HEAD"]
+        rows = [line.split("\x1f") for line in self._git(*log_of).splitlines()]
+        return [(int(number), sha) for sha, name, number in rows if name == mission and number.isdigit()]
+
+    def _but_never(self) -> list[str]:
+        """Pathspecs of everything but what is never committed, wherever a tool puts its folder."""
+        anywhere = [f":(exclude,glob)**/{name}/**" for name in NEVER]
+        return [".", *(f":(exclude,literal){name}" for name in self.never), *anywhere]
+
+    def _names(self, *args: str) -> list[str]:
+        return [name for name in self._git(*args).split("\0") if name]
+
+    def _git(self, *args: str, stdin: str = "", may_fail: bool = False, quiet: Sequence[str] = QUIET) -> str:
+        settings = [part for setting in quiet for part in ("-c", setting)]
+        argv = ["git", "--no-pager", *settings, *args]
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            result = proc.run(
+                argv, cwd=self.root, env=self._environment(), output=out, errors=err, limits=proc.Limits(TIMEOUT),
+                stdin=stdin.encode("utf-8", "surrogateescape"), shielded=True,
+            )  # fmt: skip
+            out.seek(0)
+            printed = out.read().decode("utf-8", "surrogateescape")
+            said = proc.tail(err, 2000).strip()
+        log.trace("git", argv=argv, code=result.code, said=said)
+        if result.code != 0 and not may_fail:
+            raise GitError(f"git {' '.join(args)[:60]} in {self.root}: {result.error or result.stopped or said or 'failed'}")
+        return printed.rstrip("\n") if result.code == 0 else ""
+
+    def _environment(self) -> dict[str, str]:
+        """No variable of a surrounding git command, no question to a terminal, messages in English."""
+        env = {n: v for n, v in proc.clean_env(os.environ).items() if not n.startswith("GIT_")}
+        return {**env, "GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+
+
+def _message(title: str, body: str, trailers: dict[str, str]) -> str:
+    """Title, the worker's words indented so that none of them can pose as a trailer, and the trailers."""
+    words = log.printable(" ".join(title.split()))[:TITLE].strip() or "Work on the mission"
+    report = "\n".join(f"    {line}".rstrip() for line in log.printable(body)[:BODY].strip().splitlines())
+    ends = "\n".join(f"{name}: {value}" for name, value in trailers.items())
+    return "\n\n".join(part for part in (words, report, ends) if part) + "\n"

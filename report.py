@@ -1,0 +1,110 @@
+"""What people read: the status lines, the table of criteria, and `status --json`. Reads the state, writes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import state
+
+
+def memories(folder: Path) -> list[dict[str, Any]]:
+    """The memory of every mission in a `.cco` folder, oldest first. Raises state.StateError."""
+    files = sorted(folder.glob("[a-z0-9]*.json"), key=lambda file: file.stat().st_mtime)
+    return [state.load(file, validate=False) for file in files]
+
+
+def find_folder(*starts: str) -> Path | None:
+    """The `.cco` folder of the first of these places that has one, in it or above it."""
+    for start in starts:
+        for place in (Path(start), *Path(start).parents):
+            if (place / ".cco").is_dir():
+                return place / ".cco"
+    return None
+
+
+def choose(known: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """The missions that a mission id, a session id, or a beginning of either, names."""
+    exact = [m for m in known if name in (m["mission_id"], m["session_id"])]
+    return exact or [m for m in known if m["mission_id"].startswith(name) or m["session_id"].startswith(name)]
+
+
+def as_json(memory: dict[str, Any]) -> dict[str, Any]:
+    """What `status --json` prints for one mission."""
+    shown = ("verdict", "regressions", "stalls")
+    return {
+        "mission": memory["mission_id"],
+        "session_id": memory["session_id"],
+        "phase": memory["current_phase"],
+        "iterations": memory["iterations"],
+        "criteria": [
+            {"id": id, "criteria": known["criteria"], "priority": known["priority"], **{k: known[k] for k in shown}}
+            for id, known in memory["criteria"].items()
+        ],
+        "cost_usd": memory["metrics"]["estimated_cost"],
+        "wait_until": memory["wait_until"],
+        "commit": memory["commit"],
+        "branch": memory["branch"],
+        "blocked": (memory["blocked"] or {}).get("question"),
+    }
+
+
+def line(memory: dict[str, Any], holder: dict[str, Any] | None) -> str:
+    """One mission in one line."""
+    met, total = len(memory["completed_tasks"]), len(memory["criteria"])
+    running = " (running)" if holder and holder.get("mission") == memory["mission_id"] else ""
+    wait = f", waits until {_local(memory['wait_until'])}" if memory["wait_until"] else ""
+    cost = f"${memory['metrics']['estimated_cost']:.2f}"
+    return f"{memory['mission_id']}: {memory['current_phase']}{running}, {met}/{total} met, iteration {memory['iterations']}, {cost}{wait}"  # noqa: E501
+
+
+def table(memory: dict[str, Any]) -> str:
+    """The criteria of one mission."""
+    from tabulate import tabulate
+
+    signs = {"met": "[x]", "unjudged": "[?]"}
+    rows = [
+        [signs.get(known["verdict"], "[ ]"), id, known["verdict"], known["priority"], len(known["regressions"]) or "",
+         known["stalls"] or "", known["criteria"][:60]]
+        for id, known in memory["criteria"].items()
+    ]  # fmt: skip
+    return tabulate(rows, headers=["", "id", "verdict", "priority", "regressions", "stalls", "criterion"])
+
+
+def whole(memory: dict[str, Any], holder: dict[str, Any] | None) -> str:
+    """One mission with its criteria, and what a person may have to do."""
+    parts = [line(memory, holder), table(memory), f"branch {memory['branch']}, commit {memory['commit'][:12] or 'none'}"]
+    if memory["blocked"]:
+        parts.append(f"A person has to answer: {memory['blocked']['question']}")
+    if memory["current_phase"] == "completed":
+        parts.append(f"To take the work: git merge {memory['branch']}")
+    return "\n\n".join(parts)
+
+
+def status(folder: Path | None, session: str | None, as_json_text: bool) -> str:
+    """What the command `status` prints. Raises LookupError when there is no such mission."""
+    if folder is None:
+        raise LookupError("no mission was started here yet: no .cco folder in this directory or above it")
+    known = memories(folder)
+    if session and not (known := choose(known, session)):
+        raise LookupError(f"no mission or session begins with {session!r}; there are: {_names(memories(folder))}")
+    if as_json_text:
+        found = [as_json(memory) for memory in known]
+        return json.dumps(found[0] if len(found) == 1 else found, indent=2)
+    if not known:
+        return "no mission was started here yet"
+    holder = state.holder(folder / "lock")
+    if session:
+        return "\n\n".join(whole(memory, holder) for memory in known)
+    return os.linesep.join(line(memory, holder) for memory in known)
+
+
+def _names(known: list[dict[str, Any]]) -> str:
+    return ", ".join(memory["mission_id"] for memory in known) or "none"
+
+
+def _local(epoch: float) -> str:
+    return time.strftime("%a %H:%M", time.localtime(epoch))

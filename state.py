@@ -1,0 +1,188 @@
+"""The mission's memory: one JSON document in one file, written atomically, and one lock per repository.
+
+    with state.Lock(folder / "lock"):
+        document = state.load(folder / "api.json")
+        state.save(folder / "api.json", document)
+
+A save either happened or did not, also when the power fails in between: it is written whole to a file beside the
+old one, synced, and renamed over it. What the document means is the caller's; its shape is schema/state.json.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+VERSION = 1  # of the document; a newer kit's file is refused, never guessed at
+MAX_SIZE = 100_000  # bytes; the oldest history is folded into totals above this
+SCHEMA = Path(__file__).resolve().parent / "schema" / "state.json"
+
+
+class StateError(Exception):
+    """The file cannot be read as a state: damaged, of another version, or of the wrong shape."""
+
+
+class Busy(Exception):
+    """Another orchestrator holds the lock. `holder` is what it wrote about itself, for people only."""
+
+    def __init__(self, holder: dict[str, Any]):
+        super().__init__(f"another orchestrator works here: pid {holder.get('pid', '?')}")
+        self.holder = holder
+
+
+# --------------------------------------------------------------------------------------------------------
+# The file
+# --------------------------------------------------------------------------------------------------------
+
+
+def load(path: Path, validate: bool = True) -> dict[str, Any]:
+    """The document in the file. validate=False (for a quick look) skips the schema, not the rest.
+
+    Raises StateError with the file and the reason for anything that `save` did not write, OSError if unreadable.
+    """
+    try:
+        document = json.loads(path.read_bytes(), object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
+    except (ValueError, RecursionError) as error:  # ValueError: also bad UTF-8 and integers of 5000 digits
+        raise StateError(f"{path}: not a readable state: {error}") from error
+    if not isinstance(document, dict) or document.get("version") != VERSION:
+        found = document.get("version") if isinstance(document, dict) else type(document).__name__
+        raise StateError(f"{path}: expected a state of version {VERSION}, found {found}")
+    if validate:
+        _check_shape(document, path)
+    return document
+
+
+def save(path: Path, document: dict[str, Any]) -> None:
+    """Write the document durably, masked except for the mission's own text, which the checks depend on.
+
+    Raises OSError. Before the rename nothing has changed. After it (only the directory's sync can fail then) the
+    new state is in place, but may not survive a power cut: do not repeat what it records, save again or stop.
+    """
+    import tempfile
+
+    import log  # with `tempfile` 15 ms, which a reader of the state does not pay
+
+    document["version"] = VERSION
+    while len(text := _text({k: v if k == "mission" else log.mask_tree(v) for k, v in document.items()})) > MAX_SIZE:
+        if not document.get("history"):
+            break  # a large mission; it does not grow
+        document["history"].pop(0)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with open(handle, "wb") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+    _sync_folder(path.parent)
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove what a killed `save` left behind. Only under the lock."""
+    for stale in folder.glob(".*.tmp"):
+        stale.unlink(missing_ok=True)
+
+
+def _text(document: dict[str, Any]) -> bytes:
+    return json.dumps({"version": VERSION, **document}, allow_nan=False, indent=1).encode("ascii") + b"\n"
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot sync a folder
+            raise
+    finally:
+        os.close(handle)
+
+
+def _check_shape(document: dict[str, Any], path: Path) -> None:
+    from jsonschema import Draft202012Validator
+
+    validator = Draft202012Validator(json.loads(SCHEMA.read_text("utf-8")))
+    for problem in validator.iter_errors(document):
+        raise StateError(f"{path}: {problem.json_path}: {problem.message[:200]}")
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return found
+
+
+def _no_constants(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+# --------------------------------------------------------------------------------------------------------
+# The lock
+# --------------------------------------------------------------------------------------------------------
+
+
+class Lock:
+    """Held while an orchestrator runs. The kernel frees it when the holder dies, however it dies.
+
+    The file is never removed or replaced, or two could each hold a lock of their own; what is written in it is
+    for people, and nothing is ever decided by it.
+    """
+
+    def __init__(self, path: Path, about: dict[str, Any]):
+        """path: the lock file, made if missing. about: what to tell whoever finds the lock taken."""
+        self.path, self.about = path, about
+        self.handle = -1
+
+    def __enter__(self) -> Lock:
+        handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            if not self._take(handle):
+                raise Busy(holder(self.path) or {})
+        except BaseException:
+            os.close(handle)
+            raise
+        self.handle = handle
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps(self.about).encode(), 0)
+        return self
+
+    def _take(self, handle: int) -> bool:
+        for pause in (0.02, 0.05, 0.0):  # `holder` of a curious process has it for a moment
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return os.fstat(handle).st_ino == os.stat(self.path).st_ino  # else it was replaced meanwhile
+            except BlockingIOError:
+                time.sleep(pause)
+        return False
+
+    def __exit__(self, *_: object) -> None:
+        os.ftruncate(self.handle, 0)
+        os.close(self.handle)
+
+
+def holder(path: Path) -> dict[str, Any] | None:
+    """Who holds the lock, by its own words; None when nobody does. For showing, not for deciding."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return None
+    except OSError:
+        about = os.read(handle, 10_000)
+    finally:
+        os.close(handle)
+    try:
+        return dict(json.loads(about))
+    except ValueError:
+        return {}
