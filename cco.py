@@ -279,8 +279,8 @@ def _tell_outcome(run: Run, outcome: worker.Outcome) -> None:
     )  # fmt: skip
     for denial in outcome.denials:
         log.warn(f"refused to the worker: {denial}")
-    if outcome.swept:
-        log.warn(f"{outcome.swept} processes that the worker left behind were ended")
+    for left in outcome.swept:
+        log.warn(f"ended what the worker left behind: {left}")
 
 
 def _notice_tampering(run: Run) -> None:

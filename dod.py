@@ -128,7 +128,7 @@ def _note(result: proc.Result) -> str:
         f"ended after {result.seconds:.0f} s: it took too long" if result.stopped == "timeout" else "",
         f"ended: it printed more than {MAX_OUTPUT} bytes" if result.stopped == "size" else "",
         f"could not be started: {result.error}" if result.error else "",
-        f"{result.swept} processes that it left behind were ended" if result.swept else "",
+        f"ended what it left behind: {'; '.join(result.swept)}" if result.swept else "",
     ]
     return "".join(f"\n[{note}]" for note in notes if note)
 

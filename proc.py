@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -65,8 +65,8 @@ class Result:
     """Wall time it took."""
     size: int = 0
     """Bytes of output."""
-    swept: int = 0
-    """Processes that it left behind and that were ended."""
+    swept: list[str] = field(default_factory=list)
+    """Command lines of the processes that it left behind and that were ended."""
     error: str = ""
     """Why it could not be started."""
 
@@ -135,7 +135,8 @@ def run(
             return Result(error=f"{error.strerror}: {error.filename}")
         except ValueError as error:  # a NUL byte in an argument
             return Result(error=str(error))
-    swept, stopped = 0, ""
+    swept: list[str] = []
+    stopped = ""
     try:
         if started:
             started(process.pid)
@@ -223,19 +224,22 @@ def _terminate(process: subprocess.Popen[bytes], grace: float) -> None:
         process.kill()
 
 
-def _sweep(process: subprocess.Popen[bytes], strangers: set[int]) -> int:
-    """End what is left of the command's group and every process that it left to us; how many there were."""
+def _sweep(process: subprocess.Popen[bytes], strangers: set[int]) -> list[str]:
+    """End what is left of the command's group and every process that it left to us; their command lines."""
+    left_behind = {pid: _command_line(pid) for pid in _children() - strangers - {process.pid}}
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
         pass  # the group is empty (macOS says EPERM when only zombies are left)
     process.wait()
-    swept = 0
+    swept = []
     while orphans := _children() - strangers:
         for pid in orphans:  # each of them hands its own children to us, hence the loop
+            name = left_behind.get(pid) or _command_line(pid)
             os.kill(pid, signal.SIGKILL)
             _, status = os.waitpid(pid, 0)
-            swept += os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+            if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+                swept.append(name)
     return swept
 
 
@@ -302,6 +306,11 @@ def _children() -> set[int]:
 
 def _pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()] if LINUX else []
+
+
+def _command_line(pid: int) -> str:
+    words = _read(f"/proc/{pid}/cmdline").replace(b"\0", b" ").decode("utf-8", "replace").strip()
+    return log.mask(words)[:200] or "a process that had just ended"
 
 
 def _stat(pid: int) -> list[bytes]:

@@ -110,8 +110,8 @@ class Outcome:
     """Tool calls that the walls refused."""
     seconds: float = 0.0
     """Wall time."""
-    swept: int = 0
-    """Processes it left behind that were ended."""
+    swept: list[str] = field(default_factory=list)
+    """Command lines of processes that it left behind and that were ended."""
     model: str = ""
     """The model that answered."""
     version: str = ""
