@@ -95,7 +95,9 @@ def _judge(criterion: Criterion, root: Path, folder: Path, marker: str) -> Verdi
     for attempt in range(criterion.retries + 1):
         log.live(f"check {criterion.id}: {criterion.check}")
         verdict = _run(criterion, criterion.check, root, folder, marker)
-        log.debug(f"check {criterion.id}: {verdict.verdict}", code=verdict.code, seconds=verdict.seconds, attempt=attempt)
+        log.debug(
+            f"check {criterion.id}: {verdict.verdict}", code=verdict.code, seconds=verdict.seconds, attempt=attempt
+        )
         if verdict.verdict == "met":
             break
     return verdict

@@ -140,7 +140,9 @@ def _instruction(focus: Standing, strategy: str, situation: Situation) -> str:
     parts = [f'Make the criterion "{focus.criteria}" ({focus.id}) true.']
     if focus.regressed:
         parts.append("It was met before and is not any more: find what broke it, and mend that.")
-    parts.append(f"Its check is this command, run in the repository's root; exit code 0 means met:\n\n    {focus.check}")
+    parts.append(
+        f"Its check is this command, run in the repository's root; exit code 0 means met:\n\n    {focus.check}"
+    )
     if strategy == "alternative":
         parts.append(
             f"{focus.stalls} sessions on it changed nothing in how the check fails. Do not go on in the same way:"
@@ -148,6 +150,8 @@ def _instruction(focus: Standing, strategy: str, situation: Situation) -> str:
         )
     if green := [s.id for s in situation.standings if s.verdict == "met"]:
         parts.append(f"These are met and have to stay met: {', '.join(green)}.")
+    if others := [s.id for s in situation.standings if s.verdict not in ("met", "unjudged") and s is not focus]:
+        parts.append(f"When it is met and you have room, go on with the next of these: {', '.join(others)}.")
     return "\n\n".join(parts)
 
 

@@ -17,7 +17,7 @@ import os
 import re
 import stat
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,7 +37,7 @@ LOG_LEVELS = ("ERROR", "WARN", "INFO", "DEBUG", "TRACE")
 
 NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-ASSIGNMENT = re.compile(r"""\s*(?:export\s+)?([A-Za-z_]\w*)\s*=\s*("[^"]*"|'[^']*'|.*?)\s*(?:(?<=[\s=])#.*)?""")
+ASSIGNMENT = re.compile(r"""\s*(?:export\s+)?([A-Za-z_]\w*)\s*=\s*(?:"([^"]*)"|'([^']*)'|(.*?))\s*(?:(?<=[\s=])#.*)?""")
 
 Where = tuple[str | int, ...]  # keys and positions, from the root of a file to a value
 
@@ -136,8 +136,8 @@ def require_repository(mission: Mission) -> None:
 def load_settings(mission: Mission | None, path: Path | None, environ: Mapping[str, str]) -> Settings:
     """Merge defaults, the file at `path`, the mission's settings, and CCO_<SECTION>_<KEY> of `environ`.
 
-    `${NAME}` stands for a variable of `environ`, else of .env in the root of the repository; a variable that is
-    empty counts as not set. Raises MissionError.
+    `${NAME}` stands for a variable of `environ`, else of .env in the root of the repository; one that is empty or
+    not set is null where the key allows it. Raises MissionError.
     """
     anchor = mission.repository if mission else path.parent if path else None
     root = find_git_root(anchor) if anchor else None
@@ -166,8 +166,7 @@ def read_dotenv(path: Path) -> dict[str, str]:
     if not os.path.isfile(path):
         return {}
     lines = _read_bytes(path).decode(errors="replace").removeprefix("\ufeff").splitlines()
-    found = {m[1]: m[2] for m in map(ASSIGNMENT.fullmatch, lines) if m}
-    return {name: value[1:-1] if value[:1] in ("'", '"') else value for name, value in found.items()}
+    return {m[1]: m[2] or m[3] or m[4] or "" for m in map(ASSIGNMENT.fullmatch, lines) if m}
 
 
 def settings_template() -> str:
@@ -325,20 +324,20 @@ def _root(document: _Document) -> Where:
 
 def parse_duration(value: str | float) -> float:
     """Seconds in `90`, `300s`, `10m`, `2h` or `1d`; raises ValueError."""
-    return _quantity(value, TIME_UNITS, MAX_SECONDS)
+    return _quantity(value, TIME_UNITS, 0.001, MAX_SECONDS)
 
 
 def parse_size(value: str | float) -> int:
     """Bytes in `512`, `100KB`, `5MB` or `1GB`, where 1 KB is 1024 bytes; raises ValueError."""
-    return int(_quantity(value, SIZE_UNITS, MAX_NUMBER))
+    return int(_quantity(value, SIZE_UNITS, 1, MAX_NUMBER))
 
 
-def _quantity(value: str | float, units: dict[str, int], most: float) -> float:
+def _quantity(value: str | float, units: dict[str, int], least: float, most: float) -> float:
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Z]*)\s*", str(value).upper())
     if match is None or match[2] not in units:
         raise ValueError(f"{value!r} is not a number, alone or with one of the units{' '.join(units).lower()}")
     quantity = float(match[1]) * units[match[2]]
-    if not 0 < quantity <= most:
+    if not least <= quantity <= most:
         raise ValueError(f"{value!r} is out of range")
     return quantity
 
@@ -351,7 +350,7 @@ FORMATS: dict[str, tuple[Callable[[Any], Any], str]] = {  # `format` in the sche
         "a number from 0.1 to 1, or a percentage such as 60%",
     ),
     "count": (lambda value: None if value == "unlimited" else value, "a whole number from 1, or unlimited"),
-    "level": (lambda value: LOG_LEVELS[LOG_LEVELS.index(str(value).upper())], f"one of {', '.join(LOG_LEVELS)}"),
+    "level": (lambda value: LOG_LEVELS[LOG_LEVELS.index(str(value).upper())], "one of " + ", ".join(LOG_LEVELS)),
 }
 TYPES = {
     "string": "text",
@@ -561,8 +560,7 @@ def _explain(error: Any, written: str) -> Iterator[tuple[Where, str]]:
     elif error.validator == "additionalProperties":
         for name in (name for name in value if name not in fields):
             near = difflib.get_close_matches(name.lower(), fields, 1)
-            better = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(fields)}"
-            yield (*where, name), f"unknown; {better}"
+            yield (*where, name), "unknown" + (f"; did you mean {near[0]}?" if near else f", expected {_choice(fields)}")
     elif error.validator == "oneOf":
         found = "both" if "criteria" in value else "neither"
         yield where, f"found {found} of criteria and description, expected one of them to say what must be true"
@@ -590,9 +588,14 @@ def _expected(schema: Mapping[str, Any]) -> str:
     if "format" in schema:
         return FORMATS[schema["format"]][1]
     if "enum" in schema:
-        return f"one of {', '.join(filter(None, schema['enum']))}"
+        return _choice(filter(None, schema["enum"]))
     kind = " or ".join(TYPES[name] for name in _types(schema) if name in TYPES)
     return f"{kind} from {schema['minimum']} to {schema['maximum']}" if "minimum" in schema else kind
+
+
+def _choice(names: Iterable[str]) -> str:
+    *others, last = names
+    return f"one of {', '.join(others)} or {last}" if others else last
 
 
 def _types(schema: Mapping[str, Any]) -> list[str]:

@@ -128,9 +128,14 @@ def run(
         source.seek(0)
         try:
             process = subprocess.Popen(
-                argv, cwd=cwd, env=dict(env), stdin=source, stdout=output, stderr=errors or subprocess.STDOUT,
+                argv,
+                cwd=cwd,
+                env=dict(env),
+                stdin=source,
+                stdout=output,
+                stderr=errors or subprocess.STDOUT,
                 start_new_session=True,
-            )  # fmt: skip
+            )
         except OSError as error:
             return Result(error=f"{error.strerror}: {error.filename}")
         except ValueError as error:  # a NUL byte in an argument
@@ -235,12 +240,10 @@ def _sweep(process: subprocess.Popen[bytes], strangers: set[int]) -> list[str]:
     swept = []
     while orphans := _children() - strangers:
         for pid in orphans:  # each of them hands its own children to us, hence the loop
-            name = left_behind.get(pid) or _command_line(pid)
+            swept.append(left_behind.get(pid) or _command_line(pid))
             os.kill(pid, signal.SIGKILL)
-            _, status = os.waitpid(pid, 0)
-            if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
-                swept.append(name)
-    return swept
+            os.waitpid(pid, 0)
+    return [name for name in swept if name]  # one without a name had ended by itself
 
 
 def _size(file: IO[bytes]) -> int:
@@ -309,8 +312,9 @@ def _pids() -> list[int]:
 
 
 def _command_line(pid: int) -> str:
+    """What a process runs, "" for a zombie."""
     words = _read(f"/proc/{pid}/cmdline").replace(b"\0", b" ").decode("utf-8", "replace").strip()
-    return log.mask(words)[:200] or "a process that had just ended"
+    return log.mask(words)[:200]
 
 
 def _stat(pid: int) -> list[bytes]:

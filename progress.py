@@ -67,7 +67,8 @@ def adopt(memory: Memory, mission: Mission) -> None:
     before = memory["criteria"]
     blank = {"verdict": "unjudged", "since": 0, "first_met": None, "regressions": [], "stalls": 0, "failure": ""}
     memory["criteria"] = {
-        c.id: {**blank, **before.get(c.id, {}), "criteria": c.criteria, "priority": c.priority} for c in mission.criteria
+        c.id: {**blank, **before.get(c.id, {}), "criteria": c.criteria, "priority": c.priority}
+        for c in mission.criteria
     }
 
 
@@ -113,7 +114,10 @@ def note_outcome(memory: Memory, outcome: worker.Outcome) -> None:
         metrics["error_recoveries"] += metrics["failing"]
     else:
         metrics["failed_actions"] += 1
-        memory["errors"] = [*memory["errors"], {"timestamp": now(), "message": f"{outcome.kind}: {outcome.message[:300]}"}]
+        memory["errors"] = [
+            *memory["errors"],
+            {"timestamp": now(), "message": f"{outcome.kind}: {outcome.message[:300]}"},
+        ]
         memory["errors"] = memory["errors"][-ERRORS:]
     metrics["failing"] = outcome.kind != "ended"
     memory["last"] = {
@@ -155,7 +159,9 @@ def close_iteration(memory: Memory, commit: repo.Commit, statistics: Mapping[str
             "report": " ".join(last["report"].split())[:120],
         },
     ][-HISTORY:]
-    memory["artifacts"] = [{"path": path, "type": _kind(path), "version": commit.sha} for path in commit.changed[:ARTIFACTS]]
+    memory["artifacts"] = [
+        {"path": path, "type": _kind(path), "version": commit.sha} for path in commit.changed[:ARTIFACTS]
+    ]
     memory["metrics"].update(statistics)
     memory["metrics"]["total_iterations"] = memory["iterations"]
     memory["plan"] = None
@@ -170,12 +176,18 @@ def situation(memory: Memory, mission: Mission, tails: Mapping[str, str], max_co
     """All that the next decision rests on. tails: the end of each check's last output. max_context: 0 to 1."""
     standings = [
         manager.Standing(
-            c.id, c.criteria, c.priority, known["verdict"], c.check,
-            regressed=bool(known["regressions"]) and known["verdict"] != "met", stalls=known["stalls"], tail=tails[c.id],
+            c.id,
+            c.criteria,
+            c.priority,
+            known["verdict"],
+            c.check,
+            regressed=bool(known["regressions"]) and known["verdict"] != "met",
+            stalls=known["stalls"],
+            tail=tails[c.id],
         )
         for c in mission.criteria
         if (known := memory["criteria"][c.id])
-    ]  # fmt: skip
+    ]
     session, last = memory["worker"], memory["last"] or {"kind": "none yet", "turns": 0, "report": "", "denials": []}
     refused = f"; refused to it: {', '.join(last['denials'])}" if last["denials"] else ""
     return manager.Situation(
@@ -221,7 +233,9 @@ def _here(memory: Memory) -> dict[str, Any]:
 
 def _tried(entry: Mapping[str, Any]) -> str:
     how = f"{entry['kind']}, {entry['met']} met afterwards"
-    return f"{entry['iteration']}: {entry['focus']} ({entry['strategy']}): {how}. It said: {entry['report'] or 'nothing'}"
+    return (
+        f"{entry['iteration']}: {entry['focus']} ({entry['strategy']}): {how}. It said: {entry['report'] or 'nothing'}"
+    )
 
 
 def _kind(path: str) -> str:
@@ -234,11 +248,26 @@ def _kind(path: str) -> str:
 
 def _no_metrics() -> dict[str, Any]:
     zero = dict.fromkeys(
-        ("total_iterations", "dod_criteria_completed", "dod_criteria_total", "completion_percentage", "api_calls_total",
-         "session_count", "error_recoveries", "successful_actions", "failed_actions", "files_modified",
-         "lines_of_code_added", "tests_created", "estimated_cost", "cost_per_criteria", "worker_seconds", "check_seconds"),
+        (
+            "total_iterations",
+            "dod_criteria_completed",
+            "dod_criteria_total",
+            "completion_percentage",
+            "api_calls_total",
+            "session_count",
+            "error_recoveries",
+            "successful_actions",
+            "failed_actions",
+            "files_modified",
+            "lines_of_code_added",
+            "tests_created",
+            "estimated_cost",
+            "cost_per_criteria",
+            "worker_seconds",
+            "check_seconds",
+        ),
         0,
-    )  # fmt: skip
+    )
     usage = dict.fromkeys(("input", "output", "cache_read", "cache_creation"), 0)
     return {**zero, "failing": False, "token_usage": usage}
 

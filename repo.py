@@ -21,9 +21,27 @@ import proc
 TIMEOUT = 600.0  # seconds for one git command; a first `git add` of a large tree is slow
 MISSION, ITERATION = "CCO-Mission", "CCO-Iteration"  # trailers by which a commit is found again
 NEVER = (".cco", ".claude")  # folders that are never committed
-QUIET = ("core.hooksPath=/dev/null", "core.fsmonitor=false", "commit.gpgSign=false", "gc.auto=0", "advice.detachedHead=false")  # fmt: skip
+QUIET = (
+    "core.hooksPath=/dev/null",
+    "core.fsmonitor=false",
+    "commit.gpgSign=false",
+    "gc.auto=0",
+    "advice.detachedHead=false",
+)
 # Claude Code's sandbox mounts over these names where they do not exist; SIGKILL leaves what it mounted on.
-PLACEHOLDERS = (".bash_profile", ".bashrc", ".gitconfig", ".gitmodules", ".idea", ".mcp.json", ".profile", ".ripgreprc", ".vscode", ".zprofile", ".zshrc")  # noqa: E501  # fmt: skip
+PLACEHOLDERS = (
+    ".bash_profile",
+    ".bashrc",
+    ".gitconfig",
+    ".gitmodules",
+    ".idea",
+    ".mcp.json",
+    ".profile",
+    ".ripgreprc",
+    ".vscode",
+    ".zprofile",
+    ".zshrc",
+)
 SCAN = 20_000_000  # bytes; larger files are not searched for secrets (and rarely small enough to be committed)
 IDENTITY = "user.email=cco@localhost"  # on a machine where git knows no user
 TITLE = 72  # characters of a commit's title
@@ -121,7 +139,9 @@ class Repo:
         start = base or self._git("hash-object", "-t", "tree", "/dev/null")
         if not self.head():
             return {"files_modified": 0, "lines_of_code_added": 0, "tests_created": 0}
-        rows = [line.split("\t") for line in self._git("diff", "--no-ext-diff", "--numstat", start, "HEAD").splitlines()]
+        rows = [
+            line.split("\t") for line in self._git("diff", "--no-ext-diff", "--numstat", start, "HEAD").splitlines()
+        ]
         new = self._names("diff", "--no-renames", "--name-only", "--diff-filter=A", "-z", start, "HEAD")
         return {
             "files_modified": len(rows),
@@ -152,9 +172,13 @@ class Repo:
         left_out = {name: reason for name in staged if (reason := self._objection(name, max_size))}
         if left_out:
             paths = "".join(f"{name}\0" for name in left_out)
-            self._git("--literal-pathspecs", "reset", "--quiet", "--pathspec-from-file=-", "--pathspec-file-nul", stdin=paths)  # noqa: E501
+            self._git(
+                "--literal-pathspecs", "reset", "--quiet", "--pathspec-from-file=-", "--pathspec-file-nul", stdin=paths
+            )
         tools = [f":(glob)**/{name}/**" for name in NEVER]
-        for line in self._names("status", "--porcelain=v1", "-z", "--no-renames", "--untracked-files=all", "--", *tools):
+        for line in self._names(
+            "status", "--porcelain=v1", "-z", "--no-renames", "--untracked-files=all", "--", *tools
+        ):
             left_out[line[3:]] = "a tool's own settings"
         return left_out
 
@@ -207,15 +231,23 @@ class Repo:
         argv = ["git", "--no-pager", *settings, *args]
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             result = proc.run(
-                argv, cwd=self.root, env=self._environment(), output=out, errors=err, limits=proc.Limits(TIMEOUT),
-                stdin=stdin.encode("utf-8", "surrogateescape"), shielded=True,
-            )  # fmt: skip
+                argv,
+                cwd=self.root,
+                env=self._environment(),
+                output=out,
+                errors=err,
+                limits=proc.Limits(TIMEOUT),
+                stdin=stdin.encode("utf-8", "surrogateescape"),
+                shielded=True,
+            )
             out.seek(0)
             printed = out.read().decode("utf-8", "surrogateescape")
             said = proc.tail(err, 2000).strip()
         log.trace("git", argv=argv, code=result.code, said=said)
         if result.code != 0 and not may_fail:
-            raise GitError(f"git {' '.join(args)[:60]} in {self.root}: {result.error or result.stopped or said or 'failed'}")
+            raise GitError(
+                f"git {' '.join(args)[:60]} in {self.root}: {result.error or result.stopped or said or 'failed'}"
+            )
         return printed.rstrip("\n") if result.code == 0 else ""
 
     def _environment(self) -> dict[str, str]:

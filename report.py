@@ -57,8 +57,8 @@ def line(memory: dict[str, Any], holder: dict[str, Any] | None) -> str:
     met, total = len(memory["completed_tasks"]), len(memory["criteria"])
     running = " (running)" if holder and holder.get("mission") == memory["mission_id"] else ""
     wait = f", waits until {_local(memory['wait_until'])}" if memory["wait_until"] else ""
-    cost = f"${memory['metrics']['estimated_cost']:.2f}"
-    return f"{memory['mission_id']}: {memory['current_phase']}{running}, {met}/{total} met, iteration {memory['iterations']}, {cost}{wait}"  # noqa: E501
+    far = f"{met}/{total} met, iteration {memory['iterations']}, ${memory['metrics']['estimated_cost']:.2f}"
+    return f"{memory['mission_id']}: {memory['current_phase']}{running}, {far}{wait}"
 
 
 def table(memory: dict[str, Any]) -> str:
@@ -67,16 +67,27 @@ def table(memory: dict[str, Any]) -> str:
 
     signs = {"met": "[x]", "unjudged": "[?]"}
     rows = [
-        [signs.get(known["verdict"], "[ ]"), id, known["verdict"], known["priority"], len(known["regressions"]) or "",
-         known["stalls"] or "", known["criteria"][:60]]
+        [
+            signs.get(known["verdict"], "[ ]"),
+            id,
+            known["verdict"],
+            known["priority"],
+            len(known["regressions"]) or "",
+            known["stalls"] or "",
+            known["criteria"][:60],
+        ]
         for id, known in memory["criteria"].items()
-    ]  # fmt: skip
-    return tabulate(rows, headers=["", "id", "verdict", "priority", "regressions", "stalls", "criterion"])
+    ]
+    return str(tabulate(rows, headers=["", "id", "verdict", "priority", "regressions", "stalls", "criterion"]))
 
 
 def whole(memory: dict[str, Any], holder: dict[str, Any] | None) -> str:
     """One mission with its criteria, and what a person may have to do."""
-    parts = [line(memory, holder), table(memory), f"branch {memory['branch']}, commit {memory['commit'][:12] or 'none'}"]
+    parts = [
+        line(memory, holder),
+        table(memory),
+        f"branch {memory['branch']}, commit {memory['commit'][:12] or 'none'}",
+    ]
     if memory["blocked"]:
         parts.append(f"A person has to answer: {memory['blocked']['question']}")
     if memory["current_phase"] == "completed":

@@ -1,0 +1,306 @@
+"""What a Claude Code session's output says: follow it while it grows, and tell from it how the session ended.
+
+    stream = Stream(output, kept)
+    proc.run(..., tick=stream.tick)
+    outcome = classify(stream, result, stderr, spent)
+
+The format is that of `claude -p --output-format stream-json --verbose`. It is open: unknown events and fields are
+passed over, a line that is no JSON never ends a session, and what the model writes is never taken for an error.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import log
+import proc
+
+MAX_LINE = 10_000_000  # bytes; a longer line is dropped, the stream goes on
+LINGER = 60.0  # seconds that claude may live on after its result
+REPORT = 8000  # characters of the worker's last words that are kept
+TOKENS = {
+    "input": "inputTokens",
+    "output": "outputTokens",
+    "cache_read": "cacheReadInputTokens",
+    "cache_creation": "cacheCreationInputTokens",
+}
+
+# Only error results and synthetic messages are matched against these, never what the model wrote.
+AUTH = re.compile(r"not logged in|/login|invalid api key|failed to authenticate|oauth|subscription access", re.I)
+CREDIT = re.compile(r"credit balance|spend limit|usage credits? required|specified api usage limits", re.I)
+LIMIT = re.compile(r"hit your .*limit|limit reached|usage limit|out of extra usage", re.I)
+TOO_LONG = re.compile(r"prompt is too long|request too large", re.I)
+LOST = re.compile(r"no conversation found|session id \S+ is already in use", re.I)
+REFUSED = re.compile(
+    r"sandbox required but unavailable|cannot be used with root|error: (unknown )?option|prompt file not found", re.I
+)
+
+
+@dataclass
+class Outcome:
+    """How a session ended."""
+
+    kind: str
+    """ended, limit, auth, credit, overloaded, context_full, turn_cap, budget_cap, lost_session, timeout, interrupted,
+    missing, crashed or denied."""
+    message: str = ""
+    """For people: what claude or the kit said about it."""
+    report: str = ""
+    """The worker's last words."""
+    resets_at: float | None = None
+    """When a limit ends, epoch seconds."""
+    turns: int = 0
+    """API turns taken."""
+    cost_usd: float = 0.0
+    """Claude's own estimate for this run; 0 when it ended without a result, its next run then includes it."""
+    tokens: dict[str, int] = field(default_factory=dict)
+    """input, output, cache_read, cache_creation, of this run."""
+    session: dict[str, float] = field(default_factory=dict)
+    """The same totals (and `usd`) of the whole session so far."""
+    context: float = 0.0
+    """Share of the model's window that the conversation fills, 0 to 1."""
+    denials: list[str] = field(default_factory=list)
+    """Tool calls that the walls refused."""
+    seconds: float = 0.0
+    """Wall time."""
+    swept: list[str] = field(default_factory=list)
+    """Command lines of processes that it left behind and that were ended."""
+    model: str = ""
+    """The model that answered."""
+    version: str = ""
+    """Claude Code's version."""
+
+
+class Stream:
+    """Follows claude's output while it grows: keeps it masked, shows what happens, remembers what counts."""
+
+    def __init__(self, output: IO[bytes], kept: IO[str]):
+        self.output, self.kept = output, kept
+        self.offset, self.rest, self.skipping = 0, b"", False
+        self.begun = time.monotonic()
+        self.doing = "starting"
+        self.init: dict[str, Any] = {}
+        self.result: dict[str, Any] = {}
+        self.result_seen = 0.0
+        self.in_time = True  # whether the result came before the kit had to end the session
+        self.limit: dict[str, Any] = {}
+        self.error: dict[str, Any] = {}  # the last synthetic message: claude's own words, not the model's
+        self.usage: dict[str, dict[str, int]] = {}
+        self.words: list[str] = []
+
+    def tick(self) -> str:
+        """Take in what is new; a word when claude does not go although it has answered."""
+        while data := proc.read(self.output, self.offset, 1_000_000):
+            self.offset += len(data)
+            *lines, self.rest = (self.rest + data).split(b"\n")
+            for line in lines:
+                self._line(line)
+            if len(self.rest) > MAX_LINE:
+                self.rest, self.skipping = b"", True
+        log.live(f"worker {_clock(time.monotonic() - self.begun)} · {self.doing}")
+        return "lingering" if self.result_seen and time.monotonic() - self.result_seen > LINGER else ""
+
+    def finish(self) -> None:
+        """Take in the rest, also a last line without an end."""
+        self.tick()
+        if self.rest:
+            self._line(self.rest)
+        self.rest = b""
+
+    def _line(self, raw: bytes) -> None:
+        if self.skipping:  # this is the end of a line that was too long to keep
+            self.skipping = False
+            return
+        line = log.mask(raw.decode("utf-8", "replace"))
+        self.kept.write(line + "\n")
+        self.kept.flush()
+        try:
+            event = json.loads(line)
+        except (ValueError, RecursionError):
+            log.debug("a line of the worker's output is no JSON", line=line[:200])
+            return
+        if isinstance(event, dict):
+            self._event(event)
+
+    def _event(self, event: dict[str, Any]) -> None:
+        kind, subtype = event.get("type"), event.get("subtype")
+        if kind == "system" and subtype == "init":
+            self.init = event
+        elif kind == "system" and subtype == "api_retry":
+            log.info(f"worker: the API answers {event.get('error_status') or 'nothing'}, claude tries again")
+        elif kind == "assistant":
+            self._assistant(event)
+        elif kind == "rate_limit_event":
+            self.limit = _dict(event.get("rate_limit_info"))
+        elif kind == "result":
+            self.result, self.result_seen = event, time.monotonic()
+
+    def _assistant(self, event: dict[str, Any]) -> None:
+        message = _dict(event.get("message"))
+        if event.get("error") or message.get("model") == "<synthetic>":
+            self.error = event
+            return
+        if usage := _dict(message.get("usage")):
+            self.usage[str(message.get("id"))] = usage  # one event per block: the same message comes several times
+        for block in _list(message.get("content")):
+            if block.get("type") == "text" and str(block.get("text", "")).strip():
+                self.words.append(str(block["text"]))
+                self._show(str(block["text"]).strip().splitlines()[0])
+            elif block.get("type") == "tool_use":
+                self._show(f"{block.get('name')} {_subject(_dict(block.get('input')))}")
+
+    def _show(self, doing: str) -> None:
+        self.doing = doing[:160]
+        log.info(f"worker: {self.doing}")
+
+
+def classify(stream: Stream, result: proc.Result, stderr: str, spent: Mapping[str, float]) -> Outcome:
+    """The outcome of a session from its events, its process and its stderr, in this order of trust:
+
+    what the kit itself did, the structured limit, claude's own error words, the result, the exit code.
+    """
+    said = _error_text(stream, stderr)
+    kind = _kind(stream, result, said)
+    session = _session_totals(stream) or dict(spent)
+    # A total below the last one is of a version that reports each run by itself.
+    run = {name: value - (spent.get(name, 0) if value >= spent.get(name, 0) else 0) for name, value in session.items()}
+    return Outcome(
+        kind,
+        message=said or _how_it_ended(result),
+        report=_report(stream),
+        resets_at=_resets_at(stream.limit) if kind == "limit" else None,
+        turns=int(_number(stream.result.get("num_turns")) or len(stream.usage)),
+        cost_usd=round(run.pop("usd", 0.0), 6),
+        tokens={name: int(count) for name, count in run.items()},
+        session=session,
+        context=_context(stream),
+        denials=[_denial(item) for item in _list(stream.result.get("permission_denials"))],
+        seconds=round(result.seconds, 1),
+        swept=result.swept,
+        model=str(stream.init.get("model", "")),
+        version=str(stream.init.get("claude_code_version", "")),
+    )
+
+
+def _kind(stream: Stream, result: proc.Result, said: str) -> str:
+    subtype, reason = stream.result.get("subtype"), stream.result.get("terminal_reason")
+    failed = bool(stream.result.get("is_error")) or subtype != "success"
+    if result.error:
+        return "missing"
+    if result.stopped and not stream.in_time:  # a claude that is told to stop may still call it a success
+        return "interrupted" if result.stopped == "interrupted" else "timeout"
+    if stream.result and not failed:
+        return "ended" if reason in (None, "completed") else "interrupted"
+    if subtype == "error_max_turns":
+        return "turn_cap"
+    if subtype == "error_max_budget_usd":
+        return "budget_cap"
+    if kind := _error_kind(stream, said, reason):
+        return kind
+    if not stream.result and result.code in (-15, -9, -2, 130, 137, 143):
+        return "interrupted"
+    if str(reason).startswith("aborted"):
+        return "interrupted"
+    return "crashed"
+
+
+def _error_kind(stream: Stream, said: str, reason: object) -> str:
+    """The kind that claude's own error speaks of, "" if it speaks of none."""
+    error, status = stream.error.get("error"), stream.result.get("api_error_status")
+    if stream.limit.get("errorCode") == "credits_required" or error == "billing_error" or CREDIT.search(said):
+        return "credit"
+    if stream.limit.get("status") == "rejected" or LIMIT.search(said):
+        return "limit"
+    if error in ("authentication_failed", "oauth_org_not_allowed", "account_on_hold") or status == 401:
+        return "auth"
+    if reason in ("prompt_too_long", "rapid_refill_breaker") or TOO_LONG.search(said):
+        return "context_full"
+    if LOST.search(said):
+        return "lost_session"
+    if REFUSED.search(said) or error == "model_not_found":
+        return "denied"
+    if error in ("rate_limit", "overloaded", "server_error") or status == 429 or _number(status) >= 500:
+        return "overloaded"
+    return "auth" if AUTH.search(said) else ""
+
+
+def _error_text(stream: Stream, stderr: str) -> str:
+    """What claude itself said went wrong: never the prose of the model."""
+    if stream.result and not stream.result.get("is_error"):
+        return ""
+    words = [str(item) for item in stream.result.get("errors") or []]
+    words += [str(stream.result.get("result") or "")] if stream.result else []
+    words += [str(block.get("text", "")) for block in _list(_dict(stream.error.get("message")).get("content"))]
+    return "\n".join(dict.fromkeys(word for word in [*words, stderr] if word))[:2000]
+
+
+def _how_it_ended(result: proc.Result) -> str:
+    if result.error:
+        return f"claude could not be started: {result.error}"
+    if result.stopped:
+        return f"ended from here after {result.seconds:.0f} s: {result.stopped}"
+    return "" if result.code == 0 else f"claude ended with exit code {result.code} and without a result"
+
+
+def _report(stream: Stream) -> str:
+    """The result's text; it may be empty or cut although the model said more, then its last words."""
+    text = "" if stream.result.get("is_error") else str(stream.result.get("result") or "")
+    last = stream.words[-1] if stream.words else ""
+    return (text if len(text) >= len(last) else last)[-REPORT:]
+
+
+def _resets_at(limit: dict[str, Any]) -> float | None:
+    """The latest reset among the windows that are used up."""
+    windows = [_dict(window) for window in _dict(limit.get("unifiedWindows")).values()]
+    used_up = [limit, *(window for window in windows if window.get("status") == "rejected")]
+    return max((_number(window.get("resetsAt")) for window in used_up), default=0.0) or None
+
+
+def _session_totals(stream: Stream) -> dict[str, float]:
+    """Cost and tokens of the whole session, all models and subagents; empty without a result that knows them."""
+    models = [_dict(use) for use in _dict(stream.result.get("modelUsage")).values()]
+    if not models:
+        return {}
+    tokens = {name: sum(_number(use.get(key)) for use in models) for name, key in TOKENS.items()}
+    return {"usd": _number(stream.result.get("total_cost_usd")), **tokens}
+
+
+def _context(stream: Stream) -> float:
+    last: dict[str, int] = next(reversed(stream.usage.values()), {})
+    filled = sum(_number(last.get(f"{kind}input_tokens")) for kind in ("", "cache_read_", "cache_creation_"))
+    models = _dict(stream.result.get("modelUsage")).values()
+    window = max((_number(_dict(use).get("contextWindow")) for use in models), default=0.0)
+    return round(filled / window, 3) if window else 0.0
+
+
+def _denial(item: dict[str, Any]) -> str:
+    return f"{item.get('tool_name')} {_subject(_dict(item.get('tool_input')))}"[:200]
+
+
+def _subject(tool_input: dict[str, Any]) -> str:
+    """The one argument of a tool call that tells a person what it is about."""
+    for name in ("command", "file_path", "path", "pattern", "url", "description", "prompt"):
+        if tool_input.get(name):
+            return " ".join(str(tool_input[name]).split())
+    return ""
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}m{int(seconds) % 60:02d}s"
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else 0.0

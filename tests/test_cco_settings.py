@@ -1,0 +1,346 @@
+"""Settings: where they come from, which one wins, and what is said about wrong ones."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+import mission
+from mission import MissionError, load_settings, read_dotenv, settings_template
+
+SPECIFICATION_SAMPLE = '''\
+# config.yaml
+orchestrator:
+  mode: "single_instance"  # Always 1:1 CCO to CC mapping
+  max_iterations: unlimited  # No iteration limit by default
+  iteration_timeout: 300s
+  checkpoint_interval: 5
+  
+repository:
+  path: "./project-repo"  # Single repository for this CCO instance
+  auto_commit: true
+  commit_frequency: "per_session"
+  
+openrouter:
+  api_key: ${OPENROUTER_API_KEY}
+  model: "anthropic/claude-3-opus"
+  temperature: 0.5
+  
+claude_code:
+  api_key: ${ANTHROPIC_API_KEY}
+  instance_id: "cc-worker-001"  # Single CC instance identifier
+  workspace: "./project-repo"   # Same as repository path
+  max_file_size: 100KB
+  
+persistence:
+  type: "sqlite"
+  path: "./orchestrator.db"
+  
+monitoring:
+  log_level: "INFO"
+  metrics_enabled: true
+  dashboard_port: 8080
+'''
+SECRET = "sk-or-v1-0123456789abcdef"
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Write a settings file and return its path."""
+
+    def write(text: str, name: str = "config.yaml") -> Path:
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture
+def mission_with(project):
+    """A mission, in a git repository, with these settings (flow style YAML)."""
+
+    def write(settings: str) -> mission.Mission:
+        path = project / "m.yaml"
+        path.write_text(f"title: t\nsettings: {settings}\ndefinition_of_done: [{{criteria: c}}]\n")
+        return mission.load(path)
+
+    return write
+
+
+def refused(task: mission.Mission | None, path: Path | None, **environ: str) -> list[str]:
+    with pytest.raises(MissionError) as caught:
+        load_settings(task, path, environ)
+    return caught.value.problems
+
+
+def test_defaults_alone_are_complete():
+    settings = load_settings(None, None, {})
+    assert settings.warnings == []
+    assert settings.orchestrator.max_iterations is None
+    assert settings.openrouter.api_key is None
+    assert settings.openrouter.fallbacks == []
+    assert settings.claude_code.timeout == 7200
+    assert settings.claude_code.max_file_size == 5 * 1024 * 1024
+    assert settings.session.max_context == 0.6
+    assert settings.monitoring.log_level == "INFO"
+    assert settings.manager.provider is None
+
+
+def test_changing_one_result_does_not_change_the_next():
+    load_settings(None, None, {}).openrouter.fallbacks.append("x")
+    assert load_settings(None, None, {}).openrouter.fallbacks == []
+
+
+def test_the_sample_of_the_specification_loads_unmodified(config):
+    settings = load_settings(None, config(SPECIFICATION_SAMPLE), {"OPENROUTER_API_KEY": SECRET})
+    assert settings.openrouter.api_key == SECRET
+    assert settings.openrouter.model == "anthropic/claude-3-opus"
+    assert settings.claude_code.api_key is None
+    assert settings.claude_code.max_file_size == 102400
+    assert settings.claude_code.timeout == 300
+    assert settings.warnings == ["persistence.type: sqlite is not used, this kit stores its state as one JSON file"]
+
+
+def test_later_sources_win_key_by_key(config, mission_with):
+    path = config("claude_code: {model: file, timeout: 1h, max_turns: 7}\n")
+    task = mission_with("{claude_code: {model: mission, timeout: 20m}}")
+    settings = load_settings(task, path, {"CCO_CLAUDE_CODE_MODEL": "environment"}).claude_code
+    assert (settings.model, settings.timeout, settings.max_turns, settings.idle_timeout) == ("environment", 1200, 7, 1800)
+
+
+def test_claude_code_timeout_beats_iteration_timeout_wherever_it_is_set(config):
+    path = config("orchestrator: {iteration_timeout: 5m}\n")
+    assert load_settings(None, path, {}).claude_code.timeout == 300
+    assert load_settings(None, path, {"CCO_CLAUDE_CODE_TIMEOUT": "1h"}).claude_code.timeout == 3600
+
+
+@pytest.mark.parametrize("text", ("", "# nothing\n", "\ufeff", "openrouter:\nclaude_code:\n", "{}"))
+def test_an_empty_file_or_section_changes_nothing(config, text):
+    assert load_settings(None, config(text), {}) == load_settings(None, None, {})
+
+
+def test_a_json_settings_file_works(config):
+    assert load_settings(None, config('{"claude_code":\n\t{"sandbox": false}}', "c.json"), {}).claude_code.sandbox is False
+
+
+def test_a_given_file_that_is_missing_is_an_error(tmp_path):
+    (line,) = refused(None, tmp_path / "config.yaml")
+    assert "config.yaml: no such file" in line
+
+
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("off", False), ("on", True), ("no", False)])
+def test_switches_take_the_words_of_yaml(config, text, value):
+    assert load_settings(None, config(f"repository: {{hooks: {text}}}\n"), {}).repository.hooks is value
+    assert load_settings(None, None, {"CCO_REPOSITORY_HOOKS": text}).repository.hooks is value
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "section", "key", "value"),
+    [
+        ("CCO_ORCHESTRATOR_MAX_ITERATIONS", "5", "orchestrator", "max_iterations", 5),
+        ("CCO_ORCHESTRATOR_MAX_ITERATIONS", "unlimited", "orchestrator", "max_iterations", None),
+        ("CCO_OPENROUTER_API_KEY", "12345", "openrouter", "api_key", "12345"),
+        ("CCO_OPENROUTER_API_KEY", "2024-01-01", "openrouter", "api_key", "2024-01-01"),
+        ("CCO_OPENROUTER_FALLBACKS", "[a, b]", "openrouter", "fallbacks", ["a", "b"]),
+        ("CCO_OPENROUTER_MODEL", "meta/llama:free", "openrouter", "model", "meta/llama:free"),
+        ("CCO_CLAUDE_CODE_TIMEOUT", "90", "claude_code", "timeout", 90),
+        ("CCO_CLAUDE_CODE_MODEL", "null", "claude_code", "model", None),
+        ("CCO_CLAUDE_CODE_COMMAND", "@odd: [", "claude_code", "command", "@odd: ["),
+        ("CCO_CLAUDE_CODE_MODEL", "", "claude_code", "model", None),
+        ("CCO_LOGGING_MAX_SIZE", "1GB", "logging", "max_size", 1 << 30),
+        ("CCO_SESSION_MAX_CONTEXT", "60%", "session", "max_context", 0.6),
+        ("CCO_SESSION_MAX_CONTEXT", "1", "session", "max_context", 1),
+        ("CCO_MONITORING_LOG_LEVEL", "debug", "monitoring", "log_level", "DEBUG"),
+        ("CCO_REPOSITORY_BRANCH", "work/2024", "repository", "branch", "work/2024"),
+        ("CCO_NO_SKIPS", "1", "manager", "provider", None),
+        ("CCO_UNHEARD_OF", "1", "manager", "provider", None),
+    ],
+)
+def test_a_variable_sets_a_key(name, text, section, key, value):
+    assert getattr(getattr(load_settings(None, None, {name: text}), section), key) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("CCO_OPENROUTER_MODLE", "x", "openrouter.modle: unknown; did you mean model?"),
+        ("CCO_SESSION_ID", "x", "session.id: unknown, expected max_context"),
+        ("CCO_OPENROUTER_TEMPERATURE", "hot", "openrouter.temperature: found 'hot', expected a number from 0 to 2"),
+        ("CCO_OPENROUTER_TEMPERATURE", ".nan", "openrouter.temperature: found '.nan', expected a number"),
+        ("CCO_OPENROUTER_TEMPERATURE", "3", "found 3, expected a number from 0 to 2"),
+        ("CCO_OPENROUTER_BASE_URL", "ftp://x", "expected an address that starts with https:// or http://"),
+        ("CCO_OPENROUTER_FALLBACKS", "[a, b, c]", "found a list, expected a list of at most 2 model ids"),
+        ("CCO_MONITORING_DASHBOARD_PORT", "70000", "found 70000, expected a whole number from 1 to 65535"),
+        ("CCO_MONITORING_LOG_LEVEL", "LOUD", "found 'LOUD', expected one of ERROR, WARN, INFO, DEBUG, TRACE"),
+        ("CCO_ORCHESTRATOR_MAX_ITERATIONS", "0", "found 0, expected a whole number from 1, or unlimited"),
+        ("CCO_ORCHESTRATOR_MAX_ITERATIONS", "many", "found 'many', expected a whole number from 1, or unlimited"),
+        ("CCO_ORCHESTRATOR_MODE", "swarm", "found 'swarm', expected single_instance"),
+        ("CCO_SESSION_MAX_CONTEXT", "60", "found 60, expected a number from 0.1 to 1, or a percentage such as 60%"),
+        ("CCO_SESSION_MAX_CONTEXT", "5%", "found '5%', expected a number from 0.1 to 1"),
+        ("CCO_CLAUDE_CODE_SANDBOX", "maybe", "found 'maybe', expected true or false"),
+        ("CCO_CLAUDE_CODE_MAX_FILE_SIZE", "big", "found 'big', expected a size such as 512 (bytes), 100KB"),
+        ("CCO_CLAUDE_CODE_PERMISSION_MODE", "acceptedits", "did you mean acceptEdits?"),
+        ("CCO_MANAGER_PROVIDER", "openruter", "found 'openruter', expected one of rules or openrouter; did you mean openrouter?"),
+        *(
+            ("CCO_REPOSITORY_BRANCH", name, "expected the name of a branch")
+            for name in ("-x", "a..b", "a b", "a\x07", "x.lock", "x/", "/x", ".x", "a/.b", "a~1", "a:b", "a\\b", "HEAD", "@")
+        ),
+    ],
+)
+def test_a_wrong_variable_is_named(name, text, said):
+    (line,) = refused(None, None, **{name: text})
+    assert line.startswith(f"{name}: {name.split('_')[1].lower()}")
+    assert said in line
+
+
+def test_errors_of_all_sources_come_at_once_with_file_and_line(config, mission_with):
+    path = config("openruter:\n  model: x\nclaude_code:\n  timeout: soon\n  sandbox: 1\nsession: 5\n")
+    found = refused(mission_with("{claude_code: {modus: manual}}"), path, CCO_MANAGER_PROVIDER="me")
+    assert [line.rpartition("/")[2].split(", expected")[0] for line in found] == [
+        "config.yaml:1: openruter: unknown; did you mean openrouter?",
+        "config.yaml:4: claude_code.timeout: found 'soon'",
+        "config.yaml:5: claude_code.sandbox: found 1",
+        "config.yaml:6: session: found 5",
+        "m.yaml:2: settings.claude_code.modus: unknown; did you mean mode?",
+        "CCO_MANAGER_PROVIDER: manager.provider: found 'me'",
+    ]
+
+
+@pytest.mark.parametrize("text", ("- a\n", "hello\n", "openrouter: x\n", "a: ]\n", "a: !!python/name:os.system x\n"))
+def test_a_file_that_is_no_settings_file_is_refused(config, text):
+    (line,) = refused(None, config(text))
+    assert "config.yaml:1: " in line
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("api_key: ${NAME}", SECRET),
+        ("api_key: ${UNSET}", None),
+        ("api_key: ${EMPTY}", None),
+        ("base_url: https://${HOST}/v1", "https://example.invalid/v1"),
+        ("temperature: ${NUMBER}", 1),
+        ("fallbacks: ['${HOST}/a']", ["example.invalid/a"]),
+        ("model: $NAME-is-left-alone", "$NAME-is-left-alone"),
+    ],
+)
+def test_names_are_replaced_from_the_environment(config, text, value):
+    environ = {"NAME": SECRET, "HOST": "example.invalid", "NUMBER": "1", "EMPTY": ""}
+    settings = load_settings(None, config(f"openrouter:\n  {text}\n"), environ)
+    assert getattr(settings.openrouter, text.split(":")[0]) == value
+
+
+@pytest.mark.parametrize("text", ("base_url: ${HOST}", "base_url: https://${HOST}/v1", "api_key: prefix-${HOST}"))
+def test_a_name_that_is_not_set_is_an_error_where_null_is_not_allowed(config, text):
+    (line,) = refused(None, config(f"openrouter:\n  {text}\n"))
+    assert f"config.yaml:2: openrouter.{text.split(':')[0]}: found ${{HOST}}, which is not set" in line
+
+
+def test_names_are_replaced_in_a_mission_too(mission_with):
+    task = mission_with('{openrouter: {model: "${MODEL}"}}')
+    assert load_settings(task, None, {"MODEL": "a/b"}).openrouter.model == "a/b"
+
+
+def test_dotenv_fills_in_names_and_the_environment_wins(project, mission_with, monkeypatch):
+    monkeypatch.delenv("OPENROUTER_API_KEY", raising=False)
+    (project / ".env").write_text(f"OPENROUTER_API_KEY={SECRET}\n")
+    task = mission_with("{}")
+    assert load_settings(task, None, {}).openrouter.api_key == SECRET
+    assert load_settings(task, None, {"OPENROUTER_API_KEY": "other"}).openrouter.api_key == "other"
+    assert load_settings(task, None, {"OPENROUTER_API_KEY": ""}).openrouter.api_key is None
+    assert "OPENROUTER_API_KEY" not in os.environ
+
+
+def test_dotenv_is_found_from_the_settings_file_where_there_is_no_mission(project):
+    (project / ".cco").mkdir()
+    (project / ".cco/config.yaml").touch()
+    (project / ".env").write_text(f"export OPENROUTER_API_KEY='{SECRET}'\n")
+    assert load_settings(None, project / ".cco/config.yaml", {}).openrouter.api_key == SECRET
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ("A=b", "b"),
+        ("  export A = b  ", "b"),
+        ("A='b # c'  # comment", "b # c"),
+        ('A="b c"', "b c"),
+        ("A=b # comment", "b"),
+        ("A=b#c", "b#c"),
+        ("A=", ""),
+        ("A= # comment", ""),
+        ("A=b=c==", "b=c=="),
+        ("A='b", "'b"),
+        ("A=\"it's\"", "it's"),
+        ("A=$B", "$B"),
+        ("\ufeffA=b", "b"),
+        ("A=b\r", "b"),
+        ("A=1\nA=2", "2"),
+    ],
+)
+def test_lines_of_dotenv(tmp_path, line, value):
+    (tmp_path / ".env").write_bytes(line.encode())
+    assert read_dotenv(tmp_path / ".env") == {"A": value}
+
+
+def test_bad_lines_of_dotenv_are_passed_over(tmp_path):
+    (tmp_path / ".env").write_bytes(b"# A=b\n\nhello\n=x\n1A=b\nA-B=c\n\xff\xfe=d\nGOOD=e\xff\n")
+    assert read_dotenv(tmp_path / ".env") == {"GOOD": "e\ufffd"}
+
+
+def test_a_missing_dotenv_or_a_folder_of_that_name_is_empty(tmp_path):
+    assert read_dotenv(tmp_path / ".env") == {}
+    assert read_dotenv(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"openrouter:\n  api_key: [{SECRET}]",
+        f"openrouter:\n  api_key: '{SECRET} '",
+        f"openrouter:\n  api_key: {SECRET}: x",
+        "openrouter:\n  api_key: 1234512345",
+        "openrouter:\n  api_key: 2099-99-99",
+        "openrouter:\n  model: ' ${KEY}'",
+        "openrouter:\n  temperature: ${KEY}",
+    ],
+)
+def test_secrets_are_not_echoed(config, text):
+    (line,) = refused(None, config(text + "\n"), KEY=SECRET)
+    assert not any(secret in line for secret in (SECRET, "1234512345", "2099-99-99"))
+
+
+def test_a_secret_in_a_variable_is_not_echoed():
+    (line,) = refused(None, None, CCO_OPENROUTER_API_KEY=f"{SECRET}\n{SECRET}")
+    assert line == "CCO_OPENROUTER_API_KEY: openrouter.api_key: found something that is not shown, expected a key without spaces and line ends"
+
+
+def test_the_template_explains_every_key_and_changes_nothing(config):
+    text = settings_template()
+    assert load_settings(None, config(text), {}) == load_settings(None, None, {})
+    schema = json.loads((Path(mission.__file__).parent / "schema/config.json").read_text())
+    for section, part in schema["properties"].items():
+        assert f"\n{section}:\n" in text
+        for key, entry in part["properties"].items():
+            assert f"\n  #{key}: {json.dumps(entry['default'])}\n" in text
+    assert max(map(len, text.splitlines())) <= 110
+
+
+def test_the_template_still_loads_with_every_key_set_to_its_default(config):
+    lines = settings_template().splitlines()
+    active = [line.replace("#", "", 1) if line.startswith("  #") and line[3] != " " else line for line in lines]
+    settings = load_settings(None, config("\n".join(active)), {"OPENROUTER_API_KEY": SECRET})
+    assert settings == load_settings(None, None, {"OPENROUTER_API_KEY": SECRET})
+
+
+def test_the_schema_gives_every_key_a_description_and_a_default_that_it_allows():
+    from jsonschema import Draft202012Validator
+
+    schema = json.loads((Path(mission.__file__).parent / "schema/config.json").read_text())
+    for part in schema["properties"].values():
+        for key, entry in part["properties"].items():
+            assert entry["description"].endswith("."), key
+            assert Draft202012Validator(entry).is_valid(entry["default"]) or key == "api_key"
