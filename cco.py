@@ -41,6 +41,7 @@ if sys.argv[1:2] != ["status"]:  # it answers at once because it reads the state
     import worker
     from job import CANNOT, DONE, ERROR, LATER, LIMIT, PERSON, USAGE, Job, Stop, make_folders, open_job
     from mission import MissionError, find_git_root, settings_template
+    from stream import Outcome
 
 MARGIN = 60.0  # seconds waited after a usage limit's reset
 NO_RESET = 3600.0  # seconds waited for a limit that names no reset
@@ -138,7 +139,7 @@ def execute(job: Job) -> None:
         raise Stop(LATER, f"carry out {job.folder / 'instruction.md'}, then start again: the checks decide")
 
 
-def _go_on_after(job: Job, outcome: worker.Outcome) -> None:
+def _go_on_after(job: Job, outcome: Outcome) -> None:
     """The table "after / next" of the design."""
     memory, session, kind = job.memory, job.memory["worker"], outcome.kind
     if kind in ("ended", "turn_cap", "budget_cap", "timeout") or (kind == "interrupted" and not proc.stopping):
@@ -215,7 +216,7 @@ def _stop_where_asked(job: Job) -> None:
         job.sessions_left -= 1
 
 
-def _tell_outcome(job: Job, outcome: worker.Outcome) -> None:
+def _tell_outcome(job: Job, outcome: Outcome) -> None:
     level = log.info if outcome.kind in ("ended", "turn_cap", "interrupted", "limit") else log.warn
     said = f": {outcome.message}" if outcome.message and outcome.kind != "ended" else ""
     took = f"{outcome.turns} turns and {outcome.seconds:.0f} s, ${outcome.cost_usd:.4f}"
@@ -351,10 +352,10 @@ def status(args: argparse.Namespace) -> int:
         start_at.insert(0, str(mission.load(_mission_path(args.mission)).repository))
     try:
         print(report.status(report.find_folder(*start_at), args.session, args.json))
-    except LookupError as error:
-        print(error.args[0], file=sys.stderr)
-        return USAGE
-    return DONE
+    except (LookupError, OSError, state.StateError) as error:
+        print(f"{error.args[0] if isinstance(error, LookupError) else error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def stop(args: argparse.Namespace) -> int:

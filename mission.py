@@ -35,7 +35,7 @@ TIME_UNITS = {"": 1, "S": 1, "M": 60, "H": 3600, "D": 86_400}  # seconds
 SIZE_UNITS = {"": 1, "B": 1, "KB": 1024, "MB": 1024**2, "GB": 1024**3}  # bytes
 LOG_LEVELS = ("ERROR", "WARN", "INFO", "DEBUG", "TRACE")
 
-NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 ASSIGNMENT = re.compile(r"""\s*(?:export\s+)?([A-Za-z_]\w*)\s*=\s*(?:"([^"]*)"|'([^']*)'|(.*?))\s*(?:(?<=[\s=])#.*)?""")
 
@@ -278,7 +278,7 @@ def _fill_in(document: _Document, where: Where, value: Any, schema: Mapping[str,
 
 
 def _typed(text: str, schema: Mapping[str, Any]) -> Any:
-    """The text of a variable as the value that it would be in YAML, where the schema allows it, else as text."""
+    """The text of a variable as the number, switch or list that it would be in YAML, if the schema wants one."""
     from jsonschema import Draft202012Validator
 
     try:
@@ -286,7 +286,7 @@ def _typed(text: str, schema: Mapping[str, Any]) -> Any:
     except MissionError:
         return text
     is_type = Draft202012Validator.TYPE_CHECKER.is_type
-    fits = any(is_type(document.value, name) for name in _types(schema))
+    fits = any(is_type(document.value, name) for name in _types(schema) if name != "string")
     return document.value if fits and not document.problems else text
 
 
@@ -319,7 +319,7 @@ def _root(document: _Document) -> Where:
 
 
 # --------------------------------------------------------------------------------------------------
-# What a file says, where it says it, and what is wrong there: nothing below knows of missions or settings.
+# What a file says, where it says it, and what is wrong there. Nothing below knows what a mission is.
 
 
 def parse_duration(value: str | float) -> float:
@@ -367,7 +367,7 @@ class _Document:
     """One parsed file: its value, the line of every part of it, and what is wrong with it."""
 
     name: str  # as it appears in front of problems
-    construct: Callable[[Any], Any] = repr  # makes a value of a scalar YAML node
+    construct: Callable[[Any], Any] = str  # makes a value of a scalar YAML node
     value: Any = None
     lines: dict[Where, int] = field(default_factory=dict)
     written: dict[Where, str] = field(default_factory=dict)  # scalars as they stand in the file
@@ -562,8 +562,9 @@ def _explain(error: Any, written: str) -> Iterator[tuple[Where, str]]:
             near = difflib.get_close_matches(name.lower(), fields, 1)
             yield (*where, name), "unknown" + (f"; did you mean {near[0]}?" if near else f", expected {_choice(fields)}")
     elif error.validator == "oneOf":
-        found = "both" if "criteria" in value else "neither"
-        yield where, f"found {found} of criteria and description, expected one of them to say what must be true"
+        names = [name for choice in error.validator_value for name in choice["required"]]
+        found = "more than one" if any(name in value for name in names) else "none"
+        yield where, f"found {found} of {', '.join(names)}, expected one of them"
     else:
         secret = schema.get("writeOnly")
         found = "something that is not shown" if secret else _shown(written if "${" in written else value)

@@ -18,8 +18,8 @@ from typing import Any
 import dod
 import manager
 import repo
-import worker
 from mission import Limits, Mission
+from stream import Outcome
 
 HISTORY = 200  # iterations kept one by one; older ones live on in the totals
 REGRESSIONS = 20  # kept for each criterion
@@ -101,7 +101,7 @@ def note_verdicts(memory: Memory, verdicts: Mapping[str, dod.Verdict]) -> list[s
     return lines
 
 
-def note_outcome(memory: Memory, outcome: worker.Outcome) -> None:
+def note_outcome(memory: Memory, outcome: Outcome) -> None:
     """Add what a session cost and how it ended to the totals."""
     metrics = memory["metrics"]
     metrics["session_count"] += 1

@@ -67,7 +67,7 @@ class Run:
         self.usage = {"input_tokens": 100, "output_tokens": 10}
         self.turns = 0
         self.said = ""
-        self.message_id = self.tool_id = ""
+        self.message_id = self.tool_id = "none yet"
         self.tool: subprocess.Popen[bytes] | None = None
         self.code: int | None = None
 
@@ -75,18 +75,25 @@ class Run:
         """Do the steps and return the exit code; what was spent is lost only by SIGKILL."""
         self.file.write_text(json.dumps(self.before))
         try:
-            for step in steps if "init" in steps[0] else [{"init": True}, *steps]:
+            signal.signal(signal.SIGTERM, stop)
+            signal.signal(signal.SIGINT, stop)
+            for step in steps:
                 (name, value), *more = step.items()
                 getattr(self, f"do_{name}")(value, **dict(more))
             if self.code is None:
-                self.turn()
-                self.do_say(self.said or "Done.")
-                self.do_result({})
+                self.end()
         except Stopped as stopped:
             self.stopped(stopped.args[0])
         finally:
             self.file.write_text(json.dumps(self.spent()))
         return self.code or 0
+
+    def end(self) -> None:
+        self.turn()
+        if not self.said:
+            self.do_say("Done.")
+        self.pay()
+        self.do_result({})
 
     def spent(self) -> dict[str, int]:
         """The tokens of the whole session."""
@@ -101,19 +108,21 @@ class Run:
         self.emit("assistant", message={**message, "content": [block], "stop_reason": None}, **more)
 
     def turn(self) -> None:
-        """One answer of the model, which may use up the budget."""
+        """One answer of the model."""
         self.turns += 1
-        self.message_id = f"msg_{uuid.uuid4().hex}"
+        self.message_id, self.tool_id = f"msg_{uuid.uuid4().hex}", f"toolu_{uuid.uuid4().hex}"
         self.used = {kind: count + self.usage[kind] for kind, count in self.used.items()}
-        self.tool_id = f"toolu_{uuid.uuid4().hex}"
+
+    def pay(self) -> None:
+        budget = self.options.max_budget_usd
+        if budget and cost(self.used) >= budget:
+            self.fail("error_max_budget_usd", "budget_exhausted", f"Reached maximum budget (${budget:g})")
 
     def call(self, name: str, **given: Any) -> None:
         self.turn()
         self.said = ""
         self.assistant({"type": "tool_use", "id": self.tool_id, "name": name, "input": given}, self.model)
-        budget = self.options.max_budget_usd
-        if budget and cost(self.used) >= budget:
-            self.fail("error_max_budget_usd", "budget_exhausted", f"Reached maximum budget (${budget:g})")
+        self.pay()
 
     def answer(self, text: str, is_error: bool = False) -> None:
         """The tool's result, which may be the last that --max-turns lets happen."""
@@ -253,8 +262,9 @@ def refuse(message: str) -> NoReturn:
 def options_of(argv: list[str]) -> argparse.Namespace:
     """The flags that an unattended run uses, refused in the real program's words when wrong."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for flag in ("-p", "--verbose", "--strict-mcp-config"):
-        parser.add_argument(flag, action="store_true")
+    parser.add_argument("-p", "--print", action="store_true")
+    parser.add_argument("--verbose", action="store_true")
+    parser.add_argument("--strict-mcp-config", action="store_true")
     for flag in ("output-format", "session-id", "resume", "model", "settings", "setting-sources", "permission-mode"):
         parser.add_argument(f"--{flag}")
     parser.add_argument("--append-system-prompt-file")
@@ -296,7 +306,8 @@ def steps_of(script: Path) -> list[dict[str, Any]]:
         used.write(b".")
         index = used.tell() - 1
     sessions = json.loads(script.read_text(encoding="utf-8"))
-    return sessions[index] if index < len(sessions) else [{"say": "Nothing left to do."}]
+    steps = sessions[index] if index < len(sessions) else [{"say": "Nothing left to do."}]
+    return steps if steps and "init" in steps[0] else [{"init": True}, *steps]
 
 
 def stop(number: int, _: object) -> NoReturn:
@@ -318,10 +329,7 @@ def main() -> int:
         calls.write(json.dumps({**call, "CCO_RUN": os.environ.get("CCO_RUN")}) + "\n")
     folder = Path(f"{script}.sessions")
     folder.mkdir(exist_ok=True)
-    run = run_of(options, folder)
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    return run.play(steps_of(script) or [{"init": True}])
+    return run_of(options, folder).play(steps_of(script))
 
 
 if __name__ == "__main__":

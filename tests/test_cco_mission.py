@@ -243,6 +243,7 @@ WRONG_FIELDS = [
     ("protect: tests", "protect: found 'tests', expected a list of globs"),
     ("protect: [/etc/passwd]", "protect[0]: found '/etc/passwd', expected a glob below the root of the repository"),
     ("protect: [a, a/../../b]", "protect[1]: found 'a/../../b', expected a glob below"),
+    ('protect: ["a\\n/../b"]', "protect[0]: found 'a\\n/../b', expected a glob below"),
     ("protect: ['..']", "protect[0]: found '..', expected a glob below"),
     ("protect: [~/x]", "protect[0]: found '~/x', expected a glob below"),
     ("protect: ['']", "protect[0]: found '', expected a glob below"),
@@ -325,8 +326,8 @@ def test_a_wrong_field_of_a_criterion_is_named_by_its_path(tmp_path, field, said
         ("title: t\ndefinition_of_done: []\n", "mission.yaml:2: definition_of_done: found a list, expected a list of 1 to"),
         ("title: t\ndefinition_of_done:\n", "mission.yaml:2: definition_of_done: found nothing, expected a list of 1 to 200"),
         ("title: t\ndefinition_of_done: [done]\n", "definition_of_done[0]: found 'done', expected a mapping with the field"),
-        ("title: t\ndefinition_of_done:\n- id: a\n", "mission.yaml:3: definition_of_done[0]: found neither of criteria and"),
-        ("title: t\ndefinition_of_done: [{criteria: a, description: b}]\n", "definition_of_done[0]: found both of criteria"),
+        ("title: t\ndefinition_of_done:\n- id: a\n", "mission.yaml:3: definition_of_done[0]: found none of criteria, desc"),
+        ("title: t\ndefinition_of_done: [{criteria: a, description: b}]\n", "definition_of_done[0]: found more than one of criteria"),
     ],
 )
 def test_a_missing_field_is_named(tmp_path, text, said):

@@ -144,6 +144,7 @@ def test_switches_take_the_words_of_yaml(config, text, value):
         ("CCO_ORCHESTRATOR_MAX_ITERATIONS", "unlimited", "orchestrator", "max_iterations", None),
         ("CCO_OPENROUTER_API_KEY", "12345", "openrouter", "api_key", "12345"),
         ("CCO_OPENROUTER_API_KEY", "2024-01-01", "openrouter", "api_key", "2024-01-01"),
+        ("CCO_CLAUDE_CODE_COMMAND", "/opt/a #1", "claude_code", "command", "/opt/a #1"),
         ("CCO_OPENROUTER_FALLBACKS", "[a, b]", "openrouter", "fallbacks", ["a", "b"]),
         ("CCO_OPENROUTER_MODEL", "meta/llama:free", "openrouter", "model", "meta/llama:free"),
         ("CCO_CLAUDE_CODE_TIMEOUT", "90", "claude_code", "timeout", 90),
