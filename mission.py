@@ -560,8 +560,11 @@ def _explain(error: Any, written: str) -> Iterator[tuple[Where, str]]:
     elif error.validator == "additionalProperties":
         for name in (name for name in value if name not in fields):
             near = difflib.get_close_matches(name.lower(), fields, 1)
-            yield (*where, name), "unknown" + (f"; did you mean {near[0]}?" if near else f", expected {_choice(fields)}")
-    elif error.validator == "oneOf":
+            yield (
+                (*where, name),
+                f"unknown; did you mean {near[0]}?" if near else f"unknown, expected {_choice(fields)}",
+            )
+    elif error.validator == "oneOf" and isinstance(value, dict):
         names = [name for choice in error.validator_value for name in choice["required"]]
         found = "more than one" if any(name in value for name in names) else "none"
         yield where, f"found {found} of {', '.join(names)}, expected one of them"

@@ -15,12 +15,15 @@ import fcntl
 import json
 import os
 import time
-from pathlib import Path
-from typing import Any
+
+TYPE_CHECKING = False  # `typing` and `pathlib` cost 10 ms, which `status` does not pay
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Any
 
 VERSION = 1  # of the document; a newer kit's file is refused, never guessed at
 MAX_SIZE = 100_000  # bytes; the oldest history is folded into totals above this
-SCHEMA = Path(__file__).resolve().parent / "schema" / "state.json"
+SCHEMA = os.path.join(os.path.dirname(os.path.realpath(__file__)), "schema", "state.json")
 
 
 class StateError(Exception):
@@ -40,13 +43,14 @@ class Busy(Exception):
 # --------------------------------------------------------------------------------------------------------
 
 
-def load(path: Path, validate: bool = True) -> dict[str, Any]:
+def load(path: Path | str, validate: bool = True) -> dict[str, Any]:
     """The document in the file. validate=False (for a quick look) skips the schema, not the rest.
 
     Raises StateError with the file and the reason for anything that `save` did not write, OSError if unreadable.
     """
     try:
-        document = json.loads(path.read_bytes(), object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
+        with open(path, "rb") as file:
+            document = json.loads(file.read(), object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
     except (ValueError, RecursionError) as error:  # ValueError: also bad UTF-8 and integers of 5000 digits
         raise StateError(f"{path}: not a readable state: {error}") from error
     if not isinstance(document, dict) or document.get("version") != VERSION:
@@ -106,10 +110,11 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _check_shape(document: dict[str, Any], path: Path) -> None:
+def _check_shape(document: dict[str, Any], path: Path | str) -> None:
     from jsonschema import Draft202012Validator
 
-    validator = Draft202012Validator(json.loads(SCHEMA.read_text("utf-8")))
+    with open(SCHEMA, encoding="utf-8") as file:
+        validator = Draft202012Validator(json.load(file))
     for problem in validator.iter_errors(document):
         raise StateError(f"{path}: {problem.json_path}: {problem.message[:200]}")
 
@@ -169,7 +174,7 @@ class Lock:
         os.close(self.handle)
 
 
-def holder(path: Path) -> dict[str, Any] | None:
+def holder(path: Path | str) -> dict[str, Any] | None:
     """Who holds the lock, by its own words; None when nobody does. For showing, not for deciding."""
     try:
         handle = os.open(path, os.O_RDONLY)

@@ -67,7 +67,7 @@ class Run:
         self.usage = {"input_tokens": 100, "output_tokens": 10}
         self.turns = 0
         self.said = ""
-        self.message_id = self.tool_id = "none yet"
+        self.message_id, self.tool_id = fresh("msg"), ""
         self.tool: subprocess.Popen[bytes] | None = None
         self.code: int | None = None
 
@@ -103,14 +103,13 @@ class Run:
         self.do_raw(json.dumps({"session_id": self.session, "uuid": str(uuid.uuid4()), "type": kind, **more}))
 
     def assistant(self, block: dict[str, Any], model: str, **more: Any) -> None:
-        usage = self.usage | {"output_tokens": 1, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 0}
+        usage = self.usage | {"cache_creation_input_tokens": 0, "cache_read_input_tokens": 0}
         message = {"id": self.message_id, "type": "message", "role": "assistant", "model": model, "usage": usage}
         self.emit("assistant", message={**message, "content": [block], "stop_reason": None}, **more)
 
     def turn(self) -> None:
         """One answer of the model."""
         self.turns += 1
-        self.message_id, self.tool_id = f"msg_{uuid.uuid4().hex}", f"toolu_{uuid.uuid4().hex}"
         self.used = {kind: count + self.usage[kind] for kind, count in self.used.items()}
 
     def pay(self) -> None:
@@ -120,7 +119,7 @@ class Run:
 
     def call(self, name: str, **given: Any) -> None:
         self.turn()
-        self.said = ""
+        self.said, self.tool_id = "", fresh("toolu")
         self.assistant({"type": "tool_use", "id": self.tool_id, "name": name, "input": given}, self.model)
         self.pay()
 
@@ -128,6 +127,7 @@ class Run:
         """The tool's result, which may be the last that --max-turns lets happen."""
         block = {"type": "tool_result", "tool_use_id": self.tool_id, "content": text, "is_error": is_error}
         self.emit("user", message={"role": "user", "content": [block]})
+        self.message_id = fresh("msg")
         most = self.options.max_turns
         if most and self.turns >= most:
             self.turns += 1
@@ -149,7 +149,10 @@ class Run:
 
     def do_init(self, wanted: bool) -> None:
         if wanted:
-            mode, key = self.options.permission_mode, {"apiKeySource": "none", "claude_code_version": VERSION}
+            mode, key = (
+                self.options.permission_mode or "default",
+                {"apiKeySource": "none", "claude_code_version": VERSION},
+            )
             self.emit("system", subtype="init", cwd=os.getcwd(), model=self.model, permissionMode=mode, **key)
 
     def do_write(self, files: dict[str, str], mode: str = "w") -> None:
@@ -221,7 +224,7 @@ class Run:
 
     def do_error(self, error: dict[str, Any], **more: Any) -> None:
         self.turns += 1
-        text = error["text"]
+        self.message_id, self.usage, text = str(uuid.uuid4()), dict.fromkeys(PRICE, 0), error["text"]
         status = {"api_error_status": error.get("api_error_status"), **more}
         self.assistant({"type": "text", "text": text}, "<synthetic>", error=error["assistant_error"], **status)
         reason = error.get("terminal_reason", "api_error")
@@ -248,6 +251,10 @@ class Run:
         result |= given
         self.code = 1 if result["is_error"] else 0
         self.emit("result", **result)
+
+
+def fresh(kind: str) -> str:
+    return f"{kind}_{uuid.uuid4().hex}"
 
 
 def cost(tokens: dict[str, int]) -> float:

@@ -166,10 +166,11 @@ def _events(message: dict[str, Any]) -> list[dict[str, Any]]:
     events: list[dict[str, Any]] = [{"type": "message_start", "message": message | start}]
     for index, block in enumerate(message["content"]):
         if block["type"] == "text":
-            empty, delta = {"text": ""}, {"type": "text_delta", "text": block["text"]}
+            opening, delta = block | {"text": ""}, {"type": "text_delta", "text": block["text"]}
         else:
-            empty, delta = {"input": {}}, {"type": "input_json_delta", "partial_json": json.dumps(block["input"])}
-        events.append({"type": "content_block_start", "index": index, "content_block": block | empty})
+            opening = block | {"input": {}}
+            delta = {"type": "input_json_delta", "partial_json": json.dumps(block["input"])}
+        events.append({"type": "content_block_start", "index": index, "content_block": opening})
         events.append({"type": "content_block_delta", "index": index, "delta": delta})
         events.append({"type": "content_block_stop", "index": index})
     end = {"stop_reason": message["stop_reason"], "stop_sequence": None}
@@ -198,17 +199,21 @@ def _handler_for(api: MessagesAPI) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}")
-            if self.path.split("?")[0] != "/v1/messages":
-                return self.do_GET()
-            reply = api.answer(self.path, body)
+            if self.path.split("?")[0] == "/v1/messages":
+                self._reply(api.answer(self.path, body), body)
+            else:
+                self.do_GET()
+
+        def _reply(self, reply: dict[str, Any], request: dict[str, Any]) -> None:
             headers, status = reply.get("headers", {}), reply.get("status", 200)
+            message = _message(reply, request.get("model", "none"))
             if status != 200:
-                return self._send_json(status, _error(status, **reply.get("error", {})), headers)
-            message = _message(reply, body.get("model", "none"))
-            if not body.get("stream"):
-                return self._send_json(200, message, headers)
-            stream = "".join(f"event: {e['type']}\ndata: {json.dumps(e)}\n\n" for e in _events(message))
-            self._send(200, "text/event-stream", stream.encode(), headers)
+                self._send_json(status, _error(status, **reply.get("error", {})), headers)
+            elif request.get("stream"):
+                stream = "".join(f"event: {e['type']}\ndata: {json.dumps(e)}\n\n" for e in _events(message))
+                self._send(200, "text/event-stream", stream.encode(), headers)
+            else:
+                self._send_json(200, message, headers)
 
         def _send_json(self, status: int, value: object, headers: dict[str, str] | None = None) -> None:
             self._send(status, "application/json", json.dumps(value).encode(), headers)

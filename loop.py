@@ -1,0 +1,219 @@
+"""The loop: plan, execute, validate, and again, until every criterion is met.
+
+    with job.lock():
+        job.recall()
+        loop.loop(job)
+
+Each phase writes what it is about to do before it does it, and the phase in the state is the one that a restart goes
+on with. So the loop is nothing but a look at the phase.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+import uuid
+from datetime import datetime
+from typing import Any
+
+import dod
+import log
+import manager
+import proc
+import progress
+import repo
+import worker
+from job import CANNOT, DONE, HERE, LATER, LIMIT, PERSON, Job, Stop
+from stream import Outcome
+
+MARGIN = 60.0  # seconds waited after a usage limit's reset
+NO_RESET = 3600.0  # seconds waited for a limit that names no reset
+LONGEST_WAIT = 8 * 86400.0  # seconds; no limit of the API is longer
+BACKOFF = (30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)  # seconds after each failure in a row, the last one for ever
+REMEDIES = {
+    "auth": "log in again: run `claude` once and /login, or set ANTHROPIC_API_KEY",
+    "credit": "add credit or raise the spending limit of the Anthropic account",
+    "missing": "install Claude Code, or set claude_code.command",
+    "denied": "claude refuses to start with these settings; see claude_code.* in .cco/config.yaml",
+}
+
+
+def loop(job: Job) -> int:
+    """Phase after phase, each saved before the next begins, until done or until something raises Stop."""
+    phases = {"planning": plan, "execution": execute, "validation": validate, "waiting": wait}
+    while work := phases.get(job.memory["current_phase"]):
+        if proc.stopping:
+            raise Stop(128 + proc.stopping, "interrupted; start again to go on")
+        log.context(mission=job.mission.id, session=job.memory["session_id"], iteration=job.memory["iterations"])
+        log.debug(f"phase {job.memory['current_phase']}")
+        work(job)
+    if job.memory["blocked"]:
+        raise Stop(PERSON, job.write_question())
+    log.info(
+        f"done: all {len(job.mission.criteria)} criteria are met, {_cost(job)}. To take it: git merge {job.branch}"
+    )
+    return DONE
+
+
+def plan(job: Job) -> None:
+    """Decide what the worker does next, and write that down before anything is done."""
+    memory = job.memory
+    _stop_where_asked(job)
+    if reached := progress.limit_reached(memory, job.mission.limits, job.settings.orchestrator.max_iterations):
+        raise Stop(LIMIT, reached)
+    decision = manager.decide(job.situation(), job.settings)
+    progress.note_plan(memory, decision)
+    if decision.strategy == "escalate":
+        memory["blocked"] = {"question": decision.question, "seen": job.fingerprint()}
+        return job.save("blocked")
+    memory["iterations"] += 1
+    if decision.session == "fresh" or not memory["worker"]:
+        memory["worker"] = _new_session()
+    log.context(iteration=memory["iterations"])
+    how = "same session" if memory["worker"]["begun"] else "fresh session"
+    log.info(
+        f"iteration {memory['iterations']}: {decision.title} ({decision.strategy}, {how}, decided by {decision.source})"
+    )
+    job.save("execution")
+
+
+def execute(job: Job) -> None:
+    """One session of the worker, or the rest of one that was interrupted."""
+    memory, session = job.memory, job.memory["worker"]
+    decision = manager.Plan(**memory["plan"])
+    decision.session = "resume" if session["begun"] else "fresh"
+    prompt = manager.worker_prompt(job.situation(), decision)
+    log.trace("worker prompt", prompt=prompt)
+    task = worker.Task(
+        prompt=prompt,
+        rules=HERE / "prompts" / "rules.md",
+        session=session["session"],
+        resume=session["begun"],
+        root=job.root,
+        sealed=job.sealed(),
+        network=job.mission.network,
+        spent=session["spent"],
+        budget_usd=progress.budget_left(memory, job.mission.limits),
+        marker=memory["session_id"],
+        stream=job.sessions / f"{memory['iterations']:04d}-{session['session']}.jsonl",
+    )
+
+    def started(pid: int) -> None:
+        session.update(begun=True, process=proc.identity(pid))
+        job.save()
+
+    by_hand = job.settings.claude_code.mode == "manual"
+    if by_hand:
+        outcome = worker.run_by_hand(task, job.folder / "instruction.md")
+    else:
+        outcome = worker.run(task, job.settings, started)
+        worker.compress(task.stream)
+    session.update(process=None, context=outcome.context, spent=outcome.session)
+    progress.note_outcome(memory, outcome)
+    _tell_outcome(job, outcome)
+    job.notice_tampering()
+    _go_on_after(job, outcome)
+    if by_hand and not sys.stdin.isatty():
+        raise Stop(LATER, f"carry out {job.folder / 'instruction.md'}, then start again: the checks decide")
+
+
+def _go_on_after(job: Job, outcome: Outcome) -> None:
+    """The table "after / next" of the design."""
+    memory, session, kind = job.memory, job.memory["worker"], outcome.kind
+    if kind in ("ended", "turn_cap", "budget_cap", "timeout") or (kind == "interrupted" and not proc.stopping):
+        session["failures"] = 0
+        return job.save("validation")
+    if kind == "context_full":
+        memory["worker"] = None  # the next plan starts afresh; what was done so far is kept and checked
+        return job.save("validation")
+    if kind == "lost_session":
+        memory["worker"] = _new_session()
+        return job.save("execution")
+    if kind == "limit":
+        memory["wait_until"] = min(outcome.resets_at or time.time() + NO_RESET, time.time() + LONGEST_WAIT) + MARGIN
+        return job.save("waiting")
+    if kind in ("overloaded", "crashed"):
+        memory["wait_until"] = time.time() + BACKOFF[min(session["failures"], len(BACKOFF) - 1)]
+        session["failures"] += 1
+        return job.save("waiting")
+    job.save("execution")
+    if kind == "interrupted":
+        raise Stop(128 + proc.stopping, "interrupted; the session is kept, start again to go on")
+    raise Stop(CANNOT, f"{outcome.message}\nTo mend it: {REMEDIES[kind]}")
+
+
+def validate(job: Job) -> None:
+    """Commit what the session changed, run every check, and see whether that is all."""
+    memory = job.memory
+    commit = job.commit() if memory["plan"] else repo.Commit(memory["commit"])
+    memory["commit"] = commit.sha
+    begun = time.monotonic()
+    verdicts = dod.check(job.mission, job.root, job.checks, memory["session_id"])
+    log.live("")
+    memory["metrics"]["check_seconds"] = round(memory["metrics"]["check_seconds"] + time.monotonic() - begun, 1)
+    for line in progress.note_verdicts(memory, verdicts):
+        log.info(line)
+    if memory["plan"]:
+        progress.close_iteration(memory, commit, job.repo.statistics(memory["base"]))
+    met, total = len(memory["completed_tasks"]), len(memory["criteria"])
+    log.info(f"{met} of {total} criteria met{_cost(job, ', ')}")
+    job.save("completed" if dod.all_met(verdicts.values()) else "planning")
+
+
+def wait(job: Job) -> None:
+    """Wait for a limit's reset or after a failure. The time is in the state, so a restart waits on."""
+    until = job.memory["wait_until"] or 0
+    when = datetime.fromtimestamp(until).strftime("%a %H:%M:%S")
+    if not job.patient and time.time() < until:
+        raise Stop(LATER, f"waiting until {when}; start again then")
+    log.info(f"waiting until {when}")
+    while (left := until - time.time()) > 0 and proc.pause(min(left, 5.0)):
+        log.live(f"waiting until {when}, {int(left)} s left")
+    log.live("")
+    if not proc.stopping:
+        job.memory["wait_until"] = None
+        job.save("execution")
+
+
+# --------------------------------------------------------------------------------------------------------
+# Their steps
+# --------------------------------------------------------------------------------------------------------
+
+
+def _new_session() -> dict[str, Any]:
+    return {"session": str(uuid.uuid4()), "begun": False, "context": 0.0, "failures": 0, "process": None, "spent": {}}
+
+
+def _stop_where_asked(job: Job) -> None:
+    if (job.folder / "stop").exists():
+        (job.folder / "stop").unlink()
+        raise Stop(128 + signal.SIGINT, "stopped after the session, as asked; start again to go on")
+    if job.sessions_left == 0:
+        raise Stop(LATER, "one iteration was asked for, and the mission is not done yet; start again to go on")
+    if job.sessions_left is not None:
+        job.sessions_left -= 1
+
+
+def _tell_outcome(job: Job, outcome: Outcome) -> None:
+    level = log.info if outcome.kind in ("ended", "turn_cap", "interrupted", "limit") else log.warn
+    said = f": {outcome.message}" if outcome.message and outcome.kind != "ended" else ""
+    took = f"{outcome.turns} turns and {outcome.seconds:.0f} s, ${outcome.cost_usd:.4f}"
+    level(
+        f"session {outcome.kind} after {took}{said}",
+        turns=outcome.turns,
+        cost_usd=outcome.cost_usd,
+        tokens=outcome.tokens,
+        context=outcome.context,
+        model=outcome.model,
+        version=outcome.version,
+        claude_session=job.memory["worker"]["session"],
+    )
+    for denial in outcome.denials:
+        log.warn(f"refused to the worker: {denial}")
+    for left in outcome.swept:
+        log.warn(f"ended what the worker left behind: {left}")
+
+
+def _cost(job: Job, before: str = "") -> str:
+    return f"{before}${job.memory['metrics']['estimated_cost']:.4f} so far"
