@@ -126,10 +126,11 @@ def status(args: argparse.Namespace) -> int:
 
         places.insert(0, str(mission.load(_mission_path(args.mission)).repository))
     try:
-        print(report.status(report.find_folder(*places), args.session, args.json))
+        shown = report.status(report.find_folder(*places), args.session, args.json)
     except (LookupError, OSError, state.StateError) as error:
         print(error.args[0] if isinstance(error, LookupError) else error, file=sys.stderr)
         return 2
+    print(shown)
     return 0
 
 

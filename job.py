@@ -23,7 +23,7 @@ import proc
 import progress
 import repo
 import state
-from mission import Mission, load, load_settings, parse, require_repository
+from mission import Mission, find_git_root, load, load_settings, parse, require_repository
 
 HERE = Path(__file__).resolve().parent
 DONE, ERROR, USAGE, PERSON, CANNOT, LIMIT, LATER = 0, 1, 2, 3, 4, 5, 75  # exit codes; a signal's is 128 + its number
@@ -43,7 +43,7 @@ class Job:
     def __init__(self, mission: Mission, config: str | None, accept: bool = False):
         """config: a settings file other than .cco/config.yaml. accept: adopt files that changed under a worker."""
         self.mission, self.accept = mission, accept
-        self.root = mission.repository
+        self.root = find_git_root(mission.repository) or mission.repository
         self.folder = self.root / ".cco"
         self.file = self.folder / f"{mission.id}.json"
         self.checks = self.folder / "logs" / "checks"
@@ -179,8 +179,8 @@ class Job:
                 return
             log.info(f"the mission was edited; adopted: {self.mission.path}")
             progress.adopt(memory, self.mission)
-            if memory["current_phase"] == "completed":
-                memory["current_phase"] = "validation"
+            if memory["plan"] is None:
+                memory.update(current_phase="validation", blocked=None)
 
     # ------------------------------------------------------------------------------------------------
     # The results

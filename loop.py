@@ -65,6 +65,7 @@ def plan(job: Job) -> None:
     decision = manager.decide(job.situation(), job.settings)
     progress.note_plan(memory, decision)
     if decision.strategy == "escalate":
+        memory["plan"] = None  # nothing is to be carried out
         memory["blocked"] = {"question": decision.question, "seen": job.fingerprint()}
         return job.save("blocked")
     memory["iterations"] += 1

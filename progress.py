@@ -41,7 +41,7 @@ def begin(mission: Mission, branch: str, base: str, iterations: int, instance: s
         "current_phase": "validation",  # the baseline comes before the first session
         "iterations": iterations,
         "completed_tasks": [],
-        "pending_tasks": [criterion.id for criterion in mission.criteria],
+        "pending_tasks": [],
         "artifacts": [],
         "errors": [],
         "timestamp": now(),
@@ -70,6 +70,7 @@ def adopt(memory: Memory, mission: Mission) -> None:
         c.id: {**blank, **before.get(c.id, {}), "criteria": c.criteria, "priority": c.priority}
         for c in mission.criteria
     }
+    _sort_tasks(memory)
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -95,8 +96,7 @@ def note_verdicts(memory: Memory, verdicts: Mapping[str, dod.Verdict]) -> list[s
             known["first_met"] = iteration
         lines.append(f"criterion {id}: {known['verdict']} -> {verdict.verdict}{' (regression)' if regressed else ''}")
         known["verdict"], known["since"] = verdict.verdict, iteration
-    memory["completed_tasks"] = [id for id, known in memory["criteria"].items() if known["verdict"] == "met"]
-    memory["pending_tasks"] = [id for id, known in memory["criteria"].items() if known["verdict"] != "met"]
+    _sort_tasks(memory)
     _measure_completion(memory)
     return lines
 
@@ -225,6 +225,11 @@ def budget_left(memory: Memory, limits: Limits) -> float | None:
 def now() -> str:
     """The time in UTC, for people; nothing is decided by it."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _sort_tasks(memory: Memory) -> None:
+    memory["completed_tasks"] = [id for id, known in memory["criteria"].items() if known["verdict"] == "met"]
+    memory["pending_tasks"] = [id for id, known in memory["criteria"].items() if known["verdict"] != "met"]
 
 
 def _here(memory: Memory) -> dict[str, Any]:

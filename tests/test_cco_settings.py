@@ -43,7 +43,7 @@ monitoring:
   log_level: "INFO"
   metrics_enabled: true
   dashboard_port: 8080
-"""
+"""  # noqa: W293 (to the letter)
 SECRET = "sk-or-v1-0123456789abcdef"
 
 
