@@ -43,8 +43,18 @@ demo: venv ## the whole loop offline in a scratch repository (CLAUDE=real: with 
 	@$(RUN) demo $(if $(filter real,$(CLAUDE)),--real) $(ARGS)
 
 .PHONY: test
-test: venv ## run the tests (ARGS="-k name -x")
-	@cd "$(KIT)" && .venv/bin/python -m pytest $(ARGS)
+test: venv ## run the tests (ARGS="-k name -x"; NO_SKIPS=1: a skipped test is a failure)
+	@cd "$(KIT)" && $(if $(NO_SKIPS),CCO_NO_SKIPS=1) .venv/bin/python -m pytest $(ARGS)
+
+.PHONY: lint
+lint: ## ruff and mypy, installed into .tools/lint when first asked for
+	@cd "$(KIT)" && { test -x .tools/lint/bin/mypy || { $(PYTHON) -m venv .tools/lint && .tools/lint/bin/python -m pip \
+	  install --quiet ruff mypy types-requests types-PyYAML types-tabulate types-jsonschema; }; }
+	@cd "$(KIT)" && .tools/lint/bin/ruff check . && .tools/lint/bin/ruff format --check . && .tools/lint/bin/mypy cco.py
+
+.PHONY: bench
+bench: venv ## measure how fast the kit answers
+	@"$(KIT)/.venv/bin/python" "$(KIT)/extras/bench.py"
 
 # Made once, and again when requirements.txt has changed.
 .PHONY: venv

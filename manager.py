@@ -271,6 +271,7 @@ def _mission_parts(mission: Mission) -> dict[str, str]:
         "description": mission.description,
         "context": mission.context,
         "constraints": constraints,
+        "setup": f"A fresh checkout is made ready with: {mission.setup}" if mission.setup else "",
     }
 
 

@@ -85,7 +85,9 @@ def _run(scratch: Path, real: bool) -> int:
     claude, environment, server = _real_claude(scratch) if real else _stand_in(scratch)
     settings = "".join(f"    {name}: {json.dumps(value)}\n" for name, value in claude.items())
     mission.write_text(f"{MISSION}  repository: ./repository\n  settings:\n   claude_code:\n{settings}")
-    print(f"A scratch repository with nothing in it: {repository}\nThe mission, three criteria: {mission}\n", flush=True)
+    print(
+        f"A scratch repository with nothing in it: {repository}\nThe mission, three criteria: {mission}\n", flush=True
+    )
     try:
         env = {**os.environ, "CCO_MANAGER_PROVIDER": "rules", **environment}
         cco = [sys.executable, str(KIT / "cco.py")]

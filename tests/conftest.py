@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,26 @@ def need(present: object, reason: str) -> None:
     if os.environ.get("CCO_NO_SKIPS"):
         pytest.fail(f"nothing may be skipped here, but {reason}")
     pytest.skip(reason)
+
+
+def until(condition: Callable[[], object], what: str, seconds: float = 30.0) -> None:
+    """Wait for something that can be observed; fail when it does not come."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"it did not happen in {seconds:g} s: {what}"
+        time.sleep(0.02)
+
+
+def marked(marker: str) -> dict[int, str]:
+    """The processes that carry the mark of a run: pid and command line."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and f"CCO_RUN={marker}".encode() in (entry / "environ").read_bytes().split(b"\0"):
+                found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:  # it ended meanwhile, or belongs to somebody else
+            continue
+    return found
 
 
 @pytest.fixture(scope="session")
