@@ -13,6 +13,7 @@ survives there. `kill -9` of the kit itself leaves the command running; `end_lef
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import signal
 import subprocess
@@ -123,6 +124,8 @@ def run(
     """
     _become_subreaper()
     begun, strangers, files = time.monotonic(), _children(), [output] + ([errors] if errors else [])
+    for file in files:  # a command that reopens /dev/stderr truncates it; what follows still goes to its end
+        fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) | os.O_APPEND)
     with tempfile.TemporaryFile() as source:
         source.write(stdin)
         source.seek(0)
