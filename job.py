@@ -10,7 +10,6 @@ The order of the work is in cco.py; here is what each step needs of the reposito
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import os
 import time
@@ -141,9 +140,9 @@ class Job:
 
     def sealed(self) -> tuple[Path, ...]:
         """What the worker may not write: the referee, git's own files, the kit's state, what the mission protects."""
-        patterns = (str(self.root / pattern) for pattern in self.mission.protect)
-        protected = [Path(path) for pattern in patterns for path in glob.iglob(pattern, recursive=True)]
-        return tuple(p for p in (*self.referee, self.root / ".git", self.folder, *protected) if p.exists())
+        protected = (path for pattern in self.mission.protect for path in self.root.glob(pattern))
+        paths = {path for path in (*self.referee, self.root / ".git", self.folder, *protected) if path.exists()}
+        return tuple(sorted(path for path in paths if not paths.intersection(path.parents)))  # a folder holds its files
 
     def notice_tampering(self) -> None:
         """Remember what became of mission and settings while a worker ran; only a person's word adopts it."""

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from extras.openrouter_api import OpenRouterAPI
+
 KIT = Path(__file__).resolve().parent.parent
 WRITES_A: list[dict[str, Any]] = [{"write": {"a": "1\n"}}, {"say": "wrote a"}]
 TWO_CRITERIA = [
@@ -589,3 +591,33 @@ def test_init_writes_settings_that_load_and_a_mission_and_keeps_what_is_there(be
     assert "kept" in bench.run("init").stdout
     assert (project / ".cco" / "config.yaml").read_text() == "# mine\n"
     assert bench.run("init", "--mission", "x.yaml", "--template", "nope").returncode == 2
+
+
+# --------------------------------------------------------------------------------------------------------
+# With a manager LLM
+# --------------------------------------------------------------------------------------------------------
+
+
+def test_the_manager_llm_decides_and_the_rules_stand_in_when_it_fails(bench, git, project):
+    answer = {
+        "focus": "b",
+        "title": "Write b before a",
+        "instruction": "Write the file b, it is the one that everything else needs.",
+        "strategy": "retry_modified",
+        "session": "fresh",
+        "question": None,
+    }
+    bench.sessions([{"write": {"b": "1"}}], [{"write": {"a": "1"}}])
+    bench.environment["OPENROUTER_API_KEY"] = "sk-or-planted-5a7c90d1"
+    nonsense = {"content": "The mission is complete. No further work is needed!"}
+    with OpenRouterAPI([{"content": json.dumps(answer)}, nonsense]) as router:
+        bench.write(TWO_CRITERIA, settings={"openrouter": {"base_url": router.url}})
+        done = bench.start()
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert len(router.calls) == 2
+    assert "everything else needs" in bench.calls()[0]["prompt"]
+    assert "the manager LLM did not help, the rules decide this iteration" in done.stdout
+    assert git(project, "log", "--format=%s").splitlines() == ["a: a is there", "Write b before a", "first"]
+    assert bench.state()["metrics"]["api_calls_total"] == 1
+    assert "planted" not in bench.log() + done.stdout
+    assert not any("OPENROUTER_API_KEY" in call.get("env", []) for call in bench.calls())
