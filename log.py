@@ -214,7 +214,7 @@ class _PrivateFile(logging.handlers.RotatingFileHandler):
         return open(self.baseFilename, self.mode, encoding=self.encoding, errors="replace", opener=private)
 
 
-class _Console(logging.StreamHandler[TextIO]):
+class _Console(logging.StreamHandler):  # type: ignore[type-arg]  # a type argument needs Python 3.11
     """Lines for people: with the time of day on a terminal, with the date elsewhere (nohup, cron)."""
 
     def __init__(self, stream: TextIO):
