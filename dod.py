@@ -26,7 +26,13 @@ from mission import Criterion, Mission
 
 MAX_OUTPUT = 10_000_000  # bytes; a check that prints more is ended
 TAIL = 4000  # bytes of output that are shown and handed on
-VARIABLE = re.compile(r"(/[\w.+-]+)+/?|0x[0-9a-f]+|\b[0-9a-f]{7,40}\b|\d+", re.I)  # differs from run to run
+COMPARED = TAIL // 2  # characters by which two failures are compared, see `failure`
+NAMED = 3  # processes that a check left behind and that its output names
+VARIABLE = re.compile(  # what differs from run to run: paths, UUIDs, addresses and digests, numbers and times
+    r"(/[\w.+-]+)+/?|\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b|0x[0-9a-f]+|\b[0-9a-f]{7,}\b"
+    r"|\d+([.,:]\d+)*(e[+-]?\d+)?",
+    re.I,
+)
 CANNOT_RUN = (126, 127)  # the shell's exit codes for "not executable" and "not found"
 
 
@@ -85,7 +91,7 @@ def failure(verdict: Verdict) -> str:
     """What identifies a failure from one run to the next: digest of the output without numbers, paths and times."""
     if verdict.verdict == "met":
         return ""
-    text = VARIABLE.sub("_", verdict.tail)
+    text = VARIABLE.sub("_", verdict.tail)[-COMPARED:]  # longer numbers let the tail begin at a later line
     return hashlib.sha256(f"{verdict.verdict} {verdict.code} {text}".encode("utf-8", "replace")).hexdigest()[:16]
 
 
@@ -121,16 +127,18 @@ def _verdict(result: proc.Result) -> str:
         return "timeout"
     if result.error or result.code in CANNOT_RUN:
         return "broken"
-    return "met" if result.code == 0 and not result.stopped else "unmet"
+    return "met" if result.code == 0 and not result.stopped and result.size <= MAX_OUTPUT else "unmet"
 
 
 def _note(result: proc.Result) -> str:
     """What the output cannot say."""
     notes = [
         f"ended after {result.seconds:.0f} s: it took too long" if result.stopped == "timeout" else "",
-        f"ended: it printed more than {MAX_OUTPUT} bytes" if result.stopped == "size" else "",
+        f"it printed more than {MAX_OUTPUT} bytes" if result.size > MAX_OUTPUT else "",
         f"could not be started: {result.error}" if result.error else "",
-        f"ended what it left behind: {'; '.join(result.swept)}" if result.swept else "",
+        f"ended what it left behind ({len(result.swept)}): {'; '.join(sorted(result.swept)[:NAMED])}"
+        if result.swept
+        else "",
     ]
     return "".join(f"\n[{note}]" for note in notes if note)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
 from pathlib import Path
 
@@ -25,6 +26,7 @@ import state
 from mission import Mission, find_git_root, load, load_settings, parse, require_repository
 
 HERE = Path(__file__).resolve().parent
+STARS = re.compile(r"(?<=[^/])\*\*+|\*\*+(?=[^/])")  # ** as part of a name, which Path.glob refuses, is a *
 DONE, ERROR, USAGE, PERSON, CANNOT, LIMIT, LATER = 0, 1, 2, 3, 4, 5, 75  # exit codes; a signal's is 128 + its number
 
 
@@ -140,7 +142,7 @@ class Job:
 
     def sealed(self) -> tuple[Path, ...]:
         """What the worker may not write: the referee, git's own files, the kit's state, what the mission protects."""
-        protected = (path for pattern in self.mission.protect for path in self.root.glob(pattern))
+        protected = (path for pattern in self.mission.protect for path in self.root.glob(STARS.sub("*", pattern)))
         paths = {path for path in (*self.referee, self.root / ".git", self.folder, *protected) if path.exists()}
         return tuple(sorted(path for path in paths if not paths.intersection(path.parents)))  # a folder holds its files
 

@@ -13,6 +13,7 @@ two lines, and one that is in no variable and looks like none of PATTERNS.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import logging.handlers
@@ -30,20 +31,23 @@ BACKUPS = 3  # rotated generations kept of each log file
 MASK = "***"
 MIN_SECRET = 8  # characters; shorter values would mask ordinary words
 
-# Words that make the value of a variable a secret. Whole words only: KEYBOARD, PWD and AUTHOR are none.
+# Ends of words that make the value of a variable a secret; KEYBOARD and AUTHOR have none of them.
 SECRET_NAME = re.compile(
     r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL)S?(_|$)|(^|_)(PASS|PWD|AUTH)(_|$)", re.I
 )
+PLAIN_NAME = re.compile(r"^PWD$|MAX_.*TOKENS$")  # the shell's folder, and sizes that Claude Code is told
 # The families that gitleaks and secretlint agree on; entropy guesses would mask commit hashes.
 PATTERNS = re.compile(
-    r"-----BEGIN [A-Z ]*PRIVATE KEY-----[^\"]*?(?:-----END [A-Z ]*PRIVATE KEY-----|(?=\")|\Z)"
-    r"|\bsk-[A-Za-z0-9_-]{20,}"
-    r"|\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_[A-Za-z0-9_]{20,}|\bglpat-[A-Za-z0-9_-]{20,}"
-    r"|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|\bAIza[A-Za-z0-9_-]{35}|\bxox[abprs]-[A-Za-z0-9-]{10,}"
-    r"|\beyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]*|\bAGE-SECRET-KEY-1[A-Z0-9]{20,}"
-    r"|(?<=://)[^/\s:@\"]+:[^/\s@\"]+(?=@)|(?<=Authorization: )(?:Bearer|Basic) [^\s\"]+",
+    r"-----BEGIN [A-Z ]*PRIVATE KEY-----[^\"]*?(?:-----END [A-Z ]*PRIVATE KEY-----|(?=\\{0,7}\")|\Z)"
+    r"|(?<=://)[^/\s:@\"]*:[^/\s@\"]+(?=@)"
+    r"|\b(?:sk-[A-Za-z0-9_-]{20,}"
+    r"|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}|glpat-[A-Za-z0-9_-]{20,}"
+    r"|(?:AKIA|ASIA)[A-Z0-9]{16}\b|AIza[A-Za-z0-9_-]{35}|xox[abprs]-[A-Za-z0-9-]{10,}|AGE-SECRET-KEY-1[A-Z0-9]{20,}"
+    r"|(?<!-)eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]*"
+    r"|(?i:(?<=authorization: )|(?<=authorization\": \")|(?<=authorization': '))(?i:bearer|basic) [^\s\"'\\]+)"
 )
-CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+# Control characters, marks that turn the direction of writing, and halves of characters, which no encoding can write.
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 _log = logging.getLogger("cco")
 _context: dict[str, Any] = {}
@@ -59,7 +63,7 @@ _console: _Console | None = None
 
 def is_secret_name(name: str) -> bool:
     """Whether a variable of this name holds a secret by the usual conventions."""
-    return bool(SECRET_NAME.search(name)) and name not in ("PWD", "OLDPWD")
+    return bool(SECRET_NAME.search(name)) and not PLAIN_NAME.search(name)
 
 
 def know(environ: Mapping[str, str]) -> None:
@@ -200,13 +204,18 @@ def _emit(level: int, message: str, fields: dict[str, Any]) -> None:
 
 
 class _JSONLine(logging.Formatter):
-    """Masks the finished line: arguments, fields and exception texts alike."""
+    """Masks everything in a line: message, fields and exception texts, before JSON escapes hide what they are."""
 
     def format(self, record: logging.LogRecord) -> str:
         names = {number: name for name, number in LEVELS.items()}
         when = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")
         line = {"ts": when, "level": names[record.levelno], "msg": record.getMessage(), **record.__dict__["fields"]}
-        return mask(json.dumps(line, default=str))
+        plain = json.loads(json.dumps(line, default=str), object_pairs_hook=_masked_keys, parse_constant=str)
+        return json.dumps(mask_tree(plain))
+
+
+def _masked_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {mask(key): value for key, value in pairs}
 
 
 class _PrivateFile(logging.handlers.RotatingFileHandler):
@@ -217,10 +226,13 @@ class _PrivateFile(logging.handlers.RotatingFileHandler):
 class _Console(logging.StreamHandler):  # type: ignore[type-arg]  # a type argument needs Python 3.11
     """Lines for people: with the time of day on a terminal, with the date elsewhere (nohup, cron)."""
 
-    def __init__(self, stream: TextIO):
+    def __init__(self, stream: TextIO | None):
+        """stream: None where it was closed (`>&-`); lines go to standard error then."""
         super().__init__(stream)
-        self.tty = stream.isatty()
+        self.tty = stream is not None and stream.isatty()
         self.shown = ""
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # in a locale without UTF-8 a line with a ? is better than none
 
     def format(self, record: logging.LogRecord) -> str:
         when = datetime.fromtimestamp(record.created).strftime("%H:%M:%S" if self.tty else "%Y-%m-%d %H:%M:%S")

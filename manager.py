@@ -16,11 +16,12 @@ import re
 import string
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import log
+from document import NOT_TEXT
 from mission import PRIORITIES, Mission
 
 HERE = Path(__file__).resolve().parent
@@ -30,10 +31,18 @@ STRATEGIES = ("retry_modified", "alternative", "partial", "escalate")  # the lad
 RUNGS = (2, 4)  # stalled iterations from which on another approach, and setting aside, are due
 FAILURES_SHOWN = 3  # failing checks whose output goes into a prompt
 FAILURE_TAIL = 2500  # characters of each of them
+FENCE = re.compile(r"<\s*/\s*data", re.I)  # the end of what programs printed, see prompts/
+MAX_AMOUNT = 1e12  # dollars or tokens that an answer may say it cost
+TITLE = 100  # characters of a plan's title
 
 
 class ManagerError(Exception):
-    """The LLM gave no usable answer. The message says why; the rules decide instead."""
+    """The LLM gave no usable answer. The message says why; the rules decide instead.
+
+    bill: what the answer cost all the same, as the fields of a Plan.
+    """
+
+    bill: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -104,9 +113,10 @@ def decide(situation: Situation, settings: Any) -> Plan:
         plan = ask(situation, settings)
     except ManagerError as error:
         log.warn(f"the manager LLM did not help, the rules decide this iteration: {error}")
-        return by_rule
-    if STRATEGIES.index(plan.strategy) < STRATEGIES.index(by_rule.strategy):
-        plan.strategy, plan.session = by_rule.strategy, by_rule.session  # it may climb the ladder, not step down
+        return replace(by_rule, **error.bill)
+    focus = next(s for s in situation.standings if s.id == plan.focus)
+    if focus.stalls >= RUNGS[0]:  # it may climb the ladder, not step down
+        plan.strategy, plan.session = max(plan.strategy, "alternative", key=STRATEGIES.index), "fresh"
     if not situation.resumable:
         plan.session = "fresh"
     return plan
@@ -125,15 +135,20 @@ def provider(settings: Any) -> str:
 def rules(situation: Situation) -> Plan:
     """The most important unmet criterion; another approach after two stalls, a person when nothing else is left."""
     unmet = [s for s in situation.standings if s.verdict != "met"]
-    # What runs last waits for the others; what has no check waits for a person.
-    waiting = [s for s in unmet if s.verdict == "unjudged"]
-    open_ones = [s for s in unmet if s not in waiting and s.stalls < RUNGS[1]]
+    # Of the unjudged, what runs last waits for the others, and what has no check waits for a person.
+    failing = [s for s in unmet if s.verdict != "unjudged"]
+    open_ones = [s for s in failing if not _set_aside(s)]
     if not open_ones:
-        return _escalate([s for s in unmet if s not in waiting] or waiting)
+        return _escalate(failing or [s for s in unmet if s.check is None])
     focus = min(open_ones, key=lambda s: (PRIORITIES.index(s.priority), not s.regressed))
     strategy = "alternative" if focus.stalls >= RUNGS[0] else "retry_modified"
     session = "resume" if situation.resumable and strategy == "retry_modified" else "fresh"
-    return Plan(focus.id, f"{focus.id}: {focus.criteria}", _instruction(focus, strategy, situation), strategy, session)
+    title = " ".join(f"{focus.id}: {focus.criteria}".split())[:TITLE]
+    return Plan(focus.id, title, _instruction(focus, strategy, situation), strategy, session)
+
+
+def _set_aside(standing: Standing) -> bool:
+    return standing.stalls >= RUNGS[1]
 
 
 def _instruction(focus: Standing, strategy: str, situation: Situation) -> str:
@@ -182,7 +197,7 @@ def ask(situation: Situation, settings: Any) -> Plan:
     body = {
         "model": router.model,
         "messages": [
-            {"role": "system", "content": _system_prompt(situation.mission)},
+            {"role": "system", "content": log.mask(_system_prompt(situation.mission))},
             {"role": "user", "content": log.mask(_fill("situation.md", _parts(situation)))},
         ],
         "temperature": router.temperature,
@@ -193,24 +208,36 @@ def ask(situation: Situation, settings: Any) -> Plan:
         body["models"] = [router.model, *router.fallbacks]
     log.trace("manager prompt", messages=body["messages"])
     answer = _post(f"{router.base_url.rstrip('/')}/chat/completions", body, router.api_key)
-    plan = _parse(answer, [s.id for s in situation.standings if s.verdict != "met"])
-    usage = answer.get("usage") or {}
-    plan.source = str(answer.get("model") or router.model)
-    plan.cost_usd = float(usage.get("cost") or 0.0)
-    plan.tokens = {"input": int(usage.get("prompt_tokens") or 0), "output": int(usage.get("completion_tokens") or 0)}
-    return plan
+    bill = _bill(answer)
+    try:
+        found = _parse(answer, [s.id for s in situation.standings if s.verdict != "met" and not _set_aside(s)])
+    except ManagerError as error:
+        error.bill = bill
+        raise
+    return Plan(**found, **bill, source=str(answer.get("model") or router.model))
 
 
 def _post(url: str, body: dict[str, Any], key: str | None) -> dict[str, Any]:
     """POST with a deadline that keep-alive padding cannot stretch (facts: it resets the read timeout for ever)."""
     import requests
 
-    headers = {"Accept-Encoding": "identity", **({"Authorization": f"Bearer {key}"} if key else {})}
+    def authorize(request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {key}"  # given as a header, a ~/.netrc would replace it
+        return request
+
     end, data = time.monotonic() + DEADLINE, bytearray()
     try:
-        with requests.post(url, json=body, headers=headers, timeout=(10, 60), stream=True) as response:
-            for part in response.iter_content(1024):
-                data += part
+        with requests.post(
+            url,
+            json=body,
+            headers={"Accept-Encoding": "identity"},
+            auth=authorize if key else None,
+            timeout=(10, DEADLINE / 2),
+            stream=True,
+            allow_redirects=False,
+        ) as response:
+            for byte in response.iter_content(1):  # more at a time would be waited for, however slowly it drips
+                data += byte
                 if time.monotonic() > end or len(data) > MAX_ANSWER:
                     raise ManagerError(f"no complete answer within {DEADLINE:.0f} s and {MAX_ANSWER} bytes")
             status = response.status_code
@@ -226,27 +253,41 @@ def _post(url: str, body: dict[str, Any], key: str | None) -> dict[str, Any]:
     return dict(answer)
 
 
-def _parse(answer: dict[str, Any], unmet: Sequence[str]) -> Plan:
-    """The plan in the answer. Nothing is ever guessed from prose."""
+def _bill(answer: dict[str, Any]) -> dict[str, Any]:
+    """What the answer cost, by its own words; 0 for what it does not say."""
+    usage = answer.get("usage")
+    known = usage if isinstance(usage, dict) else {}
+    cost, asked, answered = (_amount(known.get(name)) for name in ("cost", "prompt_tokens", "completion_tokens"))
+    return {"cost_usd": cost, "tokens": {"input": int(asked), "output": int(answered)}}
+
+
+def _amount(value: Any) -> float:
+    try:
+        return float(value) if 0 <= float(value) < MAX_AMOUNT else 0.0
+    except (TypeError, ValueError, OverflowError):
+        return 0.0
+
+
+def _parse(answer: dict[str, Any], choices: Sequence[str]) -> dict[str, Any]:
+    """The fields of the plan in the answer. Nothing is ever guessed from prose."""
     from jsonschema import Draft202012Validator
 
+    schema = json.loads((HERE / "schema" / "plan.json").read_text("utf-8"))
     try:
         choice = answer["choices"][0]
         content = choice["message"]["content"]
         text = content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
         found = json.loads(text.strip().removeprefix("```json").removeprefix("```").removesuffix("```"))
+        problem = next(Draft202012Validator(schema).iter_errors(found), None)
     except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ManagerError(f"its answer holds no JSON object: {type(error).__name__}: {error}") from error
-    schema = json.loads((HERE / "schema" / "plan.json").read_text("utf-8"))
-    for problem in Draft202012Validator(schema).iter_errors(found):
+    if problem:
         raise ManagerError(f"its answer does not fit schema/plan.json: {problem.json_path}: {problem.message[:200]}")
     if choice.get("finish_reason") not in ("stop", None):
         raise ManagerError(f"its answer ended with {choice.get('finish_reason')!r}")
-    if found["focus"] not in unmet:
-        raise ManagerError(f"it wants to work on {found['focus']!r}, which is not among the unmet: {', '.join(unmet)}")
-    if found["strategy"] == "escalate" and not found["question"]:
-        raise ManagerError("it escalates without a question")
-    return Plan(**log.mask_tree(found))
+    if found["focus"] not in choices:
+        raise ManagerError(f"it wants to work on {found['focus']!r}, which is not one of {', '.join(choices)}")
+    return {key: _plain(value) if isinstance(value, str) else value for key, value in found.items()}
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -255,7 +296,10 @@ def _parse(answer: dict[str, Any], unmet: Sequence[str]) -> Plan:
 
 
 def worker_prompt(situation: Situation, plan: Plan) -> str:
-    """What the worker reads: everything for a fresh session, what is new for one that goes on."""
+    """What the worker reads: everything for a fresh session, what is new for one that goes on.
+
+    The mission's own text is in it as it is, also where it looks like a secret: the work may depend on it.
+    """
     parts = {**_parts(situation), "instruction": plan.instruction}
     return _fill("resume.md" if plan.session == "resume" else "fresh.md", parts)
 
@@ -281,16 +325,19 @@ def _parts(situation: Situation) -> dict[str, str]:
         "iteration": str(situation.iteration),
         "criteria": "\n".join(map(_line, situation.standings)),
         "failures": "\n".join(map(_failure, _failing(situation.standings))),
-        "last": situation.last,
+        "last": _as_data(situation.last[:FAILURE_TAIL]),
         "report": _as_data(situation.report[-FAILURE_TAIL:]),
-        "tried": "\n".join(f"- {line}" for line in situation.tried) or "- nothing yet",
+        "tried": _as_data("\n".join(f"- {line}" for line in situation.tried)) or "- nothing yet",
     }
 
 
 def _line(standing: Standing) -> str:
     regressed = ", was met before" if standing.regressed else ""
+    stalled = f", sessions on it without a change: {standing.stalls}" if standing.stalls else ""
+    aside = ", set aside for now" if _set_aside(standing) else ""
     check = f"\n  check: {standing.check}" if standing.check else ""
-    return f"- {standing.id} ({standing.priority}): {standing.criteria} [{standing.verdict}{regressed}]{check}"
+    state = f"{standing.verdict}{regressed}{stalled}{aside}"
+    return f"- {standing.id} ({standing.priority}): {standing.criteria} [{state}]{check}"
 
 
 def _failing(standings: Sequence[Standing]) -> list[Standing]:
@@ -304,7 +351,12 @@ def _failure(standing: Standing) -> str:
 
 def _as_data(text: str) -> str:
     """A program's output that cannot close the fence it is shown in."""
-    return text.replace("</data", "< /data").strip()
+    return FENCE.sub("(/data", _plain(text)).strip()
+
+
+def _plain(text: str) -> str:
+    """Masked, and without what can neither be shown nor sent."""
+    return NOT_TEXT.sub(" ", log.mask(text))
 
 
 def _fill(name: str, parts: dict[str, str]) -> str:

@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -29,7 +30,9 @@ import log
 
 MARKER = "CCO_RUN"  # environment variable by which a run's processes are found again
 GRACE = 10.0  # seconds between SIGTERM and SIGKILL
+KILL_TIME = 10.0  # seconds after which a process is taken for one that SIGKILL cannot end
 STEP = 0.2  # seconds between two looks at a running command
+MARGIN = 4096  # bytes before the shown end of an output, so that a secret on the border is known as one
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 LINUX = sys.platform.startswith("linux")
 
@@ -122,7 +125,7 @@ def run(
     to the kit waits for the command's end.
     Never raises for what the command does; a command that cannot be started is a Result with `error`.
     """
-    _become_subreaper()
+    _become_parent()
     begun, strangers, files = time.monotonic(), _children(), [output] + ([errors] if errors else [])
     for file in files:  # a command that reopens /dev/stderr truncates it; what follows still goes to its end
         fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) | os.O_APPEND)
@@ -140,7 +143,7 @@ def run(
                 start_new_session=True,
             )
         except OSError as error:
-            return Result(error=f"{error.strerror}: {error.filename}")
+            return Result(error=f"{error.strerror}: {error.filename or argv[0]}")
         except ValueError as error:  # a NUL byte in an argument
             return Result(error=str(error))
     swept: list[str] = []
@@ -177,12 +180,13 @@ def read(file: IO[bytes], start: int, limit: int) -> bytes:
 
 
 def tail(file: IO[bytes], limit: int) -> str:
-    """The last `limit` bytes of an open file as masked text, from the beginning of a line where there is one."""
-    size = _size(file)
-    data = read(file, max(0, size - limit), limit)
-    if size > limit and b"\n" in data[:-1]:
-        data = data[data.index(b"\n") + 1 :]
-    return log.mask(data.decode("utf-8", "replace"))
+    """The last `limit` characters of an open file, masked, from the beginning of a line where there is one."""
+    start = max(0, _size(file) - limit - MARGIN)
+    text = log.mask(read(file, start, limit + MARGIN).decode("utf-8", "replace"))
+    if len(text) > limit:
+        text = text[-limit:]
+        text = text[text.find("\n", 0, -1) + 1 :]
+    return text
 
 
 class _Watch:
@@ -225,11 +229,11 @@ class _Watch:
 
 def _terminate(process: subprocess.Popen[bytes], grace: float) -> None:
     # To the process alone: claude ends its own tools when it is asked to, and so do most test runners.
-    process.terminate()
+    _signal(process.pid, signal.SIGTERM)
     try:
         process.wait(grace)
     except subprocess.TimeoutExpired:
-        process.kill()
+        _signal(process.pid, signal.SIGKILL)
 
 
 def _sweep(process: subprocess.Popen[bytes], strangers: set[int]) -> list[str]:
@@ -238,15 +242,27 @@ def _sweep(process: subprocess.Popen[bytes], strangers: set[int]) -> list[str]:
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
-        pass  # the group is empty (macOS says EPERM when only zombies are left)
-    process.wait()
+        pass  # the group is empty (macOS says EPERM when only zombies are left), or somebody else's
+    _await_end(process.pid, lambda: process.poll() is not None, strangers)
     swept = []
-    while orphans := _children() - strangers:
-        for pid in orphans:  # each of them hands its own children to us, hence the loop
+    while orphans := _children() - strangers:  # each of them hands its own children to us, hence the loop
+        for pid in orphans:
             swept.append(left_behind.get(pid) or _command_line(pid))
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            _signal(pid, signal.SIGKILL)
+        for pid in orphans:
+            _await_end(pid, partial(_reaped, pid), strangers)
     return [name for name in swept if name]  # one without a name had ended by itself
+
+
+def _await_end(pid: int, ended: Callable[[], bool], strangers: set[int]) -> None:
+    """Wait for a killed child; one that does not end (sudo's, or stuck in the kernel) is a stranger from now on."""
+    if not _until(ended, KILL_TIME):
+        log.warn(f"process {pid} cannot be ended and is left running: {_command_line(pid)}")
+        strangers.add(pid)
+
+
+def _reaped(pid: int) -> bool:
+    return os.waitpid(pid, os.WNOHANG)[0] == pid
 
 
 def _size(file: IO[bytes]) -> int:
@@ -276,29 +292,38 @@ def end_leftovers(marker: str, recorded: Mapping[str, str | int] | None, grace: 
     Asks the recorded process first, so that claude can close its session, then kills. Never touches a process
     that carries neither the marker nor the recorded identity.
     """
-    found = _marked(marker) | ({int(recorded["pid"])} if recorded and is_alive(recorded) else set())
-    count = len(found)
+
+    def left() -> set[int]:
+        known = {int(recorded["pid"])} if recorded and is_alive(recorded) else set()
+        return (_marked(marker) | known) - {os.getpid()}  # a worker may have started this very kit
+
+    def kill() -> bool:
+        for pid in (found := left()):
+            _signal(pid, signal.SIGKILL)
+        return not found
+
+    count = len(found := left())
     if recorded and int(recorded["pid"]) in found:
         _signal(int(recorded["pid"]), signal.SIGTERM)
         _until(lambda: not is_alive(recorded), grace)
-    while found := _marked(marker) | ({int(recorded["pid"])} if recorded and is_alive(recorded) else set()):
-        for pid in found:
-            _signal(pid, signal.SIGKILL)
-        _until(lambda: not _marked(marker), STEP)
+    if not _until(kill, KILL_TIME):
+        log.warn(f"processes of an earlier run cannot be ended: {sorted(left())}")
     return count
 
 
 def _signal(pid: int, number: int) -> None:
     try:
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass  # it ended by itself in the meantime
+    except (ProcessLookupError, PermissionError):
+        pass  # it ended by itself in the meantime, or belongs to somebody else
 
 
-def _until(condition: Callable[[], bool], seconds: float) -> None:
+def _until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Wait until the condition holds; whether it does."""
     end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
+    while not (holds := condition()) and time.monotonic() < end:
         time.sleep(0.02)
+    return holds
 
 
 def _marked(marker: str) -> set[int]:
@@ -344,7 +369,8 @@ def _read(path: str) -> bytes:
         return b""
 
 
-def _become_subreaper() -> None:
-    """Orphans of our children become our children (Linux), so that the sweep finds them."""
+def _become_parent() -> None:
+    """See how children end, and get their orphans too (Linux), so that the sweep finds them."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, and that is inherited, every exit code is 0
     if LINUX:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

@@ -18,12 +18,14 @@ from typing import Any
 import dod
 import manager
 import repo
-from mission import Limits, Mission
+from mission import Criterion, Limits, Mission
 from stream import Outcome
 
 HISTORY = 200  # iterations kept one by one; older ones live on in the totals
-REGRESSIONS = 20  # kept for each criterion
+REGRESSIONS = 5  # kept for each criterion
 ERRORS = 20  # kept in all
+MESSAGE = 200  # characters of each of them
+REPORT = 4000  # characters of the worker's last words
 ARTIFACTS = 100  # files listed of the last commit
 TRIED = 8  # sessions that a prompt tells of
 DOCUMENTS = (".md", ".rst", ".txt", ".adoc", ".html")
@@ -70,7 +72,7 @@ def adopt(memory: Memory, mission: Mission) -> None:
         c.id: {**blank, **before.get(c.id, {}), "criteria": c.criteria, "priority": c.priority}
         for c in mission.criteria
     }
-    _sort_tasks(memory)
+    _count(memory)
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -85,19 +87,22 @@ def note_verdicts(memory: Memory, verdicts: Mapping[str, dod.Verdict]) -> list[s
     for id, verdict in verdicts.items():
         known = memory["criteria"][id]
         failure = dod.failure(verdict)
-        known["stalls"] = known["stalls"] + (id == focus) if failure and failure == known["failure"] else 0
+        unchanged = failure and failure == known["failure"]
+        known["stalls"] = known["stalls"] + (id == focus) if unchanged else 0
         known["failure"] = failure
         if verdict.verdict == known["verdict"]:
             continue
-        regressed = known["verdict"] == "met"
+        # What runs last is unjudged as soon as another criterion is red; that alone breaks nothing.
+        was_well = known["first_met"] is not None and known["verdict"] in ("met", "unjudged")
+        regressed = was_well and verdict.verdict not in ("met", "unjudged")
         if regressed:
-            known["regressions"] = [*known["regressions"], _here(memory)][-REGRESSIONS:]
+            here = {"iteration": iteration, "commit": memory["commit"]}
+            known["regressions"] = [*known["regressions"], here][-REGRESSIONS:]
         if verdict.verdict == "met" and known["first_met"] is None:
             known["first_met"] = iteration
         lines.append(f"criterion {id}: {known['verdict']} -> {verdict.verdict}{' (regression)' if regressed else ''}")
         known["verdict"], known["since"] = verdict.verdict, iteration
-    _sort_tasks(memory)
-    _measure_completion(memory)
+    _count(memory)
     return lines
 
 
@@ -112,17 +117,15 @@ def note_outcome(memory: Memory, outcome: Outcome) -> None:
     if outcome.kind == "ended":
         metrics["successful_actions"] += 1
         metrics["error_recoveries"] += metrics["failing"]
-    else:
+        metrics["failing"] = False
+    elif outcome.kind != "limit":  # which is nobody's error
+        error = {"timestamp": now(), "message": f"{outcome.kind}: {outcome.message}"[:MESSAGE]}
+        memory["errors"] = [*memory["errors"], error][-ERRORS:]
         metrics["failed_actions"] += 1
-        memory["errors"] = [
-            *memory["errors"],
-            {"timestamp": now(), "message": f"{outcome.kind}: {outcome.message[:300]}"},
-        ]
-        memory["errors"] = memory["errors"][-ERRORS:]
-    metrics["failing"] = outcome.kind != "ended"
+        metrics["failing"] = True
     memory["last"] = {
         "kind": outcome.kind,
-        "report": outcome.report,
+        "report": outcome.report[-REPORT:],
         "turns": outcome.turns,
         "cost_usd": outcome.cost_usd,
         "seconds": outcome.seconds,
@@ -174,20 +177,7 @@ def close_iteration(memory: Memory, commit: repo.Commit, statistics: Mapping[str
 
 def situation(memory: Memory, mission: Mission, tails: Mapping[str, str], max_context: float) -> manager.Situation:
     """All that the next decision rests on. tails: the end of each check's last output. max_context: 0 to 1."""
-    standings = [
-        manager.Standing(
-            c.id,
-            c.criteria,
-            c.priority,
-            known["verdict"],
-            c.check,
-            regressed=bool(known["regressions"]) and known["verdict"] != "met",
-            stalls=known["stalls"],
-            tail=tails[c.id],
-        )
-        for c in mission.criteria
-        if (known := memory["criteria"][c.id])
-    ]
+    standings = [_standing(c, memory["criteria"][c.id], tails[c.id]) for c in mission.criteria]
     session, last = memory["worker"], memory["last"] or {"kind": "none yet", "turns": 0, "report": "", "denials": []}
     refused = f"; refused to it: {', '.join(last['denials'])}" if last["denials"] else ""
     return manager.Situation(
@@ -203,17 +193,18 @@ def situation(memory: Memory, mission: Mission, tails: Mapping[str, str], max_co
 
 def limit_reached(memory: Memory, limits: Limits, max_iterations: int | None) -> str:
     """Which limit stands in the way of another session and what would lift it; "" when none does."""
-    metrics = memory["metrics"]
-    caps = [limits.iterations, max_iterations]
-    spent = {
-        "limits.cost_usd": (metrics["estimated_cost"], limits.cost_usd),
-        "limits.iterations": (memory["iterations"], min((cap for cap in caps if cap is not None), default=None)),
-        "limits.hours": (round((metrics["worker_seconds"] + metrics["check_seconds"]) / 3600, 2), limits.hours),
-        "limits.tokens": (sum(metrics["token_usage"].values()), limits.tokens),
-    }
-    for name, (used, cap) in spent.items():
+    metrics, done = memory["metrics"], memory["iterations"]
+    spent = (
+        ("limits.cost_usd", metrics["estimated_cost"], limits.cost_usd),
+        ("limits.iterations", done, limits.iterations),
+        ("orchestrator.max_iterations", done, max_iterations),
+        ("limits.hours", (metrics["worker_seconds"] + metrics["check_seconds"]) / 3600, limits.hours),
+        ("limits.tokens", sum(metrics["token_usage"].values()), limits.tokens),
+    )
+    for name, used, cap in spent:
         if cap is not None and used >= cap:
-            return f"{name} is reached: {used:g} of {cap:g}. Raise it in the mission and start again to go on."
+            place = "mission" if name.startswith("limits.") else "settings"
+            return f"{name} is reached: {round(used, 4)} of {cap}. Raise it in the {place} and start again to go on."
     return ""
 
 
@@ -227,13 +218,17 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def _sort_tasks(memory: Memory) -> None:
-    memory["completed_tasks"] = [id for id, known in memory["criteria"].items() if known["verdict"] == "met"]
-    memory["pending_tasks"] = [id for id, known in memory["criteria"].items() if known["verdict"] != "met"]
-
-
-def _here(memory: Memory) -> dict[str, Any]:
-    return {"iteration": memory["iterations"], "commit": memory["commit"]}
+def _standing(criterion: Criterion, known: Mapping[str, Any], tail: str) -> manager.Standing:
+    return manager.Standing(
+        criterion.id,
+        criterion.criteria,
+        criterion.priority,
+        known["verdict"],
+        criterion.check,
+        regressed=bool(known["regressions"]) and known["verdict"] != "met",
+        stalls=known["stalls"],
+        tail=tail,
+    )
 
 
 def _tried(entry: Mapping[str, Any]) -> str:
@@ -277,8 +272,12 @@ def _no_metrics() -> dict[str, Any]:
     return {**zero, "failing": False, "token_usage": usage}
 
 
-def _measure_completion(memory: Memory) -> None:
-    metrics, met, total = memory["metrics"], len(memory["completed_tasks"]), len(memory["criteria"])
+def _count(memory: Memory) -> None:
+    """Sort the criteria by what is met, and measure how far that is."""
+    verdicts = {id: known["verdict"] for id, known in memory["criteria"].items()}
+    memory["completed_tasks"] = [id for id, verdict in verdicts.items() if verdict == "met"]
+    memory["pending_tasks"] = [id for id, verdict in verdicts.items() if verdict != "met"]
+    metrics, met, total = memory["metrics"], len(memory["completed_tasks"]), len(verdicts)
     metrics["dod_criteria_completed"], metrics["dod_criteria_total"] = met, total
     metrics["completion_percentage"] = round(100 * met / total, 1)
     metrics["cost_per_criteria"] = round(metrics["estimated_cost"] / met, 4) if met else 0

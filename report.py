@@ -83,11 +83,12 @@ def table(memory: dict[str, Any]) -> str:
             known["priority"],
             len(known["regressions"]) or "",
             known["stalls"] or "",
-            known["criteria"][:60],
+            " ".join(known["criteria"].split())[:60],
         ]
         for id, known in memory["criteria"].items()
     ]
-    return str(tabulate(rows, headers=["", "id", "verdict", "priority", "regressions", "stalls", "criterion"]))
+    headers = ["", "id", "verdict", "priority", "regressions", "stalls", "criterion"]
+    return str(tabulate(rows, headers, disable_numparse=True))  # an id such as 1e5 is no number
 
 
 def whole(memory: dict[str, Any], holder: dict[str, Any] | None) -> str:

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 VERSION = 1  # of the document; a newer kit's file is refused, never guessed at
-MAX_SIZE = 100_000  # bytes; the oldest history is folded into totals above this
+MAX_SIZE = 100_000  # bytes; the oldest history is dropped above this, it lives on in the totals
+PATIENCE = 1.0  # seconds for which those who only ask for the lock's holder can keep it from us
+# A password like `password` may be part of a name; masked, the name would name nothing.
+VERBATIM = ("mission", "mission_id", "repository", "branch", "completed_tasks", "pending_tasks")
 SCHEMA = os.path.join(os.path.dirname(os.path.realpath(__file__)), "schema", "state.json")
 
 
@@ -50,32 +53,29 @@ def load(path: Path | str, validate: bool = True) -> dict[str, Any]:
     """
     try:
         with open(path, "rb") as file:
-            document = json.loads(file.read(), object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
+            data = file.read()
+        document = json.loads(data, object_pairs_hook=_no_duplicates, parse_constant=_number, parse_float=_number)
+        if not isinstance(document, dict) or document.get("version") != VERSION:
+            found = document.get("version") if isinstance(document, dict) else type(document).__name__
+            raise StateError(f"{path}: expected a state of version {VERSION}, found {found!r:.50}")
+        if validate:
+            _check_shape(document, path)
     except (ValueError, RecursionError) as error:  # ValueError: also bad UTF-8 and integers of 5000 digits
         raise StateError(f"{path}: not a readable state: {error}") from error
-    if not isinstance(document, dict) or document.get("version") != VERSION:
-        found = document.get("version") if isinstance(document, dict) else type(document).__name__
-        raise StateError(f"{path}: expected a state of version {VERSION}, found {found}")
-    if validate:
-        _check_shape(document, path)
     return document
 
 
 def save(path: Path, document: dict[str, Any]) -> None:
-    """Write the document durably, masked except for the mission's own text, which the checks depend on.
+    """Write the document durably, masked except for what the next start depends on to the letter.
 
     Raises OSError. Before the rename nothing has changed. After it (only the directory's sync can fail then) the
     new state is in place, but may not survive a power cut: do not repeat what it records, save again or stop.
     """
-    import tempfile
-
-    import log  # with `tempfile` 15 ms, which a reader of the state does not pay
+    import tempfile  # with `log` 15 ms, which a reader of the state does not pay
 
     document["version"] = VERSION
-    while len(text := _text({k: v if k == "mission" else log.mask_tree(v) for k, v in document.items()})) > MAX_SIZE:
-        if not document.get("history"):
-            break  # a large mission; it does not grow
-        document["history"].pop(0)
+    while len(text := _text(document)) > MAX_SIZE and (history := document.get("history")):
+        del history[: 1 + len(history) // 20]  # what is still too large then is a large mission, which does not grow
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with open(handle, "wb") as file:
@@ -96,7 +96,10 @@ def remove_stale(folder: Path) -> None:
 
 
 def _text(document: dict[str, Any]) -> bytes:
-    return json.dumps({"version": VERSION, **document}, allow_nan=False, indent=1).encode("ascii") + b"\n"
+    import log
+
+    shown = {key: value if key in VERBATIM else log.mask_tree(value) for key, value in document.items()}
+    return json.dumps({"version": VERSION, **shown}, allow_nan=False, indent=1).encode("ascii") + b"\n"
 
 
 def _sync_folder(folder: Path) -> None:
@@ -126,8 +129,10 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _no_constants(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+def _number(text: str) -> float:
+    if not float("-inf") < (number := float(text)) < float("inf"):
+        raise ValueError(f"{text[:20]} is no number")
+    return number
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -152,26 +157,34 @@ class Lock:
         try:
             if not self._take(handle):
                 raise Busy(holder(self.path) or {})
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, json.dumps(self.about).encode(), 0)
         except BaseException:
             os.close(handle)
             raise
         self.handle = handle
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps(self.about).encode(), 0)
         return self
 
     def _take(self, handle: int) -> bool:
-        for pause in (0.02, 0.05, 0.0):  # `holder` of a curious process has it for a moment
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return os.fstat(handle).st_ino == os.stat(self.path).st_ino  # else it was replaced meanwhile
-            except BlockingIOError:
-                time.sleep(pause)
-        return False
+        end = time.monotonic() + PATIENCE
+        while not _flock(handle, fcntl.LOCK_EX):
+            if not _flock(handle, fcntl.LOCK_SH) or time.monotonic() > end:
+                return False  # an orchestrator has it
+            _flock(handle, fcntl.LOCK_UN)  # a `holder` of a curious process has it, for a moment
+            time.sleep(0.001)
+        return os.path.exists(self.path) and os.path.samestat(os.fstat(handle), os.stat(self.path))  # not replaced
 
     def __exit__(self, *_: object) -> None:
         os.ftruncate(self.handle, 0)
         os.close(self.handle)
+
+
+def _flock(handle: int, operation: int) -> bool:
+    try:
+        fcntl.flock(handle, operation | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def holder(path: Path | str) -> dict[str, Any] | None:
@@ -181,13 +194,10 @@ def holder(path: Path | str) -> dict[str, Any] | None:
     except OSError:
         return None
     try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return None
-    except OSError:
-        about = os.read(handle, 10_000)
+        if _flock(handle, fcntl.LOCK_SH):
+            return None
+        return dict(json.loads(os.read(handle, 10_000)))
+    except (OSError, ValueError, TypeError):  # the holder has not written it yet, or somebody else did
+        return {}
     finally:
         os.close(handle)
-    try:
-        return dict(json.loads(about))
-    except ValueError:
-        return {}

@@ -21,6 +21,8 @@ import log
 import proc
 
 MAX_LINE = 10_000_000  # bytes; a longer line is dropped, the stream goes on
+PART = 100_000  # bytes taken in at a time
+SPELL = 1.0  # seconds of one tick, so that a flood of output cannot keep the limits from being looked at
 LINGER = 60.0  # seconds that claude may live on after its result
 REPORT = 8000  # characters of the worker's last words that are kept
 TOKENS = {
@@ -33,7 +35,7 @@ TOKENS = {
 # Only error results and synthetic messages are matched against these, never what the model wrote.
 AUTH = re.compile(r"not logged in|/login|invalid api key|failed to authenticate|oauth|subscription access", re.I)
 CREDIT = re.compile(r"credit balance|spend limit|usage credits? required|specified api usage limits", re.I)
-LIMIT = re.compile(r"hit your .*limit|limit reached|usage limit|out of extra usage", re.I)
+LIMIT = re.compile(r"hit your .*limit|limit reached|(?<!not your )usage limit|out of extra usage", re.I)
 TOO_LONG = re.compile(r"prompt is too long|request too large", re.I)
 LOST = re.compile(r"no conversation found|session id \S+ is already in use", re.I)
 REFUSED = re.compile(
@@ -94,36 +96,47 @@ class Stream:
         self.words: list[str] = []
 
     def tick(self) -> str:
-        """Take in what is new; a word when claude does not go although it has answered."""
-        while data := proc.read(self.output, self.offset, 1_000_000):
-            self.offset += len(data)
-            *lines, self.rest = (self.rest + data).split(b"\n")
-            for line in lines:
-                self._line(line)
-            if len(self.rest) > MAX_LINE:
-                self.rest, self.skipping = b"", True
+        """Take in what is new, for a spell; a word when claude does not go although it has answered."""
+        enough = time.monotonic() + SPELL
+        while self._take() and time.monotonic() < enough:
+            pass
         log.live(f"worker {_clock(time.monotonic() - self.begun)} · {self.doing}")
         return "lingering" if self.result_seen and time.monotonic() - self.result_seen > LINGER else ""
 
     def finish(self) -> None:
         """Take in the rest, also a last line without an end."""
-        self.tick()
+        while self._take():
+            pass
         if self.rest:
             self._line(self.rest)
-        self.rest = b""
+        self.kept.flush()
+
+    def _take(self) -> bool:
+        """Take in the next part; whether there was one."""
+        data = proc.read(self.output, self.offset, PART)
+        self.offset += len(data)
+        for number, piece in enumerate(data.split(b"\n")):
+            if number:
+                self._line(self.rest)
+                self.rest = b""
+            self.rest += piece
+        if len(self.rest) > MAX_LINE:
+            self.rest, self.skipping = b"", True
+        self.kept.flush()
+        return bool(data)
 
     def _line(self, raw: bytes) -> None:
         if self.skipping:  # this is the end of a line that was too long to keep
             self.skipping = False
             return
-        line = log.mask(raw.decode("utf-8", "replace"))
-        self.kept.write(line + "\n")
-        self.kept.flush()
+        line = raw.decode("utf-8", "replace")
         try:
-            event = json.loads(line)
+            event = log.mask_tree(json.loads(line))  # masked as text, a quoted secret would take its quote along
+            line = json.dumps(event)
         except (ValueError, RecursionError):
+            event = None
             log.debug("a line of the worker's output is no JSON", line=line[:200])
-            return
+        self.kept.write(log.mask(line) + "\n")
         if isinstance(event, dict):
             self._event(event)
 
@@ -145,11 +158,12 @@ class Stream:
         if event.get("error") or message.get("model") == "<synthetic>":
             self.error = event
             return
-        if usage := _dict(message.get("usage")):
+        own = not event.get("parent_tool_use_id")  # else it is a subagent's, with words and a context of its own
+        if own and (usage := _dict(message.get("usage"))):
             self.usage[str(message.get("id"))] = usage  # one event per block: the same message comes several times
-        for block in _list(message.get("content")):
+        for block in _dicts(message.get("content")):
             if block.get("type") == "text" and str(block.get("text", "")).strip():
-                self.words.append(str(block["text"]))
+                self.words += [str(block["text"])] * own
                 self._show(str(block["text"]).strip().splitlines()[0])
             elif block.get("type") == "tool_use":
                 self._show(f"{block.get('name')} {_subject(_dict(block.get('input')))}")
@@ -171,7 +185,7 @@ def classify(stream: Stream, result: proc.Result, stderr: str, spent: Mapping[st
     run = {name: value - (spent.get(name, 0) if value >= spent.get(name, 0) else 0) for name, value in session.items()}
     return Outcome(
         kind,
-        message=said or _how_it_ended(result),
+        message=said or _how_it_ended(kind, stream, result),
         report=_report(stream),
         resets_at=_resets_at(stream.limit) if kind == "limit" else None,
         turns=int(_number(stream.result.get("num_turns")) or len(stream.usage)),
@@ -179,7 +193,7 @@ def classify(stream: Stream, result: proc.Result, stderr: str, spent: Mapping[st
         tokens={name: int(count) for name, count in run.items()},
         session=session,
         context=_context(stream),
-        denials=[_denial(item) for item in _list(stream.result.get("permission_denials"))],
+        denials=[_denial(item) for item in _dicts(stream.result.get("permission_denials"))],
         seconds=round(result.seconds, 1),
         swept=result.swept,
         model=str(stream.init.get("model", "")),
@@ -233,25 +247,31 @@ def _error_text(stream: Stream, stderr: str) -> str:
     """What claude itself said went wrong: never the prose of the model."""
     if stream.result and not stream.result.get("is_error"):
         return ""
-    words = [str(item) for item in stream.result.get("errors") or []]
+    words = [str(item) for item in _list(stream.result.get("errors"))]
     words += [str(stream.result.get("result") or "")] if stream.result else []
-    words += [str(block.get("text", "")) for block in _list(_dict(stream.error.get("message")).get("content"))]
+    words += [str(block.get("text", "")) for block in _dicts(_dict(stream.error.get("message")).get("content"))]
     return "\n".join(dict.fromkeys(word for word in [*words, stderr] if word))[:2000]
 
 
-def _how_it_ended(result: proc.Result) -> str:
+def _how_it_ended(kind: str, stream: Stream, result: proc.Result) -> str:
     if result.error:
         return f"claude could not be started: {result.error}"
     if result.stopped:
         return f"ended from here after {result.seconds:.0f} s: {result.stopped}"
-    return "" if result.code == 0 else f"claude ended with exit code {result.code} and without a result"
+    if not stream.result:
+        return f"claude ended with exit code {result.code} and without a result"
+    said = f"{stream.result.get('subtype')}, {stream.result.get('terminal_reason')}"
+    return "" if kind == "ended" else f"claude gave no reason but its result: {said}"
 
 
 def _report(stream: Stream) -> str:
-    """The result's text; it may be empty or cut although the model said more, then its last words."""
+    """The result's text; it may be empty or cut although the model said more, then its last words.
+
+    Half a character, which JSON can hold, becomes a question mark: it goes into a commit.
+    """
     text = "" if stream.result.get("is_error") else str(stream.result.get("result") or "")
     last = stream.words[-1] if stream.words else ""
-    return (text if len(text) >= len(last) else last)[-REPORT:]
+    return (text if len(text) >= len(last) else last)[-REPORT:].encode("utf-8", "replace").decode()
 
 
 def _resets_at(limit: dict[str, Any]) -> float | None:
@@ -298,8 +318,12 @@ def _dict(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _list(value: Any) -> list[dict[str, Any]]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _dicts(value: Any) -> list[dict[str, Any]]:
+    return [item for item in _list(value) if isinstance(item, dict)]
 
 
 def _number(value: Any) -> float:

@@ -30,9 +30,10 @@ import proc
 from stream import Outcome, Stream, classify
 
 MAX_STREAM = 300_000_000  # bytes of a session's output; it is ended above this
+MAX_WALLS = 120_000  # bytes of settings; Linux takes 131,071 in one argument
 USUAL_PLACES = ("~/.local/bin", "~/.claude/local", "/usr/local/bin", "/opt/homebrew/bin")  # not on cron's PATH
 OWN_LOGIN = ("ANTHROPIC_*", "CLAUDE_CODE_OAUTH_TOKEN")  # what claude gets of the secrets in the environment
-LOGIN_VARIABLES = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN")  # not for its commands
+LOGIN_VARIABLES = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN")  # its settings may set them
 CLOUD_LOGIN = {"CLAUDE_CODE_USE_BEDROCK": ("AWS_*",), "CLAUDE_CODE_USE_VERTEX": ("GOOGLE_*", "CLOUDSDK_*")}
 SECRET_PLACES = (
     "~/.ssh",
@@ -44,6 +45,7 @@ SECRET_PLACES = (
     "~/.docker",
     "~/.claude/.credentials.json",
 )
+SYSCTL = Path("/proc/sys")
 PROBE = ("bwrap", "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--unshare-pid", "--unshare-net", "true")
 
 
@@ -128,7 +130,7 @@ def _namespace_remedy() -> str:
 
     def setting(name: str) -> str:
         try:
-            return Path("/proc/sys", name).read_text().strip()
+            return (SYSCTL / name).read_text().strip()
         except OSError:
             return ""
 
@@ -152,7 +154,7 @@ def _namespace_remedy() -> str:
 
 
 def run(task: Task, settings: Any, started: Callable[[int], None] | None = None) -> Outcome:
-    """Run one session until it ends or has to be ended. Raises CannotRun only for what `find` raises.
+    """Run one session until it ends or has to be ended. Raises CannotRun, see `command_line`.
 
     settings: the kit's settings. started: called with claude's pid as soon as there is one.
     """
@@ -173,7 +175,8 @@ def run(task: Task, settings: Any, started: Callable[[int], None] | None = None)
                 started=started,
             )
             stream.in_time = bool(stream.result)
-            stream.finish()
+            if result.stopped != "size":  # what is too much is not read to its end either
+                stream.finish()
         outcome = classify(stream, result, proc.tail(err, 4000).strip(), task.spent)
     log.live("")
     log.debug(f"session {outcome.kind}", code=result.code, stopped=result.stopped, swept=result.swept)
@@ -185,7 +188,8 @@ def run_by_hand(task: Task, path: Path) -> Outcome:
 
     Where there is no terminal to ask on it does not wait. Raises proc.Interrupted on a signal.
     """
-    path.write_text(task.prompt, "utf-8")
+    with open(path, "w", encoding="utf-8", opener=log.private) as file:
+        file.write(task.prompt)
     print(f"\n{log.printable(task.prompt)}\nGive this to Claude Code; it also stands in {path}.")
     if sys.stdin.isatty():
         print("Press Enter when it has been done.", flush=True)
@@ -208,24 +212,34 @@ def compress(stream: Path) -> None:
 
 
 def command_line(task: Task, settings: Any) -> list[str]:
-    """The arguments of claude. Nothing secret and nothing of the prompt is in them."""
-    claude = settings.claude_code
+    """The arguments of claude. Nothing secret and nothing of the prompt is in them.
+
+    Raises CannotRun when there is no claude, or when more is sealed than it can be told.
+    """
+    claude, walls = settings.claude_code, json.dumps(_walls(task, settings))
+    if len(walls) > MAX_WALLS:
+        raise CannotRun(
+            f"{len(task.sealed)} files are more than Claude Code can be told to protect one by one.\n"
+            "Under `protect`, name their folders instead of files: tests/** counts as one."
+        )
     argv = [find(claude.command), "-p", "--output-format", "stream-json", "--verbose"]
     argv += [f"--resume={task.session}" if task.resume else f"--session-id={task.session}"]
     argv += ["--permission-mode", claude.permission_mode, "--setting-sources", "user", "--strict-mcp-config"]
-    argv += ["--settings", json.dumps(_walls(task, claude.sandbox)), "--append-system-prompt-file", str(task.rules)]
+    argv += ["--settings", walls, "--append-system-prompt-file", str(task.rules)]
     argv += [f"--model={claude.model}"] if claude.model else []
     argv += [f"--max-turns={claude.max_turns}"] if claude.max_turns else []
     argv += [f"--max-budget-usd={task.budget_usd:.4f}"] if task.budget_usd is not None else []
     return argv
 
 
-def _walls(task: Task, sandbox: bool) -> dict[str, Any]:
+def _walls(task: Task, settings: Any) -> dict[str, Any]:
     """Claude Code settings that keep the worker in its repository and away from what is sealed.
 
     Measured: an Edit rule holds for file tools and sandboxed commands alike, but is void for a path with brackets, so
     each path also stands in denyWrite. Without `allow: Bash` a plain `for` loop is refused although it is sandboxed.
     """
+    sandbox = settings.claude_code.sandbox
+    hidden = sorted({*LOGIN_VARIABLES, *filter(log.is_secret_name, _environment(task, settings))})
     sealed = sorted({str(path) for given in task.sealed for path in (given, given.resolve())})
     secrets = [path for path in map(os.path.expanduser, SECRET_PLACES) if os.path.exists(path)]
     secrets += [str(task.root / ".env")] * (task.root / ".env").exists()
@@ -239,7 +253,7 @@ def _walls(task: Task, sandbox: bool) -> dict[str, Any]:
             "autoAllowBashIfSandboxed": True,
             "network": {"allowedDomains": list(task.network), "strictAllowlist": True},
             "filesystem": {"denyWrite": sealed, "denyRead": secrets},
-            "credentials": {"envVars": [{"name": name, "mode": "deny"} for name in LOGIN_VARIABLES]},
+            "credentials": {"envVars": [{"name": name, "mode": "deny"} for name in hidden]},
         },
     }
 

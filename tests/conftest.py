@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+import log
+
 KIT = Path(__file__).resolve().parent.parent
 
 
@@ -50,6 +52,13 @@ def marked(marker: str) -> dict[int, str]:
         except OSError:  # it ended meanwhile, or belongs to somebody else
             continue
     return found
+
+
+@pytest.fixture
+def fresh_mask(monkeypatch) -> None:
+    """A mask that knows no secret yet, and that forgets afterwards what the test told it."""
+    monkeypatch.setattr(log, "_secrets", set())
+    monkeypatch.setattr(log, "_values", None)
 
 
 @pytest.fixture(scope="session")

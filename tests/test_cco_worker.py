@@ -171,7 +171,6 @@ ENDS = {
     ),
     "invalid UTF-8": ("ended", [{"raw": "\udcff\udc80"}, {"say": "Done."}]),
     "a line of 20 MB": ("ended", [{"raw": "x", "times": 20_000_000}, {"say": "Done."}]),
-    "quoted secrets": ("ended", [{"say": 'curl -H "Authorization: Bearer abc" and "-----BEGIN PRIVATE KEY-----"'}]),
     "cut off by the model's side": ("interrupted", [{"result": {"terminal_reason": "aborted_streaming"}}]),
     "credit": ("credit", [api_error("billing_error", "Credit balance is too low", 400)]),
     "prompt too long": (
@@ -264,7 +263,8 @@ def test_a_session_that_nobody_knows_and_one_that_is_in_use_are_lost(bench):
 def test_a_claude_that_lives_on_after_its_result_is_ended_and_its_result_kept(bench, monkeypatch):
     monkeypatch.setattr(stream, "LINGER", 0.3)
     outcome = bench.run({"say": "Done."}, {"result": {}}, {"hang": True})
-    assert (outcome.kind, outcome.report, outcome.message) == ("ended", "Done.", "")
+    assert (outcome.kind, outcome.report) == ("ended", "Done.")
+    assert outcome.message.endswith(": lingering")
 
 
 @pytest.mark.parametrize("limit", ["timeout", "idle_timeout"])
@@ -285,7 +285,8 @@ def test_a_claude_that_does_not_listen_is_killed(bench, monkeypatch):
 
 def test_an_output_without_end_is_ended_at_its_largest_size_and_soon(bench, monkeypatch):
     monkeypatch.setattr(worker, "MAX_STREAM", 2_000_000)
-    bench.claude.command = str(program(bench.folder / "bin" / "endless", "exec yes"))
+    flood = "yes | head -c 1500000; sleep 0.4; yes | head -c 50000000; sleep 60"  # takes minutes to look through
+    bench.claude.command = str(program(bench.folder / "bin" / "flood", flood))
     begun = time.monotonic()
     outcome = bench.run()
     assert (outcome.kind, outcome.message[-6:]) == ("timeout", ": size")
@@ -294,9 +295,10 @@ def test_an_output_without_end_is_ended_at_its_largest_size_and_soon(bench, monk
 
 def test_a_success_that_comes_after_the_kit_has_ended_it_does_not_count(bench):
     """Claude Code 2.1.197 answers SIGTERM with code 0 and a success."""
-    result = json.dumps({"type": "result", "subtype": "success", "is_error": False, "result": "All is done."})
-    polite = f"trap 'echo {json.dumps(result)[1:-1]!r}; exit 0' TERM\nsleep 60 & wait"
-    bench.claude.command = str(program(bench.folder / "bin" / "polite", polite.replace("'{", '"{').replace("}'", '}"')))
+    success = {"type": "result", "subtype": "success", "is_error": False, "result": "All is done."}
+    (bench.root / "result").write_text(json.dumps(success))
+    polite = "trap 'cat result; exit 0' TERM\nsleep 60 & wait"
+    bench.claude.command = str(program(bench.folder / "bin" / "polite", polite))
     bench.claude.timeout = 0.4
     outcome = bench.run()
     assert outcome.report == "All is done."
@@ -366,7 +368,11 @@ RECORDED = {
     "the API's own cap": ("credit", [result(result="You have reached your specified API usage limits.")], 1),
     "credits required": ("credit", [rejected(errorCode="credits_required"), result(api_error_status=429)], 1),
     "limit with windows": ("limit", [rejected(unifiedWindows=WINDOWS), result(api_error_status=429)], 1),
-    "session limit, in words alone": ("limit", [result(result="You've hit your session limit · resets 5:49am (UTC)")], 1),
+    "session limit, in words alone": (
+        "limit",
+        [result(result="You've hit your session limit · resets 5:49am (UTC)")],
+        1,
+    ),
     "limit of 2025": ("limit", [result(result="Claude AI usage limit reached|1893456000")], 1),
     "5-hour limit": ("limit", [synthetic("5-hour limit reached ∙ resets 3pm", "rate_limit"), result()], 1),
     "extra usage": ("limit", [result(result="You're out of extra usage · resets 5pm (America/Los_Angeles)")], 1),
@@ -428,7 +434,9 @@ def test_the_last_words_are_the_workers_own_and_whole(tmp_path):
 
     use = {"m": {"contextWindow": 1000, "inputTokens": 1}}
     good = result(is_error=False, result="I did", modelUsage=use)
-    outcome = classified(tmp_path, [says("I did all of it."), says("A helper's note that is longer", "toolu_1"), good], 0)
+    outcome = classified(
+        tmp_path, [says("I did all of it."), says("A helper's note that is longer", "toolu_1"), good], 0
+    )
     assert outcome.report == "I did all of it."  # the result may hold the first part alone
     assert outcome.context == 0.5  # of the conversation itself, not of its helper's
 
@@ -457,8 +465,6 @@ def test_what_an_interrupted_run_spent_is_in_the_next_one_and_nothing_twice(benc
     assert (cut.kind, cut.cost_usd, cut.session) == ("interrupted", 0, first.session)
     last = bench.run(usage, {"say": "Three."}, resume=True, spent=cut.session)
     assert last.tokens["input"] == 2000
-    lost = bench.run(resume=True, session="c5a6e8a6-2ad0-4a51-9a57-0f9a3d8f0d11", spent=last.session)
-    assert (lost.kind, lost.cost_usd, lost.session) == ("lost_session", 0, last.session)
 
 
 def test_a_version_that_counts_each_run_by_itself_is_counted_right(tmp_path):
@@ -566,6 +572,13 @@ def test_what_is_sealed_through_a_link_is_sealed_at_its_place_too(bench):
     assert written == [str(bench.root / "link"), str(bench.root / "real")]
 
 
+def test_more_sealed_files_than_claude_can_be_told_are_refused_with_the_way_out(bench):
+    sealed = tuple(bench.root / f"a_test_with_a_rather_long_name_{number}.py" for number in range(1000))
+    with pytest.raises(worker.CannotRun, match="1000 files (.|\n)*name their folders"):
+        bench.run({"say": "Done."}, sealed=sealed)
+    assert bench.run({"say": "Done."}, sealed=sealed[:200]).kind == "ended"
+
+
 def test_a_users_secrets_are_hidden_where_there_are_any(bench, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".ssh").mkdir()
@@ -580,7 +593,11 @@ def test_the_sandbox_is_on_and_its_network_holds_the_missions_hosts_alone(bench)
     walls = bench.walls(network=("pypi.org", "*.example.org"))
     sandbox = walls["sandbox"]
     assert sandbox["network"] == {"allowedDomains": ["pypi.org", "*.example.org"], "strictAllowlist": True}
-    assert (sandbox["enabled"], sandbox["failIfUnavailable"], sandbox["allowUnsandboxedCommands"]) == (True, True, False)
+    assert (sandbox["enabled"], sandbox["failIfUnavailable"], sandbox["allowUnsandboxedCommands"]) == (
+        True,
+        True,
+        False,
+    )
     assert walls["permissions"]["allow"] == ["Bash"]
     bench.claude.sandbox = False
     walls = bench.walls()
@@ -629,7 +646,7 @@ def sandbox_of(folder: Path, monkeypatch: pytest.MonkeyPatch, **programs: str) -
     (folder / "bin").mkdir(exist_ok=True)
     monkeypatch.setenv("PATH", str(folder / "bin"))
     monkeypatch.setattr(worker, "SYSCTL", folder / "sys")
-    monkeypatch.setattr(worker, "LINUX", True, raising=False)
+    monkeypatch.setattr(proc, "LINUX", True)
     monkeypatch.delenv("container", raising=False)
 
 
@@ -725,12 +742,17 @@ def test_the_stream_is_kept_masked_private_and_compressed(bench, planted, monkey
     assert "Again." in both
 
 
-def test_every_kept_line_is_json_although_secrets_were_cut_out_of_it(bench):
-    quoted = 'echo "Authorization: Bearer abc" "-----BEGIN RSA PRIVATE KEY-----"; echo ghp_' + 30 * "a"
-    assert bench.run({"bash": quoted}, {"say": "Done."}).kind == "ended"
-    lines = [json.loads(line) for line in (bench.folder / "stream.jsonl").read_text().splitlines()]
-    (command,) = [e["message"]["content"][0]["input"]["command"] for e in lines if "tool_use" in json.dumps(e)][:1]
-    assert command == 'echo "Authorization: ***" "***"; echo ***'
+def test_a_quoted_secret_is_cut_out_without_damage_to_its_line(bench):
+    quoted = 'curl -H "Authorization: Bearer abc" "-----BEGIN RSA PRIVATE KEY-----" ghp_' + 30 * "a"
+    outcome = bench.run({"bash": f"true {quoted}"}, {"say": f"I ran {quoted}"})
+    assert (outcome.kind, outcome.report) == ("ended", 'I ran curl -H "Authorization: ***" "***" ***')
+    kept = [json.loads(line) for line in (bench.folder / "stream.jsonl").read_text().splitlines()]
+    assert [event["type"] for event in kept] == ["system", "assistant", "user", "assistant", "result"]
+
+
+def test_words_that_no_file_can_hold_are_replaced(bench):
+    outcome = bench.run({"say": "an emoji cut in half: \ud83d"})
+    assert outcome.report == "an emoji cut in half: ?"
 
 
 def test_an_error_text_and_a_process_that_is_ended_are_masked_too(bench, planted):
@@ -760,16 +782,7 @@ def terminal(monkeypatch) -> Terminal:
 
 
 def test_what_the_worker_does_is_a_line_each_and_the_last_line_lives(bench, terminal):
-    go = bench.folder / "go"
     outcome = bench.run(
-        {"bash": "npm test -- --run \n  all"},
-        {"write": {"a.txt": "x"}},
-        retry(529, "overloaded"),
-        {"say": "\nAll green.\nSecond line."},
-        {"bash": f"until test -e '{go}'; do sleep 0.05; done"},
-        {"say": "Done."},
-        started=lambda pid: signal.setitimer(signal.ITIMER_REAL, 0.01) and None,
-    ) if False else bench.run(
         {"bash": "npm test -- --run \n  all"},
         {"write": {"a.txt": "x"}},
         retry(529, "overloaded"),
@@ -787,7 +800,7 @@ def test_what_the_worker_does_is_a_line_each_and_the_last_line_lives(bench, term
     ):
         assert line in shown
     assert "Second line" not in shown
-    assert re.search(r"\r\x1b\[2Kworker 0m00s · Bash sleep 0\.5", shown)  # the living line
+    assert re.search(r"\r\x1b\[2Kworker \dm\d\ds · Bash sleep 0\.5", shown)  # the living line
     assert shown.endswith("\r\x1b[2K")  # which is cleared at the end
 
 

@@ -1,0 +1,473 @@
+"""The whole kit with the real claude: only the model's answers are made up, by a server on loopback.
+
+Each test has a home of its own, so that nobody's login, settings or history take part.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import KIT, marked, need, until
+
+from extras.messages_api import MessagesAPI
+from loop import MARGIN
+
+API_KEY = {"ANTHROPIC_API_KEY": "none-is-needed"}
+SUBSCRIPTION = {"CLAUDE_CODE_OAUTH_TOKEN": "sk-ant-oat01-dummy"}
+PLANTED = "Zk9-planted+value/4711=="  # looks like no known family of keys, so only its variable gives it away
+
+
+class Model(MessagesAPI):
+    """Answers for the model, and counts the workers that are there whenever one of them asks."""
+
+    def __init__(self, script: list[dict[str, Any]], workers: Callable[[], int]):
+        super().__init__(script)
+        self.workers, self.most = workers, 0
+
+    def answer(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        self.most = max(self.most, self.workers())
+        return super().answer(path, body)
+
+    def told(self) -> str:
+        """Everything that tools answered, in order."""
+        return "\n".join(result["text"] for request in self.requests for result in request["results"])
+
+
+class Host:
+    """A repository with a mission in it, a home, and the kit's command line."""
+
+    def __init__(self, folder: Path, git: Callable[..., str], claude: Path):
+        self.folder, self.git, self.claude = folder, git, claude
+        self.root = folder / "a host"
+        self.home = folder / "home"
+        self.home.mkdir()
+        self.output = folder / "output"
+        self.url = "http://127.0.0.1:9"
+        self.login = API_KEY
+
+    def make(self, criteria: dict[str, str], settings: dict[str, Any] | None = None, **fields: Any) -> None:
+        """The repository, with one commit that holds the mission. criteria: id and check."""
+        self.root.mkdir()
+        self.git(self.root, "init", "-q", "-b", "main")
+        self.git(self.root, "config", "user.name", "Test")
+        self.git(self.root, "config", "user.email", "test@example.invalid")
+        dod = [{"id": id, "criteria": f"{id} is there", "check": check} for id, check in criteria.items()]
+        claude = {"command": str(self.claude), **(settings or {})}
+        self.mission = self.root / "plan" / "work.yaml"
+        self.mission.parent.mkdir()
+        mission = {"title": "Work", "definition_of_done": dod, "settings": {"claude_code": claude}, **fields}
+        self.mission.write_text(json.dumps(mission, indent=1))
+        self.commit("first")
+
+    def commit(self, title: str) -> None:
+        self.git(self.root, "add", "-A")
+        self.git(self.root, "commit", "-q", "-m", title)
+
+    @contextmanager
+    def model(self, *script: dict[str, Any]) -> Iterator[Model]:
+        with Model(list(script), self.workers) as model:
+            self.url = model.url
+            yield model
+
+    def environment(self) -> dict[str, str]:
+        secret = re.compile("ANTHROPIC_|CLAUDE|CCO_|OPENROUTER_|.*(KEY|TOKEN)")
+        kept = {name: value for name, value in os.environ.items() if not secret.match(name)}
+        quiet = {"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1", "CLAUDE_CODE_MAX_RETRIES": "0"}
+        return {**kept, "HOME": str(self.home), "ANTHROPIC_BASE_URL": self.url, **quiet, **self.login}
+
+    @contextmanager
+    def running(self, *args: str, **more: str) -> Iterator[subprocess.Popen[bytes]]:
+        """`cco.py start` in the background; its output is in a file."""
+        argv = [sys.executable, str(KIT / "cco.py"), "start", str(self.mission), *args]
+        with self.output.open("ab") as output:
+            process = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=self.root,
+                env={**self.environment(), **more}, start_new_session=True,
+            )  # fmt: skip
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+    def start(self, *args: str, **more: str) -> int:
+        """Run to the end; the exit code. Nothing that it started is left."""
+        with self.running(*args, **more) as process:
+            code = process.wait(100)
+        assert "Traceback" not in self.said()
+        until(lambda: not self.alive(), f"the end of {self.alive()}")
+        return code
+
+    def said(self) -> str:
+        return self.output.read_text()
+
+    def status(self) -> dict[str, Any]:
+        argv = [sys.executable, str(KIT / "cco.py"), "status", "--json"]
+        done = subprocess.run(argv, cwd=self.root, env=self.environment(), capture_output=True, check=True)
+        return dict(json.loads(done.stdout))
+
+    def state(self) -> dict[str, Any]:
+        return dict(json.loads((self.root / ".cco" / "work.json").read_text()))
+
+    def log(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.root / ".cco/logs/combined.log").read_text().splitlines()]
+
+    def sessions(self) -> list[str]:
+        """Claude's session id of each session that ended, oldest first."""
+        return [line["claude_session"] for line in self.log() if "claude_session" in line]
+
+    def totals(self) -> list[float]:
+        """What claude says that the conversation has cost so far, at the end of each session."""
+        streams = sorted((self.root / ".cco" / "logs" / "sessions").glob("*.gz"))
+        events = [json.loads(line) for path in streams for line in gzip.decompress(path.read_bytes()).splitlines()]
+        return [event["total_cost_usd"] for event in events if event["type"] == "result"]
+
+    def alive(self) -> dict[int, str]:
+        return marked(self.state()["session_id"])
+
+    def workers(self) -> int:
+        """How many claude processes of this mission there are."""
+        return sum(command.startswith(str(self.claude)) for command in self.alive().values())
+
+    def commits(self) -> list[str]:
+        """The iterations on the mission's branch, oldest first."""
+        form = "--format=%(trailers:key=CCO-Iteration,valueonly,separator=)"
+        return self.git(self.root, "log", "--reverse", form, "main..cco/work").split()
+
+    def committed(self) -> list[str]:
+        """All files of the mission's branch."""
+        return self.git(self.root, "ls-tree", "-r", "--name-only", "cco/work").splitlines()
+
+    def litter(self) -> list[str]:
+        """Empty read-only files, as a sandbox that was killed leaves them."""
+        files = (path for path in self.root.rglob("*") if path.is_file())
+        return [str(p) for p in files if p.stat().st_size == 0 and p.stat().st_mode & 0o777 == 0o444]
+
+
+@pytest.fixture
+def host(tmp_path, git, real_claude) -> Iterator[Host]:
+    made = Host(tmp_path, git, real_claude)
+    yield made
+    if (made.root / ".cco" / "work.json").exists():  # after a test that failed
+        for pid in made.alive():
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def sandbox() -> None:
+    need(shutil.which("bwrap") and shutil.which("socat"), "bubblewrap and socat are not installed")
+
+
+def tool(name: str, **given: Any) -> dict[str, Any]:
+    return {"tools": [{"name": name, "input": given}]}
+
+
+def writes(name: str, text: str = "1\n") -> dict[str, Any]:
+    return tool("Write", file_path=name, content=text)
+
+
+def does(command: str) -> dict[str, Any]:
+    return tool("Bash", command=command)
+
+
+def failure(status: int, message: str, **more: Any) -> dict[str, Any]:
+    return {"status": status, "error": {"message": message}, **more}
+
+
+DONE = {"text": "Done."}
+ONE = {"a": "test -e a"}
+THREE = {"a": "test -e a", "b": "test -e b", "c": "test -e c"}
+
+
+# --------------------------------------------------------------------------------------------------------
+# To the end
+# --------------------------------------------------------------------------------------------------------
+
+
+def test_three_criteria_are_done_in_one_conversation_over_several_sessions(host, sandbox):
+    host.make(THREE)
+    lies, last = {"text": "Everything is complete."}, [does("echo 1 > c"), DONE]
+    with host.model(lies, writes("a"), DONE, writes("b"), DONE, *last) as model:
+        assert host.start() == 0, host.said()
+    assert (host.status()["phase"], host.status()["iterations"]) == ("completed", 4)
+    assert host.commits() == ["2", "3", "4"]  # the first session changed nothing
+    assert len(host.sessions()) == 4
+    assert len(set(host.sessions())) == 1
+    sizes = [request["messages"] for request in model.requests if request["turn"]]
+    assert sizes == sorted(set(sizes))  # each session goes on with the conversation
+    assert host.git(host.root, "log", "--format=%s", "main") == "first"
+    assert host.git(host.root, "status", "--porcelain") == ""
+    assert len(host.totals()) == 4
+    assert host.status()["cost_usd"] == pytest.approx(host.totals()[-1])  # claude adds up what a conversation cost
+    assert model.most == 1
+
+
+def test_a_full_context_is_followed_by_a_fresh_session(host, sandbox):
+    host.make(ONE)
+    full = failure(400, "prompt is too long: 250000 tokens > 200000 maximum", repeat="forever")
+    afresh = [{**writes("a"), "match": "# Mission: Work"}, {**DONE, "match": "File created"}]
+    with host.model(does("echo begun > begun"), *afresh, full):  # it also fails to compact the conversation
+        assert host.start() == 0, host.said()
+    first, second = host.sessions()
+    assert first != second
+    assert "session context_full" in host.said()
+    assert host.commits() == ["1", "2"]
+
+
+def test_a_session_that_reaches_its_turn_cap_is_gone_on_with(host, sandbox):
+    host.make(ONE, settings={"max_turns": 2})
+    with host.model(does("true"), does("true"), writes("a"), DONE):
+        assert host.start() == 0, host.said()
+    assert "session turn_cap" in host.said()
+    assert len(host.sessions()) == 2
+    assert len(set(host.sessions())) == 1
+
+
+# --------------------------------------------------------------------------------------------------------
+# Limits and logins
+# --------------------------------------------------------------------------------------------------------
+
+
+class Reset:
+    """A limit's reset so many seconds after the limit was first met, as the text of a header."""
+
+    def __init__(self, after: int):
+        self.after, self.epoch = after, 0
+
+    def __str__(self) -> str:
+        self.epoch = self.epoch or int(time.time()) + self.after
+        return str(self.epoch)
+
+
+def limit(reset: Reset) -> dict[str, Any]:
+    name = "anthropic-ratelimit-unified-"
+    headers = {f"{name}status": "rejected", f"{name}reset": reset, f"{name}representative-claim": "five_hour"}
+    headers |= {f"{name}5h-status": "rejected", f"{name}5h-reset": reset, f"{name}5h-utilization": "1.0"}
+    return failure(429, "limit", headers=headers)
+
+
+def test_a_usage_limit_is_recognised_and_waited_for_until_its_reset(host, sandbox):
+    host.make(ONE)
+    host.login = SUBSCRIPTION
+    reset = Reset(5000)
+    with host.model(does("echo begun > begun"), limit(reset)) as model:
+        assert host.start("--no-wait") == 75
+        asked = len(model.requests)
+        assert host.start("--no-wait") == 75
+        assert len(model.requests) == asked  # the second start has asked nobody
+    status = host.status()
+    assert (status["phase"], status["iterations"]) == ("waiting", 1)
+    assert status["wait_until"] == reset.epoch + MARGIN
+    assert "session limit after" in host.said()
+    assert "You've hit your" in host.said()
+
+
+@pytest.mark.parametrize(("after", "code"), [(-MARGIN - 3600, 0), (-MARGIN + 5, 75)], ids=("at once", "a little later"))
+def test_after_the_reset_the_same_session_goes_on_and_the_iteration_counts_once(host, sandbox, after, code):
+    host.make(ONE)
+    host.login = SUBSCRIPTION
+    with host.model(does("echo begun > begun"), limit(Reset(int(after))), writes("a"), DONE):
+        assert host.start("--no-wait") == code, host.said()
+        assert host.start() == 0, host.said()
+    assert host.status()["iterations"] == 1
+    assert host.commits() == ["1"]
+    assert len(host.sessions()) == 2
+    assert len(set(host.sessions())) == 1
+
+
+@pytest.mark.parametrize(
+    ("login", "reply", "remedy"),
+    [
+        ({}, DONE, "log in again"),
+        (API_KEY, failure(401, "invalid x-api-key", repeat="forever"), "log in again"),
+        (API_KEY, failure(400, "Your credit balance is too low", repeat="forever"), "add credit"),
+    ],
+    ids=("no login", "key rejected", "no credit"),
+)
+def test_what_only_a_person_can_mend_ends_with_4_and_the_remedy(host, sandbox, login, reply, remedy):
+    host.make(ONE)
+    host.login = login
+    with host.model(reply):
+        assert host.start() == 4
+    assert remedy in host.said()
+    host.login = API_KEY
+    with host.model(writes("a"), DONE):
+        assert host.start() == 0, host.said()
+    assert host.commits() == ["1"]
+
+
+# --------------------------------------------------------------------------------------------------------
+# Walls
+# --------------------------------------------------------------------------------------------------------
+
+
+def test_neither_file_tools_nor_commands_can_write_outside_or_to_the_referee(host, sandbox):
+    host.root = host.folder / "a host [1]"
+    host.make(ONE, protect=["tests/**", "pages/*/page.ts", "**.lock"])
+    (host.folder / "outside").mkdir()
+    protected = ["tests/deep/test_a.py", "pages/[id]/page.ts", "yarn.lock"]
+    for name in protected:
+        (host.root / name).parent.mkdir(parents=True, exist_ok=True)
+        (host.root / name).write_text("as it was\n")
+    host.commit("what is protected")
+    config = host.root / ".cco" / "config.yaml"
+    config.parent.mkdir(mode=0o700)
+    config.write_text("monitoring:\n  log_level: DEBUG\n")
+    (host.home / ".ssh").mkdir()
+    (host.home / ".ssh" / "id").write_text("a private thing\n")
+    targets = [
+        *(host.root / name for name in protected),
+        host.mission,
+        config,
+        host.root / ".cco" / "work.json",
+        host.root / ".git" / "config",
+        host.root / ".git" / "refs" / "heads" / "main",
+        host.root / ".git" / "hooks" / "pre-commit",
+        KIT / "cco.py",
+        KIT / "planted.py",
+        host.folder / "outside" / "planted",
+    ]
+    before = {path: path.read_bytes() for path in targets if path.exists() and path.name != "work.json"}
+    shell = "".join(f"echo evil >> '{path}'; rm -f '{path}'; mv '{path}' '{path}.gone'; " for path in targets)
+    folders = f"mv tests gone; mv .cco gone; mv .git gone; mv plan gone; rm -rf tests; cat {host.home}/.ssh/id; "
+    network = "curl -sS --max-time 5 $ANTHROPIC_BASE_URL; echo the key is $ANTHROPIC_API_KEY.; "
+    file_tools = [writes(str(path), "evil\n") for path in targets]
+    edits = [tool("Read", file_path=str(path)) for path in targets[:4]]
+    edits += [tool("Edit", file_path=str(path), old_string="as it was", new_string="evil") for path in targets[:4]]
+    with host.model(*file_tools, *edits, does(shell + folders + network), writes("a"), DONE) as model:
+        assert host.start() == 0, host.said()
+    assert {path: path.read_bytes() for path in before} == before
+    assert not [path for path in targets if path not in before and path.name != "work.json" and path.exists()]
+    assert (host.root / "tests" / "deep").is_dir()
+    assert host.state()["current_phase"] == "completed"
+    refused = "\n".join(line["msg"] for line in host.log() if line["msg"].startswith("refused to the worker"))
+    for path in targets:
+        assert f"refused to the worker: Write {path}" in refused
+    said = model.told()
+    assert said.count("Read-only file system") + said.count("Device or resource busy") >= 2 * len(targets)
+    assert "a private thing" not in said
+    assert "the key is ." in said
+    assert "none-is-needed" not in said
+    changed = host.git(host.root, "-c", "core.quotePath=false", "diff", "--name-only", "main", "cco/work")
+    assert changed == "a"
+    assert host.litter() == []
+
+
+def test_a_planted_key_is_in_no_file_no_commit_and_no_output(host, sandbox):
+    host.make(ONE, settings={})
+    keys = {"OPENROUTER_API_KEY": f"{PLANTED}-1", "MY_SERVICE_TOKEN": f"{PLANTED}-2", "CCO_MANAGER_PROVIDER": "rules"}
+    shown = f"printenv OPENROUTER_API_KEY MY_SERVICE_TOKEN; printf %s '{PLANTED}-1' > leak.txt; printf %s '{PLANTED}-2'"
+    words = {"text": f"The keys are {PLANTED}-1 and {PLANTED}-2."}
+    with host.model(does(shown), does("touch seen"), writes("a"), words) as model:
+        assert host.start(**keys) == 0, host.said()
+    assert model.told().startswith(f"{PLANTED}-2")  # printenv found neither of them
+    assert PLANTED not in host.said()
+    files = [path for path in (host.root / ".cco").rglob("*") if path.is_file()]
+    assert [path.name for path in files if path.suffix == ".gz"]
+    for path in files:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        assert PLANTED.encode() not in data, path
+    assert PLANTED not in host.git(host.root, "log", "-p", "--all")
+    assert "not committed: leak.txt: it holds a known secret" in host.said()
+    assert host.commits() == ["1"]
+
+
+# --------------------------------------------------------------------------------------------------------
+# Interruptions
+# --------------------------------------------------------------------------------------------------------
+
+IN_TOOL = does("echo once >> a.log; touch begun; sleep 600; echo twice >> a.log")
+
+
+@pytest.mark.parametrize("place", ["in mid-tool", "in mid-request"])
+def test_after_kill_9_of_the_kit_the_next_start_goes_on_with_one_worker(host, sandbox, place):
+    host.make({**ONE, "once": "test $(wc -l < a.log) = 1"})
+    never = host.folder / "never"
+    held = {**DONE, "wait_for": str(never)}
+    begin = [IN_TOOL] if place == "in mid-tool" else [does("echo once >> a.log; touch begun"), held]
+    with host.model(*begin, writes("a"), DONE) as model:
+        with host.running() as kit:
+            until((host.root / "begun").exists, "the first session's work")
+            until(lambda: len([r for r in model.requests if r["turn"]]) == len(begin), "the request")
+            kit.kill()
+            kit.wait()
+        assert host.workers() == 1  # nobody has ended it yet
+        assert host.start() == 0, host.said()
+    assert model.most == 1
+    assert host.status()["iterations"] == 1
+    assert host.commits() == ["1"]
+    assert re.search(r"ended \d+ process(es)? that an earlier run left behind", host.said())
+    requests = [request["messages"] for request in model.requests if request["turn"]]
+    assert requests == sorted(set(requests))  # the conversation goes on
+    assert len(set(host.sessions())) == 1
+    assert (host.root / "a.log").read_text() == "once\n"
+    assert host.litter() == []
+    assert host.committed() == ["a", "a.log", "begun", "plan/work.yaml"]
+
+
+@pytest.mark.parametrize(
+    "aside",
+    [
+        ".claude",
+        pytest.param("", marks=pytest.mark.xfail(strict=True, reason="repo.PLACEHOLDERS names nothing of .claude")),
+    ],
+    ids=("beside .claude", "in .claude too"),
+)
+def test_after_kill_9_of_kit_and_worker_nothing_of_the_sandbox_stays_in_the_repository(host, sandbox, aside):
+    host.make(ONE)
+    with host.model(IN_TOOL, writes("a"), DONE):
+        with host.running() as kit:
+            until((host.root / "begun").exists, "the first session's work")
+            kit.kill()
+            kit.wait()
+        for pid in (pid for pid, command in host.alive().items() if command.startswith(str(host.claude))):
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: host.workers() == 0, "the end of the worker")
+        assert host.litter() != []  # what its sandbox was mounted on
+        assert host.start() == 0, host.said()
+    assert host.committed() == ["a", "a.log", "begun", "plan/work.yaml"]
+    assert host.commits() == ["1"]
+    assert len(set(host.sessions())) == 1
+    assert not [path for path in host.litter() if not aside or f"/{aside}/" not in path]
+    assert not [line for line in host.git(host.root, "status", "--porcelain").splitlines() if line != f"?? {aside}/"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_in_mid_tool_ends_everything_in_time_and_the_next_start_goes_on(host, sandbox, number, code):
+    host.make(ONE)
+    with host.model(IN_TOOL, writes("a"), DONE) as model:
+        with host.running() as kit:
+            until((host.root / "begun").exists, "the first session's work")
+            kit.send_signal(number)
+            assert kit.wait(10) == code
+        until(lambda: not host.alive(), "the end of everything", 2)
+        assert (host.state()["current_phase"], host.state()["iterations"]) == ("execution", 1)
+        assert host.litter() == []
+        assert host.start() == 0, host.said()
+    assert model.most == 1
+    assert host.status()["iterations"] == 1
+    assert host.commits() == ["1"]
+    assert len(set(host.sessions())) == 1
+    assert (host.root / "a.log").read_text() == "once\n"
+
+
+def test_what_a_worker_without_a_sandbox_leaves_running_is_ended_and_named(host):
+    host.make(ONE, settings={"sandbox": False, "permission_mode": "bypassPermissions"})
+    leaves = does("nohup sleep 621 > /dev/null 2>&1 & setsid sleep 622 > /dev/null 2>&1 & echo 1 > a")
+    with host.model(leaves, DONE):
+        assert host.start(IS_SANDBOX="1") == 0, host.said()  # as root it insists on that
+    for left in ("sleep 621", "sleep 622"):
+        assert f"ended what the worker left behind: {left}" in host.said()
