@@ -35,7 +35,7 @@ status: venv ## one line for each mission, or the criteria of SESSION
 
 .PHONY: stop
 stop: venv ## end after the current session
-	@$(RUN) stop $(ARGS)
+	@$(RUN) stop $(if $(MISSION),"$(MISSION)") $(ARGS)
 
 ##@ The kit
 .PHONY: demo

@@ -71,11 +71,14 @@ def check(args: argparse.Namespace) -> int:
     job = open_job(_mission_path(args.mission), args.config)
     with job.lock():
         job.begin()
-        verdicts = dod.check(job.mission, job.root, job.checks, job.memory["session_id"])
+        verdicts = dod.check(job.mission, job.root, job.checks, job.marker)
     progress.note_verdicts(job.memory, verdicts)
     print(report.table(job.memory))
     for verdict in (v for v in verdicts.values() if v.verdict in ("broken", "timeout")):
         print(f"\n{verdict.id} is {verdict.verdict}:\n{log.printable(verdict.tail.strip())}")
+    if dod.all_met(verdicts.values()):
+        print("\nEvery criterion is met: there would be nothing to do.")
+        return DONE
     decision = manager.rules(job.situation())
     llm = job.settings.openrouter.model if manager.provider(job.settings) == "openrouter" else ""
     told = f"{llm} would be asked; by the rules the worker would be told" if llm else "The worker would be told"
@@ -94,11 +97,14 @@ def start(args: argparse.Namespace) -> int:
     job = open_job(_mission_path(args.mission), args.config, args.accept)
     job.sessions_left, job.patient = 1 if args.once else None, not args.no_wait
     with job.lock():
+        job.recall()
+        if loop.is_over(job):  # the checkout is left as it is
+            return loop.conclude(job)
         if job.settings.claude_code.mode == "automatic":
             worker.find(job.settings.claude_code.command)
             if job.settings.claude_code.sandbox:
                 worker.require_sandbox()
-        job.recall()
+        job.enter()
         return loop.loop(job)
 
 
@@ -115,18 +121,20 @@ def resume(args: argparse.Namespace) -> int:
         names = ", ".join(memory["mission_id"] for memory in known) or "none"
         raise Stop(USAGE, f"which mission? Name it with --session (SESSION=); there are: {names}")
     args.mission = chosen[0]["mission"]["path"]
+    args.config = args.config or _other_config(chosen[0])
     return start(args)
+
+
+def _other_config(memory: dict[str, Any]) -> str | None:
+    """The settings file that the mission was started with, if it is not the usual one."""
+    path = str(memory["settings"]["path"])
+    return None if path == os.path.join(memory["repository"], ".cco", "config.yaml") else path
 
 
 def status(args: argparse.Namespace) -> int:
     """Show where the missions of this repository stand."""
-    places = [os.getcwd(), HERE]
-    if args.mission:
-        import mission
-
-        places.insert(0, str(mission.load(_mission_path(args.mission)).repository))
     try:
-        shown = report.status(report.find_folder(*places), args.session, args.json)
+        shown = report.status(report.find_folder(*_places(args)), args.session, args.json)
     except (LookupError, OSError, state.StateError) as error:
         print(error.args[0] if isinstance(error, LookupError) else error, file=sys.stderr)
         return 2
@@ -136,9 +144,12 @@ def status(args: argparse.Namespace) -> int:
 
 def stop(args: argparse.Namespace) -> int:
     """Ask the orchestrator that runs here to end after the current session."""
-    folder = report.find_folder(os.getcwd(), HERE)
-    holder = state.holder(os.path.join(folder, "lock")) if folder else None
-    if folder is None or holder is None:
+    folder = report.find_folder(*_places(args))
+    if folder is None:
+        print("no mission was started here: name the mission, or go to its repository", file=sys.stderr)
+        return 2
+    holder = state.holder(os.path.join(folder, "lock"))
+    if holder is None:
         print("nothing is running here")
         return 0
     with open(os.path.join(folder, "stop"), "w"):
@@ -150,6 +161,15 @@ def demo(args: argparse.Namespace) -> int:
     """Show the whole loop offline in a scratch repository, in seconds."""
     argv = [sys.executable, os.path.join(HERE, "extras", "demo.py"), *(["--real"] if args.real else [])]
     os.execv(sys.executable, argv)
+
+
+def _places(args: argparse.Namespace) -> list[str]:
+    """Where to look for `.cco`: the repository of the mission that is named, here, and where the kit is."""
+    if args.mission:
+        import mission
+
+        return [str(mission.load(_mission_path(args.mission)).repository)]
+    return [os.getcwd(), HERE]
 
 
 def _mission_path(given: str | None) -> Path:
@@ -203,7 +223,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], tuple[str, ...]]]
     "start": (start, ("mission", "--config", "--once", "--no-wait", "--accept")),
     "resume": (resume, ("--session", "--config", "--once", "--no-wait", "--accept")),
     "status": (status, ("mission", "--session", "--json")),
-    "stop": (stop, ()),
+    "stop": (stop, ("mission",)),
     "demo": (demo, ("--real",)),
 }
 
@@ -229,6 +249,7 @@ def parser(wanted: str = "") -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     """Run one command and return its exit code; a foreseen failure is a message and a code, never a traceback."""
+    _open_standard_files()
     sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
     args = parser(*argv[:1]).parse_args(argv)
     try:
@@ -240,6 +261,16 @@ def main(argv: list[str]) -> int:
         return 0
     except Exception as error:
         return _failed(error)
+
+
+def _open_standard_files() -> None:
+    """Put /dev/null where a caller closed stdin, stdout or stderr: the next file to be opened would take its place."""
+    while (handle := os.open(os.devnull, os.O_RDWR)) < 3:
+        os.set_inheritable(handle, True)
+    os.close(handle)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
 
 
 def _failed(error: Exception) -> int:
@@ -263,7 +294,7 @@ def _failed(error: Exception) -> int:
         code, said, say = job.LATER, str(error), log.warn
     elif isinstance(error, MissionError):
         code, said = job.USAGE, str(error)
-    elif isinstance(error, (CannotRun, GitError, OSError)):
+    elif isinstance(error, (CannotRun, GitError, OSError, state.StateError)):
         code, said = job.CANNOT, str(error)
     else:
         log.debug("where the unexpected error came from", traceback=traceback.format_exc())

@@ -3,9 +3,10 @@
     job = open_job(path, config)    read mission and settings, make the folders, begin the log
     with job.lock():
         job.recall()                the memory as it was saved, and the world put in order after whatever happened
+        job.enter()                 the mission's branch
         job.commit()                what a session changed, as one commit
 
-The order of the work is in cco.py; here is what each step needs of the repository and of its `.cco` folder.
+The order of the work is in loop.py; here is what each step needs of the repository and of its `.cco` folder.
 """
 
 from __future__ import annotations
@@ -22,11 +23,23 @@ import manager
 import proc
 import progress
 import repo
+import report
 import state
-from mission import Mission, find_git_root, load, load_settings, parse, require_repository
+from mission import (
+    Mission,
+    MissionError,
+    find_git_root,
+    load,
+    load_settings,
+    parse,
+    read_dotenv,
+    require_repository,
+)
 
 HERE = Path(__file__).resolve().parent
 STARS = re.compile(r"(?<=[^/])\*\*+|\*\*+(?=[^/])")  # ** as part of a name, which Path.glob refuses, is a *
+LITTER = 300  # uncommitted paths that are remembered
+STALE = 600.0  # seconds after which an index lock is left over, however slow the git
 DONE, ERROR, USAGE, PERSON, CANNOT, LIMIT, LATER = 0, 1, 2, 3, 4, 5, 75  # exit codes; a signal's is 128 + its number
 
 
@@ -52,11 +65,13 @@ class Job:
         self.config = Path(os.path.abspath(config)) if config else self.folder / "config.yaml"
         self.settings = load_settings(mission, self.config if config or self.config.exists() else None, os.environ)
         self.branch = self.settings.repository.branch or f"cco/{mission.id}"
-        self.referee = [HERE, mission.path, self.config]
+        self.referee = [HERE, mission.path, self.config, self.root / ".env"]
         self.repo = repo.Repo(self.root, self.referee)
+        self.marker = str(self.root.resolve())  # value of CCO_RUN: what this repository's missions started carries it
         self.memory: progress.Memory = {}
+        self.recovering = False  # whether the phase was begun by a run that ended in the middle of it
         self.patient = True  # whether waits are waited for here
-        self.sessions_left: int | None = None  # how many iterations this call may begin; None: any number
+        self.sessions_left: int | None = None  # how many sessions this call may run; None: any number
 
     # ------------------------------------------------------------------------------------------------
     # The memory
@@ -82,14 +97,19 @@ class Job:
         return progress.situation(self.memory, self.mission, tails, self.settings.session.max_context)
 
     def begin(self) -> None:
-        """A new memory for the mission on the branch that is checked out; iterations that git knows are counted."""
-        head, known = self.repo.head(), self.repo.last_iteration(self.mission.id)
-        self.memory = progress.begin(self.mission, self.branch, head, known, self.settings.claude_code.instance_id)
-        self.memory["settings_digest"]["digest"] = _digest(self.config)
+        """A new memory for the mission; iterations that git knows of on the mission's branch are counted."""
+        known = self.repo.last_iteration(self.mission.id)
+        self.memory = progress.begin(
+            self.mission, self.branch, self.repo.head(), known, self.settings.claude_code.instance_id
+        )
+        self.memory["settings"] = {"path": str(self.config), "digest": self._settings_digest(), "suspect": None}
         progress.adopt(self.memory, self.mission)
 
     def recall(self) -> None:
-        """Load the memory or begin one, after ending what a killed run left. Raises Stop, OSError, repo.GitError."""
+        """Load the memory, if there is one, after ending what a killed run left; take up a person's edits.
+
+        Raises Stop, OSError.
+        """
         self._tidy()
         try:
             self.memory = state.load(self.file) if self.file.exists() else {}
@@ -98,42 +118,57 @@ class Job:
             self.file.rename(kept)
             log.error(f"{error}. It is kept as {kept.name}; iterations and commits are rebuilt from git.")
         if self.memory:
-            self._end_leftovers()
             self._adopt_edits()
-        if self.repo.branch() != self.branch:
-            self._require_clean()
-            self.repo.switch(self.branch)
+            self.recovering = self.memory["current_phase"] == "validation"
+            if self.memory["blocked"] and self.memory["blocked"]["seen"] != self.fingerprint():
+                log.info("something changed since the question was asked: checking again")
+                self.memory.update(blocked=None, current_phase="validation")
+            self.save()
+
+    def enter(self) -> None:
+        """Check out the mission's branch, and begin a memory if there is none. Raises Stop, OSError, repo.GitError."""
+        before = self.repo.branch()
+        if before != self.branch or not self.memory or self.memory["plan"] is None:
+            self._require_clean()  # also later: what a person changed in between is not the worker's
+        self.repo.switch(self.branch)
         if not self.memory:
-            if not self.repo.last_iteration(self.mission.id):  # else it is unfinished work of a lost memory
-                self._require_clean()
             self.begin()
+            self.memory["start_branch"] = before if before != self.branch else ""
             log.info(f"mission {self.mission.id}: {len(self.mission.criteria)} criteria, branch {self.branch}")
         elif self.memory["plan"] is None:
             self.memory["commit"] = self.repo.head()  # what a person committed in between stays as it is
-        if self.memory["blocked"] and self.memory["blocked"]["seen"] != self.fingerprint():
-            log.info("something changed since the question was asked: checking again")
-            self.memory.update(blocked=None, current_phase="validation")
         self.save()
 
+    def note_litter(self) -> None:
+        """Remember what is uncommitted after the checks ran: left out, or made by the checks, not by a person."""
+        self.memory["litter"] = self.repo.dirty()[:LITTER]
+
     def _tidy(self) -> None:
+        running = (memory for memory in report.memories(str(self.folder)) if is_running(memory))
+        ended = proc.end_leftovers(self.marker, next((memory["worker"]["process"] for memory in running), None))
+        if ended:
+            log.warn(f"ended {ended} processes that an earlier run left behind")
+        self.repo.remove_stale_lock(0 if ended else STALE)
+        self.repo.remove_placeholders()
         state.remove_stale(self.folder)
-        (self.folder / "stop").unlink(missing_ok=True)
+        self.stop_file.unlink(missing_ok=True)
         oldest = time.time() - self.settings.logging.retention_days * 86400
         for path in self.sessions.iterdir():
             if path.stat().st_mtime < oldest:
                 path.unlink()
 
-    def _end_leftovers(self) -> None:
-        recorded = (self.memory["worker"] or {}).get("process")
-        if ended := proc.end_leftovers(self.memory["session_id"], recorded):
-            log.warn(f"ended {ended} processes that an earlier run left behind")
-        self.repo.remove_placeholders()
+    @property
+    def stop_file(self) -> Path:
+        """Appears when a person asks to stop."""
+        return self.folder / "stop"
 
     def _require_clean(self) -> None:
-        if dirty := self.repo.dirty():
+        known = set(self.memory.get("litter", ()))
+        if dirty := [name for name in self.repo.dirty() if name not in known]:
             names = "".join(f"\n  {name}" for name in dirty[:20]) + ("\n  ..." if len(dirty) > 20 else "")
             raise Stop(
-                USAGE, f"{self.root} has uncommitted changes. Commit or stash them, so that none is touched:{names}"
+                USAGE,
+                f"{self.root} has uncommitted changes. Commit, ignore or stash them, so that none is touched:{names}",
             )
 
     # ------------------------------------------------------------------------------------------------
@@ -143,41 +178,39 @@ class Job:
     def sealed(self) -> tuple[Path, ...]:
         """What the worker may not write: the referee, git's own files, the kit's state, what the mission protects."""
         protected = (path for pattern in self.mission.protect for path in self.root.glob(STARS.sub("*", pattern)))
-        paths = {path for path in (*self.referee, self.root / ".git", self.folder, *protected) if path.exists()}
+        own = (*self.referee, self.root / ".git", self.folder, *self.repo.submodules())
+        # .env is sealed also where there is none: whoever makes one would bring keys and settings of his own.
+        paths = {path for path in (*own, *protected) if path.exists() or path.name == ".env"}
         return tuple(sorted(path for path in paths if not paths.intersection(path.parents)))  # a folder holds its files
 
     def notice_tampering(self) -> None:
         """Remember what became of mission and settings while a worker ran; only a person's word adopts it."""
-        for path, known in ((self.mission.path, self.memory["mission"]), (self.config, self.memory["settings_digest"])):
-            if (found := _digest(path)) not in (known["digest"], known["suspect"]):
-                log.error(f"{path} changed while the worker ran. It is not adopted; what was accepted counts.")
+        for name, found in (("mission", digest(self.mission.path)), ("settings", self._settings_digest())):
+            known = self.memory[name]
+            if found not in (known["digest"], known["suspect"]):
+                log.error(f"the {name} changed while the worker ran. That is not adopted; what was accepted counts.")
                 known["suspect"] = found
 
     def fingerprint(self) -> str:
         """Changes when a person did something that may unblock the mission."""
-        return f"{_digest(self.mission.path)} {_digest(self.config)} {self.repo.head()}"
+        return f"{digest(self.mission.path)} {self._settings_digest()} {self.repo.head_of(self.branch)}"
+
+    def _settings_digest(self) -> str:
+        return f"{digest(self.config)} {digest(self.root / '.env')}"
 
     def _adopt_edits(self) -> None:
-        """Take up a person's edits between two runs; what changed while a worker ran only with `accept`."""
-        memory = self.memory
-        running = memory["current_phase"] == "execution" and (memory["worker"] or {}).get("process")
-        found, known = _digest(self.config), memory["settings_digest"]
-        if found != known["digest"]:
-            if not self.accept and (running or found == known["suspect"]):
+        """Take up a person's edits between two runs; settings that changed while a worker ran only with `accept`."""
+        memory, found, known = self.memory, self._settings_digest(), self.memory["settings"]
+        if found != known["digest"] or str(self.config) != known["path"]:
+            under_worker = found != known["digest"] and (is_running(memory) or found == known["suspect"])
+            if under_worker and not self.accept:
+                changed = f"{self.config} or {self.root / '.env'}"
                 raise Stop(
-                    PERSON,
-                    f"{self.config} changed while a worker ran. Look at it, then: make start ACCEPT=1 (--accept)",
+                    PERSON, f"{changed} changed while a worker ran. Look at it, then: make start ACCEPT=1 (--accept)"
                 )
             log.info(f"the settings were edited; adopted: {self.config}")
-            memory["settings_digest"] = {"digest": found, "suspect": ""}
-        known = memory["mission"]
-        if self.mission.digest != known["digest"]:
-            if not self.accept and (running or self.mission.digest == known["suspect"]):
-                log.warn(
-                    f"{self.mission.path} changed while a worker ran: what was accepted counts. ACCEPT=1 adopts it."
-                )
-                self.mission = parse(known["text"], self.mission.path)
-                return
+            memory["settings"] = {"path": str(self.config), "digest": found, "suspect": None}
+        if self.mission.digest != memory["mission"]["digest"]:
             log.info(f"the mission was edited; adopted: {self.mission.path}")
             progress.adopt(memory, self.mission)
             if memory["plan"] is None:
@@ -188,10 +221,12 @@ class Job:
     # ------------------------------------------------------------------------------------------------
 
     def commit(self) -> repo.Commit:
-        """This iteration's commit: the one that is there already after a crash, else a new one."""
+        """This iteration's commit: the one that is there already after a crash, else a new one. Raises GitError."""
         memory, number = self.memory, self.memory["iterations"]
-        if made := self.repo.commit_of(self.mission.id, number):
-            return repo.Commit(made, ["(recovered)"])
+        made = self.repo.commit_after(memory["commit"], self.mission.id, number) if self.recovering else None
+        self.recovering = False
+        if made:
+            return made
         if not self.settings.repository.auto_commit:
             return repo.Commit(memory["commit"])
         self.repo.remove_placeholders()
@@ -235,15 +270,14 @@ def open_job(path: Path, config: str | None, accept: bool = False) -> Job:
     Raises MissionError, Stop for a repository that cannot be worked on, OSError without write access.
     """
     log.know(os.environ)
-    mission = load(path)
+    mission = _accepted(path, accept)
     require_repository(mission)
     job = Job(mission, config, accept)
+    log.know(read_dotenv(job.root / ".env"))
     for secret in (job.settings.openrouter.api_key, job.settings.claude_code.api_key):
         log.know_value(secret)
     if job.root.is_relative_to(HERE):
-        raise Stop(
-            USAGE, f"{job.root} is the kit itself. Copy the kit as a folder into your repository, or set `repository`."
-        )
+        raise Stop(USAGE, f"{job.root} is the kit. Copy the kit as a folder into your repository, or set `repository`.")
     if "\\" in str(job.root):
         raise Stop(USAGE, f"{job.root} has a backslash in it, which voids the worker's write protection. Move it.")
     make_folders(job.folder)
@@ -254,13 +288,45 @@ def open_job(path: Path, config: str | None, accept: bool = False) -> Job:
     return job
 
 
+def _accepted(path: Path, accept: bool) -> Mission:
+    """The mission in the file, or as it was accepted where the file changed, broke or vanished under a worker."""
+    try:
+        mission: Mission | None = load(path)
+        problem = None
+    except MissionError as error:
+        mission, problem = None, error
+    memory = _remembered(path, mission.repository if mission else path.parent)
+    found = digest(path)
+    if memory and not accept and found != memory["mission"]["digest"]:
+        under_worker = is_running(memory) or found == memory["mission"]["suspect"]
+        if under_worker:
+            log.warn(f"{path} changed while a worker ran: what was accepted counts. ACCEPT=1 (--accept) adopts it.")
+            return parse(memory["mission"]["text"], path)
+    if mission is None:
+        raise problem or MissionError([f"{path}: cannot be read"])
+    return mission
+
+
+def _remembered(path: Path, place: Path) -> progress.Memory | None:
+    """The memory of the mission that was started from this file, whatever its id is now."""
+    folder = report.find_folder(str(place), os.getcwd())
+    found = report.memories(folder) if folder else []
+    return next((memory for memory in found if memory["mission"]["path"] == str(path)), None)
+
+
+def is_running(memory: progress.Memory) -> bool:
+    """Whether, by its memory, a worker was at work when the last run ended."""
+    return memory["current_phase"] == "execution" and bool((memory["worker"] or {}).get("process"))
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file's content, "" if there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
 def make_folders(folder: Path) -> None:
     """Make the `.cco` folder, readable by its owner alone and ignored by git except for its settings."""
     for name in ("", "logs", "logs/checks", "logs/sessions", "reports"):
         (folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
     if not (folder / ".gitignore").exists():
         (folder / ".gitignore").write_text("*\n!config.yaml\n")
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""

@@ -7,8 +7,8 @@
 
 The console shows the sentence, the files also the fields and the correlation ids given to `log.context`.
 
-What is not covered: a secret of fewer than 8 characters, one that was encoded (base64, hex) or split over
-two lines, and one that is in no variable and looks like none of PATTERNS.
+What is not covered: a secret of fewer than 8 characters or one short word, one that was encoded (base64, hex) or
+split over two lines, and one that is in no variable and looks like none of PATTERNS.
 """
 
 from __future__ import annotations
@@ -77,11 +77,15 @@ def know(environ: Mapping[str, str]) -> None:
 
 
 def know_value(value: str | None) -> None:
-    """Remember one secret, also in the form it takes inside JSON, and each long line of a longer one."""
+    """Remember one secret, also in the form it takes inside JSON, and each long line of a longer one.
+
+    A short plain word (PASSWORD=postgres) is not remembered: masking it would break names and paths that hold it.
+    """
     global _values
     for part in {value or "", *(line for line in (value or "").splitlines() if len(line) >= 2 * MIN_SECRET)}:
-        if len(part.strip()) >= MIN_SECRET:
-            _secrets.add(part.strip())
+        part = part.strip()
+        if len(part) >= 2 * MIN_SECRET or (len(part) >= MIN_SECRET and not part.isalpha()):
+            _secrets.add(part)
     escaped = {json.dumps(s, ensure_ascii=ascii)[1:-1] for s in _secrets for ascii in (True, False)}
     longest_first = sorted(_secrets | escaped, key=len, reverse=True)
     _values = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
@@ -106,9 +110,8 @@ def mask_tree(value: Any) -> Any:
 
 
 def holds_secret(data: bytes) -> bool:
-    """Whether a known secret stands in this file's content. Plain short words (`postgres`) do not count."""
-    strong = (s for s in _secrets if len(s) >= 2 * MIN_SECRET or not s.isalpha())
-    return any(s.encode("utf-8", "surrogateescape") in data for s in strong)
+    """Whether a known secret stands in this file's content."""
+    return any(secret.encode("utf-8", "surrogateescape") in data for secret in _secrets)
 
 
 def printable(text: str) -> str:

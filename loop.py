@@ -23,6 +23,7 @@ import manager
 import proc
 import progress
 import repo
+import report
 import worker
 from job import CANNOT, DONE, HERE, LATER, LIMIT, PERSON, Job, Stop
 from stream import Outcome
@@ -31,6 +32,7 @@ MARGIN = 60.0  # seconds waited after a usage limit's reset
 NO_RESET = 3600.0  # seconds waited for a limit that names no reset
 LONGEST_WAIT = 8 * 86400.0  # seconds; no limit of the API is longer
 BACKOFF = (30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)  # seconds after each failure in a row, the last one for ever
+CRASHES = 3  # in a row that are retried within one iteration
 REMEDIES = {
     "auth": "log in again: run `claude` once and /login, or set ANTHROPIC_API_KEY",
     "credit": "add credit or raise the spending limit of the Anthropic account",
@@ -48,11 +50,20 @@ def loop(job: Job) -> int:
         log.context(mission=job.mission.id, session=job.memory["session_id"], iteration=job.memory["iterations"])
         log.debug(f"phase {job.memory['current_phase']}")
         work(job)
+    return conclude(job)
+
+
+def is_over(job: Job) -> bool:
+    """Whether there is nothing to do: done, or waiting for a person."""
+    return bool(job.memory) and job.memory["current_phase"] in ("completed", "blocked")
+
+
+def conclude(job: Job) -> int:
+    """Say that the mission is done, or raise Stop with the question that a person has to answer."""
     if job.memory["blocked"]:
         raise Stop(PERSON, job.write_question())
-    log.info(
-        f"done: all {len(job.mission.criteria)} criteria are met, {_cost(job)}. To take it: git merge {job.branch}"
-    )
+    log.info(f"done: all {len(job.mission.criteria)} criteria are met, {_cost(job)}")
+    log.info(f"to take the work: {report.how_to_take(job.memory)}")
     return DONE
 
 
@@ -60,9 +71,11 @@ def plan(job: Job) -> None:
     """Decide what the worker does next, and write that down before anything is done."""
     memory = job.memory
     _stop_where_asked(job)
+    _end_if_once(job)
     if reached := progress.limit_reached(memory, job.mission.limits, job.settings.orchestrator.max_iterations):
         raise Stop(LIMIT, reached)
-    decision = manager.decide(job.situation(), job.settings)
+    with proc.interruptible():  # an answer may take minutes
+        decision = manager.decide(job.situation(), job.settings)
     progress.note_plan(memory, decision)
     if decision.strategy == "escalate":
         memory["plan"] = None  # nothing is to be carried out
@@ -82,6 +95,7 @@ def plan(job: Job) -> None:
 def execute(job: Job) -> None:
     """One session of the worker, or the rest of one that was interrupted."""
     memory, session = job.memory, job.memory["worker"]
+    _end_if_once(job)
     decision = manager.Plan(**memory["plan"])
     decision.session = "resume" if session["begun"] else "fresh"
     prompt = manager.worker_prompt(job.situation(), decision)
@@ -96,7 +110,7 @@ def execute(job: Job) -> None:
         network=job.mission.network,
         spent=session["spent"],
         budget_usd=progress.budget_left(memory, job.mission.limits),
-        marker=memory["session_id"],
+        marker=job.marker,
         stream=job.sessions / f"{memory['iterations']:04d}-{session['session']}.jsonl",
     )
 
@@ -104,19 +118,32 @@ def execute(job: Job) -> None:
         session.update(begun=True, process=proc.identity(pid))
         job.save()
 
-    by_hand = job.settings.claude_code.mode == "manual"
-    if by_hand:
-        outcome = worker.run_by_hand(task, job.folder / "instruction.md")
+    if job.settings.claude_code.mode == "manual":
+        outcome = _by_hand(job, task)
     else:
         outcome = worker.run(task, job.settings, started)
         worker.compress(task.stream)
+    if job.sessions_left is not None:
+        job.sessions_left -= 1
     session.update(process=None, context=outcome.context, spent=outcome.session)
     progress.note_outcome(memory, outcome)
     _tell_outcome(job, outcome)
     job.notice_tampering()
     _go_on_after(job, outcome)
-    if by_hand and not sys.stdin.isatty():
-        raise Stop(LATER, f"carry out {job.folder / 'instruction.md'}, then start again: the checks decide")
+
+
+def _by_hand(job: Job, task: worker.Task) -> Outcome:
+    """A person carries out the session. Without a terminal to ask on, a change in the repository is the answer."""
+    session, path = job.memory["worker"], job.folder / "instruction.md"
+    if not sys.stdin.isatty() and session.get("seen") in (None, job.repo.snapshot()):
+        if session.get("seen") is None:
+            worker.show_instruction(task, path)
+        session["seen"] = job.repo.snapshot()
+        job.save()
+        raise Stop(LATER, f"carry out {path}, then start again: the checks decide")
+    outcome = worker.run_by_hand(task, path) if sys.stdin.isatty() else Outcome("ended", report="(carried out by hand)")
+    session["seen"] = None
+    return outcome
 
 
 def _go_on_after(job: Job, outcome: Outcome) -> None:
@@ -128,15 +155,19 @@ def _go_on_after(job: Job, outcome: Outcome) -> None:
     if kind == "context_full":
         memory["worker"] = None  # the next plan starts afresh; what was done so far is kept and checked
         return job.save("validation")
-    if kind == "lost_session":
-        memory["worker"] = _new_session()
+    if kind == "lost_session" and session["begun"] and session["failures"] == 0:
+        memory["worker"] = {**_new_session(), "failures": 1}  # a second loss in a row is no loss but a failure
         return job.save("execution")
+    now = time.time()
     if kind == "limit":
-        memory["wait_until"] = min(outcome.resets_at or time.time() + NO_RESET, time.time() + LONGEST_WAIT) + MARGIN
+        memory["wait_until"] = min(max(outcome.resets_at or now + NO_RESET, now), now + LONGEST_WAIT) + MARGIN
         return job.save("waiting")
-    if kind in ("overloaded", "crashed"):
-        memory["wait_until"] = time.time() + BACKOFF[min(session["failures"], len(BACKOFF) - 1)]
+    if kind in ("overloaded", "crashed", "lost_session"):
         session["failures"] += 1
+        if kind != "overloaded" and session["failures"] > CRASHES:
+            memory["worker"] = None  # what was done is kept, checked and held against the limits
+            return job.save("validation")
+        memory["wait_until"] = now + BACKOFF[min(session["failures"], len(BACKOFF)) - 1]
         return job.save("waiting")
     job.save("execution")
     if kind == "interrupted":
@@ -150,7 +181,7 @@ def validate(job: Job) -> None:
     commit = job.commit() if memory["plan"] else repo.Commit(memory["commit"])
     memory["commit"] = commit.sha
     begun = time.monotonic()
-    verdicts = dod.check(job.mission, job.root, job.checks, memory["session_id"])
+    verdicts = dod.check(job.mission, job.root, job.checks, job.marker)
     log.live("")
     memory["metrics"]["check_seconds"] = round(memory["metrics"]["check_seconds"] + time.monotonic() - begun, 1)
     for line in progress.note_verdicts(memory, verdicts):
@@ -159,6 +190,7 @@ def validate(job: Job) -> None:
         progress.close_iteration(memory, commit, job.repo.statistics(memory["base"]))
     met, total = len(memory["completed_tasks"]), len(memory["criteria"])
     log.info(f"{met} of {total} criteria met{_cost(job, ', ')}")
+    job.note_litter()
     job.save("completed" if dod.all_met(verdicts.values()) else "planning")
 
 
@@ -170,6 +202,7 @@ def wait(job: Job) -> None:
         raise Stop(LATER, f"waiting until {when}; start again then")
     log.info(f"waiting until {when}")
     while (left := until - time.time()) > 0 and proc.pause(min(left, 5.0)):
+        _stop_where_asked(job)
         log.live(f"waiting until {when}, {int(left)} s left")
     log.live("")
     if not proc.stopping:
@@ -186,14 +219,15 @@ def _new_session() -> dict[str, Any]:
     return {"session": str(uuid.uuid4()), "begun": False, "context": 0.0, "failures": 0, "process": None, "spent": {}}
 
 
-def _stop_where_asked(job: Job) -> None:
-    if (job.folder / "stop").exists():
-        (job.folder / "stop").unlink()
-        raise Stop(128 + signal.SIGINT, "stopped after the session, as asked; start again to go on")
+def _end_if_once(job: Job) -> None:
     if job.sessions_left == 0:
-        raise Stop(LATER, "one iteration was asked for, and the mission is not done yet; start again to go on")
-    if job.sessions_left is not None:
-        job.sessions_left -= 1
+        raise Stop(LATER, "one session was asked for, and the mission is not done yet; start again to go on")
+
+
+def _stop_where_asked(job: Job) -> None:
+    if job.stop_file.exists():
+        job.stop_file.unlink()
+        raise Stop(128 + signal.SIGINT, "stopped as asked; start again to go on")
 
 
 def _tell_outcome(job: Job, outcome: Outcome) -> None:

@@ -4,7 +4,7 @@
         result = proc.run(["npm", "test"], cwd=root, env=env, output=out, limits=proc.Limits(600))
 
 The command's output goes to a file and no pipe is ever read, so neither a grandchild that keeps the output
-open nor one endless line can hang or bloat the kit. There are no threads: signals only set `stopping`.
+open nor one endless line can hang or bloat the kit. There are no threads: signals set `stopping`.
 
 What is not covered: on macOS there is no subreaper, so a process that leaves its group *and* its parent
 survives there. `kill -9` of the kit itself leaves the command running; `end_leftovers` ends it at the next start.
@@ -20,7 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,7 @@ MARGIN = 4096  # bytes before the shown end of an output, so that a secret on th
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 LINUX = sys.platform.startswith("linux")
 
+_raising = False
 stopping = 0  # the signal that asked the kit to stop; 0: none
 
 
@@ -95,9 +97,22 @@ def pause(seconds: float) -> bool:
     return not stopping
 
 
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let a signal raise Interrupted in here, for what would not look at `stopping` for a long time."""
+    global _raising
+    _raising = True
+    try:
+        yield
+    finally:
+        _raising = False
+
+
 def _note_signal(number: int, _frame: object) -> None:
     global stopping
     stopping = number
+    if _raising:
+        raise Interrupted
 
 
 # --------------------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ def begin(mission: Mission, branch: str, base: str, iterations: int, instance: s
         "errors": [],
         "timestamp": now(),
         "mission": {},
-        "settings_digest": {"digest": "", "suspect": ""},
+        "settings": {"path": "", "digest": "", "suspect": None},
         "criteria": {},
         "plan": None,
         "last": None,
@@ -56,6 +56,8 @@ def begin(mission: Mission, branch: str, base: str, iterations: int, instance: s
         "wait_until": None,
         "blocked": None,
         "branch": branch,
+        "start_branch": "",
+        "litter": [],
         "base": base,
         "commit": base,
         "history": [],
@@ -65,7 +67,7 @@ def begin(mission: Mission, branch: str, base: str, iterations: int, instance: s
 
 def adopt(memory: Memory, mission: Mission) -> None:
     """Take a mission's text as the accepted one. Criteria that it no longer has are forgotten."""
-    memory["mission"] = {"path": str(mission.path), "text": mission.text, "digest": mission.digest, "suspect": ""}
+    memory["mission"] = {"path": str(mission.path), "text": mission.text, "digest": mission.digest, "suspect": None}
     before = memory["criteria"]
     blank = {"verdict": "unjudged", "since": 0, "first_met": None, "regressions": [], "stalls": 0, "failure": ""}
     memory["criteria"] = {
@@ -199,7 +201,7 @@ def limit_reached(memory: Memory, limits: Limits, max_iterations: int | None) ->
         ("limits.iterations", done, limits.iterations),
         ("orchestrator.max_iterations", done, max_iterations),
         ("limits.hours", (metrics["worker_seconds"] + metrics["check_seconds"]) / 3600, limits.hours),
-        ("limits.tokens", sum(metrics["token_usage"].values()), limits.tokens),
+        ("limits.tokens", metrics["token_usage"]["input"] + metrics["token_usage"]["output"], limits.tokens),
     )
     for name, used, cap in spent:
         if cap is not None and used >= cap:

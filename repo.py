@@ -8,10 +8,12 @@ What is not covered: filter drivers (git-lfs and the like) run as configured.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,15 +23,18 @@ import proc
 TIMEOUT = 600.0  # seconds for one git command; a first `git add` of a large tree is slow
 MISSION, ITERATION = "CCO-Mission", "CCO-Iteration"  # trailers by which a commit is found again
 NEVER = (".cco", ".claude")  # folders that are never committed
-QUIET = (
+QUIET = (  # against what a worker may have planted, and what would change the output that is read here
     "core.hooksPath=/dev/null",
     "core.fsmonitor=false",
     "commit.gpgSign=false",
     "gc.auto=0",
     "advice.detachedHead=false",
+    "grep.patternType=basic",
+    "log.showSignature=false",
 )
 # Claude Code's sandbox mounts over these names where they do not exist; SIGKILL leaves what it mounted on.
 PLACEHOLDERS = (
+    ".env",
     ".bash_profile",
     ".bashrc",
     ".gitconfig",
@@ -42,10 +47,14 @@ PLACEHOLDERS = (
     ".zprofile",
     ".zshrc",
 )
+TOOL_FOLDERS = tuple(f":(glob)**/{name}/**" for name in NEVER)
+GITLINK = "160000"  # mode of another repository in a tree
+OWN_REPOSITORY = "a repository of its own: what is inside it is not committed"
 SCAN = 20_000_000  # bytes; larger files are not searched for secrets (and rarely small enough to be committed)
 IDENTITY = "user.email=cco@localhost"  # on a machine where git knows no user
 TITLE = 72  # characters of a commit's title
 BODY = 4000  # characters of the worker's report in a commit
+COMMAND = re.compile(r"[a-z]+(-[a-z]+)*")
 TEST_FILE = re.compile(r"(^|/)(tests?|spec|__tests__)/|(^|/)test_|[._-](test|spec)s?\.", re.I)
 
 
@@ -79,8 +88,7 @@ class Repo:
 
     def dirty(self) -> list[str]:
         """Paths with uncommitted changes, those of the kit and the mission excepted."""
-        lines = self._git("status", "--porcelain=v1", "-z", "--no-renames", "--", *self._but_never()).split("\0")
-        return [line[3:] for line in lines if line]
+        return [line[3:] for line in self._status("--untracked-files=normal", "--", *self._but_never())]
 
     def head(self) -> str:
         """The commit that is checked out, "" in an empty repository."""
@@ -95,16 +103,47 @@ class Repo:
         self._git("check-ref-format", "--branch", branch)
         if self.branch() == branch:
             return
-        exists = self._git("rev-parse", "--verify", "--quiet", f"refs/heads/{branch}", may_fail=True)
-        self._git("checkout", "--quiet", *([] if exists else ["-b"]), branch, "--")
+        self._git("checkout", "--quiet", *([] if self.head_of(branch) else ["-b"]), branch, "--")
 
     def last_iteration(self, mission: str) -> int:
         """The highest iteration of the mission among the commits of HEAD, 0 if there is none."""
         return max((number for number, _ in self._iterations(mission)), default=0)
 
-    def commit_of(self, mission: str, iteration: int) -> str:
-        """The commit that holds an iteration's work, "" if it was not made."""
-        return next((sha for number, sha in self._iterations(mission) if number == iteration), "")
+    def head_of(self, branch: str) -> str:
+        """The commit that a branch points to, "" if there is none."""
+        return self._git("rev-parse", "--verify", "--quiet", f"refs/heads/{branch}", may_fail=True)
+
+    def commit_after(self, base: str, mission: str, iteration: int) -> Commit | None:
+        """The commit of this iteration when it is HEAD and the next one after `base`: it was made before a crash."""
+        head = self.head()
+        if not head or self._git("rev-parse", "--verify", "--quiet", f"{head}^", may_fail=True) != base:
+            return None
+        if next(iter(self._iterations(mission)), None) != (iteration, head):
+            return None
+        changed = ["diff-tree", "--no-commit-id", "--root", "-r", "--no-renames", "--name-only", "-z", head]
+        return Commit(head, self._names(*changed))
+
+    def submodules(self) -> list[Path]:
+        """The `.git` of each submodule that is checked out: who writes it decides what git runs there."""
+        entries = (line.partition("\t") for line in self._names("ls-files", "--stage", "-z"))
+        paths = (self.root / name / ".git" for mode, _, name in entries if mode.startswith(GITLINK))
+        return [path for path in paths if path.exists()]
+
+    def snapshot(self) -> str:
+        """Changes whenever HEAD or anything that git does not ignore changes."""
+        lines = self._status("--untracked-files=all", "--", *self._but_never())
+        stats = []
+        for path in (self.root / line[3:] for line in lines):
+            status = path.lstat() if path.exists() else None
+            stats.append((status.st_size, status.st_mtime_ns) if status else ())
+        return hashlib.sha256(repr((self.head(), lines, stats)).encode("utf-8", "replace")).hexdigest()
+
+    def remove_stale_lock(self, age: float) -> None:
+        """Remove the index lock of a git that died, `age` seconds ago or longer. Only when no git of ours runs."""
+        lock = self.root / self._git("rev-parse", "--git-path", "index.lock")
+        if lock.exists() and time.time() - lock.stat().st_mtime >= age:
+            log.warn(f"removed {lock}, which a git that died left behind")
+            lock.unlink()
 
     def remove_placeholders(self) -> None:
         """Remove the empty read-only files that a killed sandbox leaves behind; git tracks none of them."""
@@ -163,28 +202,50 @@ class Repo:
             self._git("update-ref", "-d", f"refs/heads/{branch}")
 
     def _stage(self, max_size: int) -> dict[str, str]:
-        """Add everything that a commit may hold to the index; what it may not hold, with the reason."""
+        """Add everything that a commit may hold to the index; what it may not hold, with the reason.
+
+        Raises GitError when git did not add what it should have added.
+        """
+        failed = ""
         try:
             self._git("add", "--all", "--ignore-errors", "--", *self._but_never())
-        except GitError as error:  # a nested repository without a commit, an unreadable file: the rest is added
-            log.warn(f"not everything could be added: {error}")
-        staged = self._names("diff", "--cached", "--no-renames", "--name-only", "-z")
-        left_out = {name: reason for name in staged if (reason := self._objection(name, max_size))}
+        except GitError as error:
+            failed = str(error)
+        raw = self._names("diff", "--cached", "--raw", "--no-renames", "-z")
+        staged = dict(zip(raw[1::2], raw[::2], strict=True))  # path: ":OLD-MODE NEW-MODE ..."
+        left_out = {name: why for name, modes in staged.items() if (why := self._objection(name, modes, max_size))}
         if left_out:
             paths = "".join(f"{name}\0" for name in left_out)
-            self._git(
-                "--literal-pathspecs", "reset", "--quiet", "--pathspec-from-file=-", "--pathspec-file-nul", stdin=paths
-            )
-        tools = [f":(glob)**/{name}/**" for name in NEVER]
-        for line in self._names(
-            "status", "--porcelain=v1", "-z", "--no-renames", "--untracked-files=all", "--", *tools
-        ):
-            left_out[line[3:]] = "a tool's own settings"
-        return left_out
+            unstage = ("--literal-pathspecs", "reset", "--quiet", "--pathspec-from-file=-", "--pathspec-file-nul")
+            self._git(*unstage, stdin=paths)
+        return left_out | self._not_added(left_out, failed)
 
-    def _objection(self, name: str, max_size: int) -> str:
-        if any(name == never or name.startswith(f"{never}/") for never in self.never) or {*name.split("/")} & {*NEVER}:
+    def _not_added(self, left_out: Mapping[str, str], failed: str) -> dict[str, str]:
+        """What stays changed in the work tree although it was to be added, with the reason."""
+        reasons = {}
+        for line in self._status("--untracked-files=all"):
+            name, path = line[3:].rstrip("/"), self.root / line[3:]
+            if line[1] == " " or name in left_out or self._is_never(name):
+                continue
+            if (path / ".git").exists():
+                reasons[name] = OWN_REPOSITORY
+            elif failed and path.exists() and os.access(path, os.R_OK):
+                raise GitError(failed)
+            elif failed:
+                reasons[name] = "it cannot be read"
+        for name in (line[3:] for line in self._status("--untracked-files=all", "--", *TOOL_FOLDERS)):
+            reasons[name] = "a tool's own settings"
+        return reasons
+
+    def _is_never(self, name: str) -> bool:
+        inside = any(name == never or name.startswith(f"{never}/") for never in self.never)
+        return inside or bool({*name.split("/")} & {*NEVER})
+
+    def _objection(self, name: str, modes: str, max_size: int) -> str:
+        if self._is_never(name):
             return "it belongs to the kit, the mission or a tool's settings"
+        if modes.split()[1] == GITLINK and modes.split()[0] != f":{GITLINK}":
+            return OWN_REPOSITORY
         path = self.root / name
         if path.is_symlink() or not path.is_file():
             return ""
@@ -225,6 +286,10 @@ class Repo:
 
     def _names(self, *args: str) -> list[str]:
         return [name for name in self._git(*args).split("\0") if name]
+
+    def _status(self, *args: str) -> list[str]:
+        """Lines `XY path` of git status; never of what lies inside another repository."""
+        return self._names("status", "--porcelain=v1", "-z", "--no-renames", *args)
 
     def _git(self, *args: str, stdin: str = "", may_fail: bool = False, quiet: Sequence[str] = QUIET) -> str:
         settings = [part for setting in quiet for part in ("-c", setting)]

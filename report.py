@@ -14,12 +14,25 @@ if TYPE_CHECKING:
 
 
 def memories(folder: str) -> list[dict[str, Any]]:
-    """The memory of every mission in a `.cco` folder, the one that was saved last at the end.
+    """The memory of every mission in a `.cco` folder that can be read, the one that was saved last at the end."""
+    return [memory for memory in map(_read, _files(folder)) if isinstance(memory, dict)]
 
-    Raises state.StateError, OSError.
-    """
+
+def damaged(folder: str) -> list[str]:
+    """One line for each state file in a `.cco` folder that cannot be read."""
+    return [str(error) for error in map(_read, _files(folder)) if isinstance(error, Exception)]
+
+
+def _files(folder: str) -> list[str]:
     files = [os.path.join(folder, name) for name in os.listdir(folder) if name.endswith(".json") and name[0] != "."]
-    return [state.load(file, validate=False) for file in sorted(files, key=os.path.getmtime)]
+    return sorted(files, key=os.path.getmtime)
+
+
+def _read(file: str) -> dict[str, Any] | Exception:
+    try:
+        return state.load(file, validate=False)
+    except (state.StateError, OSError) as error:
+        return error
 
 
 def find_folder(*starts: str) -> str | None:
@@ -101,8 +114,13 @@ def whole(memory: dict[str, Any], holder: dict[str, Any] | None) -> str:
     if memory["blocked"]:
         parts.append(f"A person has to answer: {memory['blocked']['question']}")
     if memory["current_phase"] == "completed":
-        parts.append(f"To take the work: git merge {memory['branch']}")
+        parts.append(f"To take the work: {how_to_take(memory)}")
     return "\n\n".join(parts)
+
+
+def how_to_take(memory: dict[str, Any]) -> str:
+    """The commands that bring the work to the branch that the mission started from."""
+    return f"git checkout {memory['start_branch'] or '<your branch>'} && git merge {memory['branch']}"
 
 
 def status(folder: str | None, session: str | None, as_json_text: bool) -> str:
@@ -115,12 +133,11 @@ def status(folder: str | None, session: str | None, as_json_text: bool) -> str:
     if as_json_text:
         found = [as_json(memory) for memory in known]
         return json.dumps(found[0] if len(found) == 1 else found, indent=2)
-    if not known:
-        return "no mission was started here yet"
     holder = state.holder(os.path.join(folder, "lock"))
     if session:
         return "\n\n".join(whole(memory, holder) for memory in known)
-    return os.linesep.join(line(memory, holder) for memory in known)
+    lines = [*(line(memory, holder) for memory in known), *damaged(folder)]
+    return "\n".join(lines) or "no mission was started here yet"
 
 
 def _names(known: list[dict[str, Any]]) -> str:

@@ -75,7 +75,7 @@ def save(path: Path, document: dict[str, Any]) -> None:
 
     document["version"] = VERSION
     while len(text := _text(document)) > MAX_SIZE and (history := document.get("history")):
-        del history[: 1 + len(history) // 20]  # what is still too large then is a large mission, which does not grow
+        del history[: 1 + int(len(history) * (1 - MAX_SIZE / len(text)))]
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with open(handle, "wb") as file:

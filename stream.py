@@ -32,11 +32,13 @@ TOKENS = {
     "cache_creation": "cacheCreationInputTokens",
 }
 
+CONTEXT_FULL = ("prompt_too_long", "blocking_limit", "rapid_refill_breaker")  # values of terminal_reason
+
 # Only error results and synthetic messages are matched against these, never what the model wrote.
 AUTH = re.compile(r"not logged in|/login|invalid api key|failed to authenticate|oauth|subscription access", re.I)
 CREDIT = re.compile(r"credit balance|spend limit|usage credits? required|specified api usage limits", re.I)
-LIMIT = re.compile(r"hit your .*limit|limit reached|(?<!not your )usage limit|out of extra usage", re.I)
-TOO_LONG = re.compile(r"prompt is too long|request too large", re.I)
+LIMIT = re.compile(r"hit your .*limit|(usage|5-hour|weekly|session|opus|sonnet) limit reached|out of extra usage", re.I)
+TOO_LONG = re.compile(r"prompt is too long|request too large|context limit reached", re.I)
 LOST = re.compile(r"no conversation found|session id \S+ is already in use", re.I)
 REFUSED = re.compile(
     r"sandbox required but unavailable|cannot be used with root|error: (unknown )?option|prompt file not found", re.I
@@ -131,7 +133,7 @@ class Stream:
             return
         line = raw.decode("utf-8", "replace")
         try:
-            event = log.mask_tree(json.loads(line))  # masked as text, a quoted secret would take its quote along
+            event = log.mask_tree(json.loads(line))  # before JSON's escapes hide what is one
             line = json.dumps(event)
         except (ValueError, RecursionError):
             event = None
@@ -228,12 +230,12 @@ def _error_kind(stream: Stream, said: str, reason: object) -> str:
     error, status = stream.error.get("error"), stream.result.get("api_error_status")
     if stream.limit.get("errorCode") == "credits_required" or error == "billing_error" or CREDIT.search(said):
         return "credit"
+    if reason in CONTEXT_FULL or TOO_LONG.search(said):
+        return "context_full"
     if stream.limit.get("status") == "rejected" or LIMIT.search(said):
         return "limit"
     if error in ("authentication_failed", "oauth_org_not_allowed", "account_on_hold") or status == 401:
         return "auth"
-    if reason in ("prompt_too_long", "rapid_refill_breaker") or TOO_LONG.search(said):
-        return "context_full"
     if LOST.search(said):
         return "lost_session"
     if REFUSED.search(said) or error == "model_not_found":

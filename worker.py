@@ -184,20 +184,24 @@ def run(task: Task, settings: Any, started: Callable[[int], None] | None = None)
 
 
 def run_by_hand(task: Task, path: Path) -> Outcome:
-    """Manual mode: write the instruction to `path`, show it, and wait until a person says that it was done.
+    """Manual mode: show the instruction and wait until a person says that it was done.
 
-    Where there is no terminal to ask on it does not wait. Raises proc.Interrupted on a signal.
+    Raises proc.Interrupted on a signal.
     """
+    show_instruction(task, path)
+    print("Press Enter when it has been done.", flush=True)
+    while not select.select([sys.stdin], [], [], proc.STEP)[0]:
+        if proc.stopping:
+            raise proc.Interrupted
+    sys.stdin.readline()
+    return Outcome("ended", report="(carried out by hand)")
+
+
+def show_instruction(task: Task, path: Path) -> None:
+    """Print the instruction for a person and write it to `path`."""
     with open(path, "w", encoding="utf-8", opener=log.private) as file:
         file.write(task.prompt)
     print(f"\n{log.printable(task.prompt)}\nGive this to Claude Code; it also stands in {path}.")
-    if sys.stdin.isatty():
-        print("Press Enter when it has been done.", flush=True)
-        while not select.select([sys.stdin], [], [], proc.STEP)[0]:
-            if proc.stopping:
-                raise proc.Interrupted
-        sys.stdin.readline()
-    return Outcome("ended", report="(carried out by hand)")
 
 
 def compress(stream: Path) -> None:

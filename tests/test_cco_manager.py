@@ -704,6 +704,14 @@ def test_a_session_that_goes_on_is_told_what_is_new_only():
     assert len(prompt) < 500
 
 
+def test_what_a_mission_leaves_out_leaves_no_gap():
+    here = situation(standing("c1"))
+    for prompt in (worker_prompt(here, PLAN), user_prompt(here)):
+        assert "\n\n\n" not in prompt
+        assert not any(line != line.rstrip() for line in prompt.splitlines())
+        assert prompt.endswith("\n") and not prompt.endswith("\n\n")
+
+
 def test_the_three_most_important_failures_are_shown():
     standings = [standing(f"c{n}", priority=p, tail=f"output {n}") for n, p in enumerate(manager.PRIORITIES, 1)]
     prompt = worker_prompt(situation(*reversed(standings)), PLAN)

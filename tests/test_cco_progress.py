@@ -469,11 +469,11 @@ def test_the_settings_limit_iterations_too_and_the_message_names_what_to_raise()
     assert progress.limit_reached(memory, limits, 100).startswith("limits.iterations is reached: 7 of 7.")
 
 
-def test_all_tokens_count_against_the_limit():
+def test_input_and_output_tokens_count_against_the_limit_and_cached_ones_do_not():
     worked = Memory("a")
     worked.ran(outcome())
-    assert progress.limit_reached(worked.memory, Limits(None, None, None, 371), None) == ""
-    assert progress.limit_reached(worked.memory, Limits(None, None, None, 370), None).startswith("limits.tokens")
+    assert progress.limit_reached(worked.memory, Limits(None, None, None, 31), None) == ""
+    assert progress.limit_reached(worked.memory, Limits(None, None, None, 30), None).startswith("limits.tokens")
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ class Host:
         return [event["total_cost_usd"] for event in events if event["type"] == "result"]
 
     def alive(self) -> dict[int, str]:
-        return marked(self.state()["session_id"])
+        return marked(str(self.root.resolve()))
 
     def workers(self) -> int:
         """How many claude processes of this mission there are."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import json
 import os
@@ -13,6 +14,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -161,9 +163,11 @@ def test_a_damaged_file_is_one_error_that_names_it(path, damage, reason, validat
 
 def test_any_depth_is_read_or_is_one_error(path):
     outcomes = set()
+    state.save(path, document())
+    whole = path.read_bytes()
     for depth in [*range(100, 1100, 10), *range(1100, 20_000, 500)]:
-        deep = b'{"version": 1, "plan": ' + b"[" * depth + b"]" * depth + b"}"
-        path.write_bytes(deep)
+        deep = b'"iterations": ' + b"[" * depth + b"]" * depth
+        path.write_bytes(whole.replace(b'"iterations": 0', deep))
         for validate in (True, False):
             try:
                 state.load(path, validate=validate)
@@ -597,6 +601,29 @@ def test_those_who_only_ask_never_keep_an_orchestrator_out(lock, tmp_path):
         (tmp_path / "go on").unlink()
         for process in asking:
             process.communicate(timeout=30)
+
+
+@pytest.fixture
+def asked(lock) -> Iterator[int]:
+    """The lock as `holder` of another process has it for a moment: shared."""
+    handle = os.open(lock, os.O_RDONLY | os.O_CREAT)
+    fcntl.flock(handle, fcntl.LOCK_SH)
+    yield handle
+    os.close(handle)
+
+
+def test_an_orchestrator_waits_for_those_who_only_ask(lock, asked):
+    timer = threading.Timer(0.3, fcntl.flock, (asked, fcntl.LOCK_UN))
+    timer.start()
+    with state.Lock(lock, {"pid": 1}):
+        assert state.holder(lock) == {"pid": 1}
+    timer.join()
+
+
+def test_an_orchestrator_does_not_wait_for_ever(lock, asked, monkeypatch):
+    monkeypatch.setattr(state, "PATIENCE", 0.05)
+    with pytest.raises(state.Busy, match=re.escape("pid ?")), state.Lock(lock, {"pid": 1}):
+        pass
 
 
 STARTER = """

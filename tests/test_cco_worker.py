@@ -395,6 +395,8 @@ RECORDED = {
     "overloaded": ("overloaded", [synthetic("API Error: Repeated 529 Overloaded errors", "overloaded"), result()], 1),
     "503 without any word": ("overloaded", [result(api_error_status=503)], 1),
     "compaction fails again and again": ("context_full", [result(terminal_reason="rapid_refill_breaker")], 1),
+    "context limit": ("context_full", [synthetic("Context limit reached · /compact or /clear"), result()], 1),
+    "no room for a request": ("context_full", [result(terminal_reason="blocking_limit")], 1),
     "request too large": ("context_full", [result(result="Request too large (max 32MB)", api_error_status=413)], 1),
     "SIGINT, as 2.1.197 ends it": (
         "interrupted",
@@ -435,10 +437,10 @@ def test_the_last_words_are_the_workers_own_and_whole(tmp_path):
     use = {"m": {"contextWindow": 1000, "inputTokens": 1}}
     good = result(is_error=False, result="I did", modelUsage=use)
     outcome = classified(
-        tmp_path, [says("I did all of it."), says("A helper's note that is longer", "toolu_1"), good], 0
+        tmp_path, [says("I did all of it."), says("A subagent's note that is longer", "toolu_1"), good], 0
     )
     assert outcome.report == "I did all of it."  # the result may hold the first part alone
-    assert outcome.context == 0.5  # of the conversation itself, not of its helper's
+    assert outcome.context == 0.5  # of the conversation itself, not of its subagent's
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -750,6 +752,13 @@ def test_a_quoted_secret_is_cut_out_without_damage_to_its_line(bench):
     assert [event["type"] for event in kept] == ["system", "assistant", "user", "assistant", "result"]
 
 
+def test_a_secret_is_found_behind_the_escapes_of_json(bench):
+    bench.run({"bash": """echo '{"Authorization": "Bearer abcdefgh"}'"""}, {"say": "Done."})
+    kept = (bench.folder / "stream.jsonl").read_text()
+    assert "Authorization" in kept
+    assert "abcdefgh" not in kept
+
+
 def test_words_that_no_file_can_hold_are_replaced(bench):
     outcome = bench.run({"say": "an emoji cut in half: \ud83d"})
     assert outcome.report == "an emoji cut in half: ?"
@@ -827,11 +836,9 @@ def test_where_there_is_no_terminal_only_lines_are_written(bench, capsys):
 # --------------------------------------------------------------------------------------------------------
 
 
-def test_by_hand_without_a_terminal_only_the_instruction_is_written(bench, planted, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "stdin", io.StringIO())
+def test_by_hand_the_instruction_is_shown_without_secrets_and_written_for_its_owner_alone(bench, planted, capsys):
     path = bench.folder / "instruction.md"
-    outcome = worker.run_by_hand(bench.task(prompt=f"Do it.\nWith \x1b[2J and {planted}."), path)
-    assert (outcome.kind, outcome.cost_usd) == ("ended", 0)
+    worker.show_instruction(bench.task(prompt=f"Do it.\nWith \x1b[2J and {planted}."), path)
     shown = capsys.readouterr().out
     assert "Do it.\nWith  [2J and ***." in shown
     assert str(path) in shown

@@ -1,0 +1,920 @@
+"""Git: what a session changed becomes one commit on the branch, and what may not be in it is named."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import log
+import proc
+import repo
+from repo import GitError, Repo
+
+SECRET = "Zk9-planted+value/4711=="
+TRAILERS = {repo.MISSION: "api", repo.ITERATION: "1"}
+NAMES = [
+    "with space",
+    "ümläut-€",
+    "new\nline",
+    "-dash",
+    "--all",
+    "*",
+    "[a]?.txt",
+    ":(exclude)x",
+    ":!y",
+    'quo"te',
+    "back\\slash",
+    "tab\t",
+    "\x1b[2J",
+    "trailing ",
+    "#hash",
+    os.fsdecode(b"latin-\xe4"),
+    "deep/er/-f",
+]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch) -> Path:
+    """A home without any settings of git, and a marker file that planted programs would make."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    monkeypatch.setenv("HOME", str(folder))
+    for name in [name for name in os.environ if name.startswith(("GIT_", "XDG_"))]:
+        monkeypatch.delenv(name)
+    return folder
+
+
+@pytest.fixture
+def tree(project) -> Repo:
+    """The project, with a kit and a mission in it."""
+    (project / "kit").mkdir()
+    (project / "missions").mkdir()
+    return Repo(project, [project / "kit", project / "missions" / "api.yaml", Path("/elsewhere"), project])
+
+
+@pytest.fixture
+def empty(tmp_path, git) -> Repo:
+    """A repository without a commit."""
+    root = tmp_path / "empty"
+    root.mkdir()
+    git(root, "init", "-q", "-b", "main")
+    return Repo(root)
+
+
+def write(root: Path, *names: str, content: str | bytes = "x\n") -> None:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def commit(tree: Repo, base: str | None = None, **given: Any) -> repo.Commit:
+    """A session's commit, made on the commit that is checked out."""
+    base = tree.head() if base is None else base
+    options = {"title": "Do it", "body": "It is done.", "trailers": TRAILERS, "max_size": 1000, "hooks": False}
+    return tree.commit(base, "main", **{**options, **given})
+
+
+def files(git: Any, root: Path, commit: str = "HEAD") -> set[str]:
+    """The names in a commit."""
+    return {name for name in git(root, "ls-tree", "-rz", "--name-only", commit).split("\0") if name}
+
+
+def parents(git: Any, root: Path) -> list[str]:
+    return str(git(root, "log", "-1", "--format=%P")).split()
+
+
+def program(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+# --------------------------------------------------------------------------------------------------------
+# Before the first session
+# --------------------------------------------------------------------------------------------------------
+
+
+def test_a_clean_tree_is_not_dirty(tree):
+    assert tree.dirty() == []
+
+
+def test_every_kind_of_change_is_dirty(tree, git):
+    write(tree.root, "changed", "deleted", "staged", "moved", "unstaged")
+    git(tree.root, "add", "-A")
+    git(tree.root, "commit", "-qm", "x")
+    write(tree.root, "new", "changed", "staged", content="other\n")
+    (tree.root / "deleted").unlink()
+    git(tree.root, "add", "staged")
+    git(tree.root, "mv", "moved", "moved away")
+    git(tree.root, "rm", "-q", "--cached", "unstaged")
+    assert set(tree.dirty()) == {"new", "changed", "deleted", "staged", "moved", "moved away", "unstaged"}
+
+
+def test_the_kit_the_mission_and_the_folders_of_tools_are_not_dirty(tree):
+    write(tree.root, "kit/cco.py", "missions/api.yaml", ".cco/api.json", ".claude/settings.json", "a/b/.claude/x")
+    write(tree.root, "a/.cco/lock")
+    assert tree.dirty() == []
+    write(tree.root, "kit2/x", "missions/api.yaml.bak", ".cco2", "a/c")
+    assert set(tree.dirty()) == {"kit2/", "missions/api.yaml.bak", ".cco2", "a/c"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_told_as_it_is(tree, name):
+    write(tree.root, name)
+    assert [found.rstrip("/") for found in tree.dirty()] == [name.split("/")[0]]
+
+
+def test_what_git_ignores_is_not_dirty(tree):
+    write(tree.root, ".git/info/exclude", content="*.log\n")
+    write(tree.root, "x.log")
+    assert tree.dirty() == []
+
+
+def test_an_empty_repository_has_no_head_and_may_be_dirty(empty):
+    assert (empty.head(), empty.branch(), empty.dirty()) == ("", "main", [])
+    write(empty.root, "new")
+    assert empty.dirty() == ["new"]
+
+
+def test_a_detached_head_is_on_no_branch(tree, git):
+    git(tree.root, "checkout", "-q", "--detach")
+    assert (tree.branch(), tree.head()) == ("", git(tree.root, "rev-parse", "main"))
+
+
+def test_a_changed_submodule_is_dirty(tree, git, tmp_path):
+    module(tree, git, tmp_path)
+    assert tree.dirty() == []
+    write(tree.root, "module/README.md", content="changed\n")
+    assert tree.dirty() == ["module"]
+
+
+def module(tree: Repo, git: Any, tmp_path: Path) -> None:
+    """A submodule in the project, committed."""
+    git(tmp_path, "clone", "-q", str(tree.root), "other")
+    git(tree.root, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(tmp_path / "other"), "module")
+    git(tree.root, "commit", "-qm", "add the module")
+
+
+def test_a_nested_repository_is_dirty(tree, git):
+    (tree.root / "nested").mkdir()
+    git(tree.root / "nested", "init", "-q")
+    assert tree.dirty() == ["nested/"]
+
+
+def test_a_folder_that_is_no_repository_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(GitError, match="not a git repository") as caught:
+        Repo(tmp_path).dirty()
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_machine_without_git_is_an_error_that_says_so(tree, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(GitError, match="No such file or directory: git"):
+        tree.dirty()
+
+
+# --------------------------------------------------------------------------------------------------------
+# The branch
+# --------------------------------------------------------------------------------------------------------
+
+
+def test_a_branch_is_made_where_we_are_and_found_again(tree, git):
+    start = tree.head()
+    tree.switch("cco/api")
+    assert (tree.branch(), tree.head()) == ("cco/api", start)
+    write(tree.root, "a")
+    commit(tree, hooks=False)
+    git(tree.root, "checkout", "-q", "-B", "cco/api", git(tree.root, "rev-parse", "main"))
+    git(tree.root, "checkout", "-q", "main")
+    tree.switch("cco/api")
+    tree.switch("cco/api")
+    assert tree.branch() == "cco/api"
+
+
+@pytest.mark.parametrize("before", ["unborn", "detached", "a file of the same name", "untracked files"])
+def test_a_branch_is_made_from_wherever_we_are(tree, empty, git, before):
+    here = empty if before == "unborn" else tree
+    if before == "detached":
+        git(here.root, "checkout", "-q", "--detach")
+    write(here.root, "work")
+    here.switch("work")
+    assert here.branch() == "work"
+    assert (here.root / "work").read_text() == "x\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["", "-x", "--help", "a b", "a..b", "a.lock", "@{-1}", "@", "HEAD", "a//b", "a~1", "main/x"]
+)
+def test_a_branch_of_an_impossible_name_is_refused(tree, name):
+    with pytest.raises(GitError):
+        tree.switch(name)
+    assert tree.branch() == "main"
+
+
+def test_work_that_a_switch_would_lose_is_kept(tree, git):
+    git(tree.root, "checkout", "-q", "-b", "work")
+    write(tree.root, "README.md", content="on work\n")
+    git(tree.root, "commit", "-qam", "x")
+    git(tree.root, "checkout", "-q", "main")
+    write(tree.root, "README.md", content="precious\n")
+    with pytest.raises(GitError, match=r"would be overwritten.*README\.md"):
+        tree.switch("work")
+    assert (tree.branch(), (tree.root / "README.md").read_text()) == ("main", "precious\n")
+
+
+def test_a_linked_work_tree_is_worked_in_like_any_other(tree, git, tmp_path):
+    git(tree.root, "worktree", "add", "-q", "-b", "linked", str(tmp_path / "linked"))
+    linked = Repo(tmp_path / "linked")
+    assert (linked.branch(), linked.dirty()) == ("linked", [])
+    with pytest.raises(GitError, match="already"):
+        linked.switch("main")
+    linked.switch("work")
+    write(linked.root, "a")
+    made = linked.commit(linked.head(), "work", "t", "b", TRAILERS, 1000, False)
+    assert (made.changed, linked.branch(), linked.dirty()) == (["a"], "work", [])
+    assert (tree.branch(), tree.dirty()) == ("main", [])
+    assert linked.last_iteration("api") == 1
+
+
+# --------------------------------------------------------------------------------------------------------
+# A session's commit
+# --------------------------------------------------------------------------------------------------------
+
+
+def test_everything_that_changed_is_in_one_commit(tree, git):
+    write(tree.root, "deleted", "changed", "made executable", "becomes a link", "a folder/file")
+    git(tree.root, "add", "-A")
+    git(tree.root, "commit", "-qm", "before")
+    base = tree.head()
+    for name in ("deleted", "becomes a link", "a folder/file"):
+        (tree.root / name).unlink()
+    (tree.root / "a folder").rmdir()
+    (tree.root / "a folder").write_text("a file now\n")
+    (tree.root / "becomes a link").symlink_to("/etc/passwd")
+    (tree.root / "dangling").symlink_to("nowhere")
+    (tree.root / "made executable").chmod(0o755)
+    write(tree.root, "changed", "new", content=b"\0\xff")
+    made = commit(tree, base)
+    expected = {
+        "deleted",
+        "changed",
+        "made executable",
+        "becomes a link",
+        "a folder/file",
+        "a folder",
+        "dangling",
+        "new",
+    }
+    assert (set(made.changed), made.left_out) == (expected, {})
+    assert (made.sha, parents(git, tree.root), tree.dirty()) == (tree.head(), [base], [])
+    modes = {line.split("\t")[1]: line[:6] for line in git(tree.root, "ls-tree", "HEAD").splitlines()}
+    assert modes["becomes a link"] == modes["dangling"] == "120000"
+    assert (modes["made executable"], modes["a folder"]) == ("100755", "100644")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_of_any_name_is_committed(tree, git, name):
+    write(tree.root, name)
+    assert commit(tree).changed == [name]
+    assert tree.dirty() == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_of_any_name_is_left_out(tree, name):
+    write(tree.root, name, content="x" * 2000)
+    write(tree.root, "small")
+    made = commit(tree)
+    assert (made.changed, list(made.left_out)) == (["small"], [name])
+    assert (tree.root / name).exists()
+
+
+def test_a_session_that_changed_nothing_makes_no_commit(tree):
+    base = tree.head()
+    write(tree.root, ".cco/api.json")
+    assert commit(tree) == repo.Commit(base, left_out={".cco/api.json": "a tool's own settings"})
+    assert tree.head() == base
+
+
+def test_the_first_commit_of_a_repository_can_be_made(empty, git):
+    write(empty.root, "a", "large", content="x" * 900)
+    write(empty.root, "large", content="x" * 2000)
+    made = commit(empty, "", trailers={})
+    assert (made.changed, list(made.left_out)) == (["a"], ["large"])
+    assert (parents(git, empty.root), files(git, empty.root)) == ([], {"a"})
+    assert commit(empty).changed == []
+
+
+def test_a_commit_of_nothing_in_an_empty_repository_is_none(empty):
+    assert commit(empty, "") == repo.Commit("")
+    assert empty.statistics("") == {"files_modified": 0, "lines_of_code_added": 0, "tests_created": 0}
+
+
+def test_a_signal_to_the_kit_does_not_cut_a_commit_short(tree, monkeypatch):
+    write(tree.root, "a")
+    monkeypatch.setattr(proc, "stopping", signal.SIGTERM)
+    assert commit(tree).changed == ["a"]
+
+
+# --------------------------------------------------------------------------------------------------------
+# What the worker did with git
+# --------------------------------------------------------------------------------------------------------
+
+
+def own_commits(root: Path, git: Any) -> None:
+    """Two commits of the worker's, the first with our trailers, and something uncommitted."""
+    write(root, "one")
+    git(root, "add", "-A")
+    git(root, "commit", "-qm", f"Claude was here\n\n{repo.MISSION}: api\n{repo.ITERATION}: 7")
+    write(root, "two")
+    git(root, "add", "-A")
+    git(root, "commit", "-qm", "again")
+    write(root, "three")
+
+
+@pytest.mark.parametrize("where", ["on the branch", "on a branch of its own", "detached"])
+def test_the_workers_own_commits_become_part_of_ours(tree, git, where):
+    base = tree.head()
+    if where != "on the branch":
+        git(tree.root, "checkout", "-q", *(["--detach"] if where == "detached" else ["-b", "feature"]))
+    own_commits(tree.root, git)
+    made = commit(tree, base)
+    assert (made.changed, parents(git, tree.root)) == (["one", "three", "two"], [base])
+    assert (tree.branch(), tree.head(), tree.dirty()) == ("main", made.sha, [])
+    assert git(tree.root, "log", "-1", "--format=%an %cn") == "Test Test"
+    assert tree.last_iteration("api") == 1
+
+
+def test_the_workers_own_commits_in_an_empty_repository_become_one(empty, git):
+    git(empty.root, "config", "user.email", "worker@example.invalid")
+    git(empty.root, "config", "user.name", "Worker")
+    own_commits(empty.root, git)
+    made = commit(empty, "")
+    assert (made.changed, parents(git, empty.root)) == (["one", "three", "two"], [])
+
+
+def test_what_the_worker_committed_and_took_back_is_no_change(tree, git):
+    base = tree.head()
+    write(tree.root, "README.md", content="changed\n")
+    git(tree.root, "commit", "-qam", "try")
+    git(tree.root, "revert", "--no-edit", "HEAD")
+    assert commit(tree, base) == repo.Commit(base)
+    assert tree.head() == base
+
+
+def test_what_the_worker_only_staged_is_committed_too(tree, git):
+    write(tree.root, ".git/info/exclude", content="*.out\n")
+    write(tree.root, "staged", "forced.out", "ignored.out")
+    git(tree.root, "add", "-f", "staged", "forced.out")
+    assert commit(tree).changed == ["forced.out", "staged"]
+
+
+@pytest.mark.parametrize("how", ["unrelated", "orphan", "older", "amended"])
+def test_a_head_without_the_accepted_commit_is_refused(tree, git, how):
+    write(tree.root, "accepted")
+    base = commit(tree).sha
+    moves = {
+        "unrelated": [["checkout", "-q", "--orphan", "other"], ["commit", "-qm", "unrelated"]],
+        "orphan": [["checkout", "-q", "--orphan", "other"]],
+        "older": [["checkout", "-q", "--detach", "HEAD~1"]],
+        "amended": [["commit", "-q", "--amend", "-m", "mine now"]],
+    }
+    for move in moves[how]:
+        git(tree.root, *move)
+    before = (tree.head(), tree.branch())
+    write(tree.root, "new")
+    with pytest.raises(GitError, match="moved to a commit without the accepted one: git checkout main"):
+        commit(tree, base)
+    assert (tree.head(), tree.branch()) == before
+    assert (tree.root / "new").exists()
+
+
+def diverge(root: Path, git: Any) -> None:
+    """A branch `other` whose change to the README contradicts the one on main."""
+    git(root, "checkout", "-q", "-b", "other")
+    write(root, "README.md", content="theirs\n")
+    git(root, "commit", "-qam", "theirs", "--author", "Somebody Else <else@example.invalid>")
+    git(root, "checkout", "-q", "main")
+    write(root, "README.md", content="ours\n")
+    git(root, "commit", "-qam", "ours")
+
+
+@pytest.mark.parametrize(
+    "how", ["merge other", "cherry-pick other", "revert HEAD~1", "rebase HEAD --exec false", "stash apply"]
+)
+def test_what_the_worker_left_half_done_is_committed_as_it_stands(tree, git, how):
+    diverge(tree.root, git)
+    base = tree.head()
+    if how == "stash apply":
+        write(tree.root, "README.md", content="stashed\n")
+        git(tree.root, "stash", "-q")
+        write(tree.root, "README.md", content="against it\n")
+        git(tree.root, "commit", "-qam", "against the stash")
+    with pytest.raises(AssertionError):  # it stops half-way
+        git(tree.root, *how.split())
+    if how.startswith("rebase"):
+        git(tree.root, "rebase", "--abort")
+        pytest.skip("nothing is left to do")
+    made = commit(tree, base)
+    assert (made.changed, parents(git, tree.root)) == (["README.md"], [base])
+    assert (tree.branch(), tree.dirty()) == ("main", [])
+    assert git(tree.root, "log", "-1", "--format=%an") == "Test"
+    assert "in progress" not in git(tree.root, "status")
+    assert "still merging" not in git(tree.root, "status")
+
+
+# --------------------------------------------------------------------------------------------------------
+# What a commit may not hold
+# --------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_is_too_large_is_left_out_and_one_at_the_limit_is_not(tree, git):
+    write(tree.root, "at the limit", content="x" * 1000)
+    write(tree.root, "over it", content="x" * 1001)
+    made = commit(tree)
+    assert made.changed == ["at the limit"]
+    assert made.left_out == {"over it": "1001 bytes are more than claude_code.max_file_size allows (1000)"}
+    again = commit(tree)
+    assert (again.changed, list(again.left_out)) == ([], ["over it"])
+
+
+def test_a_tracked_file_that_grew_too_large_stays_as_it_was(tree, git):
+    write(tree.root, "README.md", content="x" * 2000)
+    made = commit(tree)
+    assert (made.changed, list(made.left_out)) == ([], ["README.md"])
+    assert git(tree.root, "show", "HEAD:README.md") == "# a project"
+    assert (tree.root / "README.md").stat().st_size == 2000
+
+
+def test_a_file_with_a_known_secret_is_left_out(tree, fresh_mask):
+    log.know_value(SECRET)
+    write(tree.root, "config.ini", "new\nline", content=f"[db]\npassword = {SECRET}\n")
+    write(tree.root, "small")
+    made = commit(tree)
+    assert made.changed == ["small"]
+    assert made.left_out == dict.fromkeys(["config.ini", "new\nline"], "it holds a known secret")
+
+
+def test_a_link_to_a_secret_is_committed_as_a_link(tree, tmp_path, git, fresh_mask):
+    log.know_value(SECRET)
+    write(tmp_path, "outside", content=SECRET)
+    (tree.root / "link").symlink_to(tmp_path / "outside")
+    assert commit(tree).changed == ["link"]
+    assert git(tree.root, "show", "HEAD:link") == str(tmp_path / "outside")
+
+
+OWN = ["kit/cco.py", "missions/api.yaml", ".cco/api.json", ".claude/settings.json", "a/.claude/x", "a/b/.cco/lock"]
+
+
+@pytest.mark.parametrize("how", ["untracked", "force-added", "committed by the worker"])
+def test_the_referee_and_the_folders_of_tools_are_never_committed(tree, git, how):
+    base = tree.head()
+    write(tree.root, *OWN, "kit2/own", "a/b/c")
+    write(tree.root, ".cco/.gitignore", content="*\n")
+    if how != "untracked":
+        git(tree.root, "add", "-f", ".")
+    if how == "committed by the worker":
+        git(tree.root, "commit", "-qm", "all of it")
+    made = commit(tree, base)
+    assert made.changed == ["a/b/c", "kit2/own"]
+    assert files(git, tree.root) == {"README.md", "a/b/c", "kit2/own"}
+    named = {".claude/settings.json", "a/.claude/x", "a/b/.cco/lock"}
+    if how != "untracked":
+        named |= {*OWN, ".cco/.gitignore"}
+    assert set(made.left_out) == named
+    assert all((tree.root / name).exists() for name in OWN)
+
+
+def test_tracked_files_of_the_referee_and_of_tools_stay_as_they_were(tree, git):
+    write(tree.root, *OWN, content="before\n")
+    git(tree.root, "add", "-f", ".")
+    git(tree.root, "commit", "-qm", "with everything")
+    write(tree.root, *OWN[1:], content="after\n")
+    write(tree.root, "work")
+    (tree.root / OWN[0]).unlink()
+    git(tree.root, "add", "-f", "-A", ".")
+    made = commit(tree)
+    assert (made.changed, set(made.left_out)) == (["work"], set(OWN))
+    assert {git(tree.root, "show", f"HEAD:{name}") for name in OWN} == {"before"}
+
+
+def test_a_submodule_is_committed_as_the_commit_it_stands_at(tree, git, tmp_path):
+    module(tree, git, tmp_path)
+    write(tree.root, "module/README.md", content="changed\n")
+    assert commit(tree).changed == []
+    git(tree.root / "module", "config", "user.email", "a@example.invalid")
+    git(tree.root / "module", "commit", "-qam", "changed")
+    assert commit(tree).changed == ["module"]
+
+
+def test_a_nested_repository_without_a_commit_does_not_keep_the_rest_out(tree, git, capsys):
+    (tree.root / "nested").mkdir()
+    git(tree.root / "nested", "init", "-q")
+    write(tree.root, "nested/x", "a", "z")
+    assert commit(tree).changed == ["a", "z"]
+    assert "nested" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------------------------------
+# The message
+# --------------------------------------------------------------------------------------------------------
+
+
+def test_a_message_is_title_report_and_trailers(tree, git):
+    write(tree.root, "a")
+    commit(tree, title="Make the first test green", body="It was\n\n  indented.\n")
+    assert git(tree.root, "log", "-1", "--format=%B") == (
+        "Make the first test green\n\n    It was\n\n      indented.\n\nCCO-Mission: api\nCCO-Iteration: 1"
+    )
+    assert git(tree.root, "log", "-1", "--format=%an <%ae>") == "Test <test@example.invalid>"
+
+
+@pytest.mark.parametrize(
+    ("title", "subject"),
+    [
+        ("# not a comment", "# not a comment"),
+        ("two\nlines\tand  spaces", "two lines and spaces"),
+        ("red \x1b[31mred\x00\u202e", "red  [31mred"),
+        ("", "Work on the mission"),
+        (" \n ", "Work on the mission"),
+        ("x" * 10_000_000, "x" * 72),
+        ("€" * 100, "€" * 72),
+        ("-F /etc/passwd", "-F /etc/passwd"),
+        ("half \ud83d", "half"),
+        ("bytes \udcff", "bytes"),
+        ("CCO-Iteration: 99", "CCO-Iteration: 99"),
+        ("fixup! x", "fixup! x"),
+    ],
+    ids=lambda value: ascii(value)[:20],
+)
+def test_a_title_is_one_short_printable_line(tree, git, title, subject):
+    write(tree.root, "a")
+    commit(tree, title=title)
+    assert git(tree.root, "log", "-1", "--format=%s") == subject
+    assert (tree.last_iteration("api"), tree.last_iteration("99")) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "# all\n#comments",
+        f"{repo.MISSION}: api\n{repo.ITERATION}: 99",
+        f"done\n\n{repo.MISSION}: api\n{repo.ITERATION}: 99\n\n",
+        f"done\r\n\r\n{repo.MISSION}: api\r{repo.ITERATION}: 99",
+        f"done\u2028{repo.MISSION}: api\u2028{repo.ITERATION}: 99",
+        f"done\x0b{repo.ITERATION}: 99\x85{repo.ITERATION}: 98",
+        "---\ndiff --git a/x b/x",
+        "------------------------ >8 ------------------------\ncut",
+        "control \x1b[2J \x00 \x07 half \ud83d bytes \udcff",
+        "a line\n" * 1_500_000,
+        "x" * 10_000_000,
+        " \n" * 3000 + "late",
+    ],
+    ids=lambda value: ascii(value)[:20],
+)
+def test_whatever_the_worker_reports_stays_a_report(tree, git, body):
+    write(tree.root, "a")
+    commit(tree, body=body)
+    assert tree.last_iteration("api") == 1
+    message = git(tree.root, "log", "-1", "--format=%B")
+    assert message.endswith("CCO-Mission: api\nCCO-Iteration: 1")
+    assert len(message) < 12_000
+    assert message.replace("\n", "").isprintable()
+
+
+def test_a_secret_is_in_no_message(tree, git, fresh_mask):
+    log.know_value(SECRET)
+    write(tree.root, "a")
+    commit(tree, title=f"Log in with {SECRET}", body=f"I used {SECRET}.\n" + "x" * 3975 + SECRET)
+    assert SECRET[:8] not in git(tree.root, "log", "-1", "--format=%B")
+
+
+# --------------------------------------------------------------------------------------------------------
+# Who and what commits
+# --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("known", "author"),
+    [
+        ([], "CCO <cco@localhost>"),
+        (["user.name=Ada"], "Ada <cco@localhost>"),
+        (["user.email=ada@example.invalid", "user.useConfigOnly=true"], "CCO <ada@example.invalid>"),
+        (["user.name=Ada", "user.email=ada@example.invalid"], "Ada <ada@example.invalid>"),
+    ],
+    ids=["nobody", "a name", "an address", "both"],
+)
+def test_whoever_git_knows_commits_and_else_the_kit(empty, git, monkeypatch, known, author):
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    for setting in known:
+        git(empty.root, "config", *setting.split("="))
+    write(empty.root, "a")
+    commit(empty, "")
+    assert git(empty.root, "log", "-1", "--format=%an <%ae>") == author
+    assert git(empty.root, "log", "-1", "--format=%cn <%ce>") == author
+
+
+@pytest.mark.parametrize("name", ["pre-commit", "commit-msg", "prepare-commit-msg"])
+def test_a_hook_that_refuses_is_said_and_does_not_lose_the_work(tree, git, capsys, name):
+    program(tree.root / ".git/hooks" / name, f"touch {name}-ran; echo the linter says no >&2; exit 1")
+    write(tree.root, "a")
+    made = commit(tree, hooks=True)
+    assert made.changed == ["a"]
+    assert files(git, tree.root) == {"README.md", "a"}
+    assert (tree.root / f"{name}-ran").exists()
+    assert "committed without them: " in (said := capsys.readouterr().err)
+    assert "the linter says no" in said
+
+
+def test_a_hook_that_agrees_runs_where_hooks_are_wanted(tree, git, capsys):
+    program(tree.root / ".git/hooks/commit-msg", 'echo "Reviewed-by: a hook" >> "$1"')
+    write(tree.root, "a")
+    commit(tree, hooks=True)
+    assert "Reviewed-by: a hook" in git(tree.root, "log", "-1", "--format=%B")
+    assert tree.last_iteration("api") == 1
+    assert capsys.readouterr().err == ""
+
+
+HOOKS = [
+    *("pre-commit", "prepare-commit-msg", "commit-msg", "post-commit", "post-checkout", "post-rewrite", "pre-auto-gc"),
+    *("post-index-change", "reference-transaction", "post-merge", "applypatch-msg"),
+]
+
+
+def use_everything(tree: Repo) -> repo.Commit:
+    """Every command that the kit gives to git, and what the commit was."""
+    tree.dirty()
+    tree.switch("elsewhere")
+    tree.switch("main")
+    base = tree.head()
+    write(tree.root, "a", "b.x", "tests/test_a.py")
+    write(tree.root, "README.md", content="changed\n")
+    tree.remove_placeholders()
+    made = commit(tree, base)
+    assert tree.last_iteration("api") == 1
+    assert tree.commit_after(base, "api", 1) == made
+    assert tree.statistics(base) == {"files_modified": 4, "lines_of_code_added": 4, "tests_created": 1}
+    assert set(made.changed) == {"README.md", "a", "b.x", "tests/test_a.py"}
+    assert (made.left_out, tree.dirty(), tree.branch()) == ({}, [], "main")
+    return made
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"core.fsmonitor": "SPY"},
+        {"core.hooksPath": "HOOKS"},
+        {"commit.gpgSign": "true", "gpg.program": "SPY", "user.signingKey": "x", "log.showSignature": "true"},
+        {"core.pager": "SPY", "pager.log": "true", "pager.diff": "true", "pager.status": "true"},
+        {"core.editor": "SPY", "sequence.editor": "SPY"},
+        {
+            "diff.external": "SPY",
+            "diff.spy.command": "SPY",
+            "diff.spy.textconv": "SPY",
+            "interactive.diffFilter": "SPY",
+        },
+        {"core.sshCommand": "SPY", "core.askPass": "SPY", "credential.helper": "SPY", "core.gitProxy": "SPY"},
+        {"trailer.spy.command": "SPY", "trailer.CCO-Mission.cmd": "SPY"},
+        {"alias.status": "!SPY", "alias.commit": "!SPY", "alias.diff": "!SPY", "alias.add": "!SPY"},
+        {"gc.auto": "1", "gc.autoDetach": "false", "maintenance.auto": "true", "core.alternateRefsCommand": "SPY"},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_no_program_that_a_worker_planted_is_run(tree, git, tmp_path, settings):
+    spy = program(tmp_path / "spy", f'echo "$0" "$@" >> "{tmp_path}/spied"; exit 1')
+    for name in HOOKS:
+        program(tmp_path / "hooks" / name, f'echo {name} >> "{tmp_path}/spied"')
+        program(tree.root / ".git" / "hooks" / name, f'echo {name} >> "{tmp_path}/spied"')
+    write(tree.root, ".git/info/attributes", content="*.x diff=spy\n")
+    sign(tree.root, git)
+    for name, value in settings.items():
+        git(tree.root, "config", name, value.replace("SPY", str(spy)).replace("HOOKS", str(tmp_path / "hooks")))
+    use_everything(tree)
+    assert not (tmp_path / "spied").exists(), (tmp_path / "spied").read_text()
+
+
+def sign(root: Path, git: Any) -> None:
+    """Make the last commit look like ours, and signed, so that showing it may ask a program about the signature."""
+    text = git(root, "cat-file", "commit", "HEAD").replace("\n\n", f"\ngpgsig {PGP}\n\n", 1)
+    (root / ".git" / "signed").write_text(f"{text}\n\n{repo.MISSION}: api\n{repo.ITERATION}: 0\n")
+    git(root, "update-ref", "HEAD", git(root, "hash-object", "-t", "commit", "-w", str(root / ".git" / "signed")))
+
+
+PGP = "-----BEGIN PGP SIGNATURE-----\n \n iQEzBAABCAAdFiEE\n -----END PGP SIGNATURE-----"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"color.ui": "always", "color.status": "always", "color.diff": "always"},
+        {"core.quotePath": "false", "core.abbrev": "4", "core.commentChar": ";", "core.precomposeUnicode": "true"},
+        {"diff.noprefix": "true", "diff.mnemonicPrefix": "true", "diff.renames": "copies", "diff.relative": "true"},
+        {
+            "diff.orderFile": "/dev/null",
+            "diff.statGraphWidth": "5",
+            "diff.wordRegex": ".",
+            "diff.algorithm": "patience",
+        },
+        {"log.decorate": "full", "log.date": "relative", "log.follow": "true", "format.pretty": "oneline"},
+        {"log.showSignature": "true", "log.showRoot": "false", "log.mailmap": "true", "log.diffMerges": "on"},
+        {"status.showUntrackedFiles": "no"},
+        {"status.branch": "true", "status.short": "true", "status.showStash": "true", "status.relativePaths": "true"},
+        {
+            "commit.cleanup": "scissors",
+            "commit.verbose": "true",
+            "commit.status": "true",
+            "commit.template": "/dev/null",
+        },
+        {"i18n.commitEncoding": "ISO-8859-1", "i18n.logOutputEncoding": "ISO-8859-1"},
+        {"core.untrackedCache": "true", "index.version": "4", "feature.manyFiles": "true", "core.splitIndex": "true"},
+        {"submodule.recurse": "true", "diff.submodule": "log", "status.submoduleSummary": "true"},
+        {"core.autocrlf": "true", "core.safecrlf": "true", "core.fileMode": "true"},
+        {"checkout.defaultRemote": "x", "checkout.guess": "false", "branch.autoSetupMerge": "always"},
+        {"trailer.separators": "=", "trailer.where": "start", "trailer.ifexists": "doNothing"},
+        {"core.logAllRefUpdates": "false", "core.sharedRepository": "0600", "pack.threads": "1"},
+        {"rebase.autoStash": "true", "merge.ff": "only", "pull.rebase": "true", "advice.statusHints": "false"},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_no_setting_of_a_users_changes_what_is_done(tree, git, home, settings):
+    for name, value in settings.items():
+        git(tree.root, "config", "--global", name, value)
+    use_everything(tree)
+
+
+def test_untracked_files_are_dirty_also_for_a_user_who_hides_them(tree, git):
+    git(tree.root, "config", "--global", "status.showUntrackedFiles", "no")
+    write(tree.root, "new", "a/.claude/x")
+    assert set(tree.dirty()) == {"new"}
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"GIT_DIR": "/other/.git", "GIT_WORK_TREE": "/other"},
+        {"GIT_INDEX_FILE": "/other/.git/index", "GIT_OBJECT_DIRECTORY": "/other/.git/objects"},
+        {"GIT_CEILING_DIRECTORIES": "/", "GIT_NAMESPACE": "other", "GIT_PREFIX": "sub/"},
+        {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "core.bare", "GIT_CONFIG_VALUE_0": "true"},
+        {"GIT_CONFIG_PARAMETERS": "'core.bare=true'", "GIT_CONFIG_GLOBAL": "/missing", "GIT_CONFIG": "/missing"},
+        {"GIT_AUTHOR_DATE": "nonsense", "GIT_AUTHOR_NAME": "Mallory", "GIT_COMMITTER_EMAIL": "<>"},
+        {"GIT_EXTERNAL_DIFF": "false", "GIT_PAGER": "false", "GIT_EDITOR": "false", "GIT_DIFF_OPTS": "-u9"},
+        {"GIT_LITERAL_PATHSPECS": "1", "GIT_ICASE_PATHSPECS": "1", "GIT_QUARANTINE_PATH": "/x"},
+        {"GIT_TRACE": "1", "GIT_TRACE2": "1", "GIT_FLUSH": "1", "LC_ALL": "de_DE.UTF-8", "LANGUAGE": "de"},
+        {"EDITOR": "false", "PAGER": "false", "VISUAL": "false", "SSH_ASKPASS": "false", "TERM": "dumb"},
+    ],
+    ids=lambda variables: next(iter(variables)),
+)
+def test_no_variable_of_a_surrounding_git_changes_what_is_done(tree, git, tmp_path, monkeypatch, variables):
+    git(tmp_path, "clone", "-q", str(tree.root), "other")
+    with monkeypatch.context() as surrounding:
+        for name, value in variables.items():
+            surrounding.setenv(name, value.replace("/other", str(tmp_path / "other")))
+        made = use_everything(tree)
+    assert git(tree.root, "rev-parse", "HEAD") == made.sha
+    assert git(tree.root, "log", "-1", "--format=%an <%ce>") == "Test <test@example.invalid>"
+    assert git(tmp_path / "other", "status", "--porcelain") == ""
+    assert git(tmp_path / "other", "log", "--format=%s") == "first"
+
+
+# --------------------------------------------------------------------------------------------------------
+# Locks that somebody left
+# --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lock", ["index.lock", "HEAD.lock", "refs/heads/main.lock"])
+def test_a_lock_that_a_killed_git_left_is_an_error_that_names_it(tree, lock):
+    write(tree.root, "a")
+    write(tree.root, f".git/{lock}", content="")
+    base = tree.head()
+    with pytest.raises(GitError, match=lock):
+        commit(tree)
+    assert (tree.head(), tree.dirty()) == (base, ["a"])
+    (tree.root / ".git" / lock).unlink()
+    assert commit(tree).changed == ["a"]
+
+
+@pytest.mark.parametrize("lock", ["config.lock", "packed-refs.lock", "shallow.lock", "gc.pid"])
+def test_a_lock_that_is_not_needed_does_no_harm(tree, lock):
+    write(tree.root, f".git/{lock}", content="")
+    use_everything(tree)
+
+
+# --------------------------------------------------------------------------------------------------------
+# What the commits tell
+# --------------------------------------------------------------------------------------------------------
+
+
+def test_iterations_are_found_again_by_mission(tree):
+    for mission, number in (("api", 1), ("api", 10), ("api", 2), ("api-2", 7), ("ap", 99)):
+        write(tree.root, f"{mission}-{number}")
+        commit(tree, trailers={repo.MISSION: mission, repo.ITERATION: str(number)})
+    assert [tree.last_iteration(name) for name in ("api", "api-2", "ap", "a", "api-22")] == [10, 7, 99, 0, 0]
+
+
+def test_a_commit_that_was_made_before_a_crash_is_found_again(tree):
+    base = tree.head()
+    write(tree.root, "a", "ümläut\n€")
+    made = commit(tree, trailers={repo.MISSION: "api", repo.ITERATION: "2"})
+    assert tree.commit_after(base, "api", 2) == made
+    for other in ((base, "api", 1), (base, "api-2", 2), (made.sha, "api", 2), ("", "api", 2)):
+        assert tree.commit_after(*other) is None
+    write(tree.root, "b")
+    commit(tree, trailers={repo.MISSION: "api", repo.ITERATION: "3"})
+    assert tree.commit_after(base, "api", 2) is None
+
+
+def test_the_first_commit_of_a_repository_is_found_again(empty):
+    assert empty.commit_after("", "api", 1) is None
+    write(empty.root, "a")
+    made = commit(empty, "")
+    assert empty.commit_after("", "api", 1) == made
+
+
+@pytest.mark.parametrize(
+    "number", ["x", "", "-1", "1.5", "²", "9" * 5000, "1\n 2", "1\x1f2", "1\u20282", "1, 2", "0x10"]
+)
+def test_a_trailer_that_is_no_number_counts_for_nothing(tree, git, number):
+    message = f"x\n\n{repo.MISSION}: api\n{repo.ITERATION}: {number}"
+    (tree.root / ".git" / "message").write_text(message)
+    git(tree.root, "commit", "-q", "--allow-empty", "--cleanup=verbatim", "-F", str(tree.root / ".git" / "message"))
+    assert tree.last_iteration("api") == 0
+    write(tree.root, "a")
+    commit(tree)
+    assert tree.last_iteration("api") == 1
+
+
+def test_commits_of_other_branches_do_not_count(tree):
+    tree.switch("work")
+    write(tree.root, "a")
+    tree.commit(tree.head(), "work", "t", "b", TRAILERS, 1000, False)
+    tree.switch("main")
+    assert tree.last_iteration("api") == 0
+
+
+def test_an_empty_repository_has_no_iterations(empty):
+    assert (empty.last_iteration("api"), empty.head_of("main")) == (0, "")
+
+
+def test_statistics_count_files_lines_and_tests(tree, git):
+    write(tree.root, "old", content="1\n2\n3\n")
+    start = commit(tree).sha
+    write(tree.root, "old", content="1\n2\nthree\nfour\n")
+    write(tree.root, "tests/test_new.py", "new\nline", content="a\nb\n")
+    write(tree.root, "picture", content=b"\0\xff" * 10)
+    (tree.root / "README.md").unlink()
+    commit(tree)
+    assert tree.statistics(start) == {"files_modified": 5, "lines_of_code_added": 6, "tests_created": 1}
+    assert tree.statistics("")["files_modified"] == 4
+    assert tree.statistics(tree.head()) == {"files_modified": 0, "lines_of_code_added": 0, "tests_created": 0}
+
+
+@pytest.mark.parametrize(
+    ("name", "is_test"),
+    [
+        *(
+            (name, True)
+            for name in ("tests/a.py", "a/test/B.java", "test_x.py", "src/x_test.go", "x.spec.ts", "a.test.js")
+        ),
+        *((name, True) for name in ("__tests__/a.js", "spec/a.rb", "lib/Test_X.py", "x_tests.rs", "x-test.ts")),
+        *((name, False) for name in ("latest/a.py", "contest.py", "testing.md", "a/attest.py", "inspect/a.c", "x.py")),
+    ],
+)
+def test_a_test_file_is_known_by_its_name(name, is_test):
+    assert bool(repo.TEST_FILE.search(name)) is is_test
+
+
+# --------------------------------------------------------------------------------------------------------
+# What a killed sandbox leaves
+# --------------------------------------------------------------------------------------------------------
+
+
+def test_only_placeholders_of_the_sandbox_are_removed(tree, git):
+    placeholders = [
+        name for name in repo.PLACEHOLDERS if name not in (".bashrc", ".profile", ".gitconfig", ".idea", ".zshrc")
+    ]
+    write(tree.root, *placeholders, ".bashrc", ".profile", "sub/.mcp.json", "other", content="")
+    write(tree.root, ".gitconfig", content="[user]\n")
+    write(tree.root, ".idea/workspace.xml", content="")
+    (tree.root / ".zshrc").symlink_to("other")
+    git(tree.root, "add", "-f", ".bashrc")
+    kept = [".profile", ".bashrc", "sub/.mcp.json", "other", ".gitconfig", ".idea/workspace.xml", ".zshrc"]
+    for path in map(tree.root.joinpath, [*placeholders, *kept]):
+        if not path.is_symlink():
+            path.chmod(0o644 if path.name == ".profile" else 0o444)
+    tree.remove_placeholders()
+    assert not [name for name in placeholders if (tree.root / name).exists()]
+    assert [name for name in kept if not (tree.root / name).exists()] == []
+
+
+def test_placeholders_are_removed_also_where_git_ignores_them(tree):
+    write(tree.root, ".git/info/exclude", content=".vscode\n")
+    write(tree.root, ".vscode", content="")
+    (tree.root / ".vscode").chmod(0o444)
+    tree.remove_placeholders()
+    assert not (tree.root / ".vscode").exists()
