@@ -25,11 +25,13 @@ import proc
 from mission import Criterion, Mission
 
 MAX_OUTPUT = 10_000_000  # bytes; a check that prints more is ended
-TAIL = 4000  # bytes of output that are shown and handed on
+TAIL = 4000  # characters of output that are shown and handed on
 COMPARED = TAIL // 2  # characters by which two failures are compared, see `failure`
 NAMED = 3  # processes that a check left behind and that its output names
-VARIABLE = re.compile(  # what differs from run to run: paths, UUIDs, addresses and digests, numbers and times
-    r"(/[\w.+-]+)+/?|\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b|0x[0-9a-f]+|\b[0-9a-f]{7,}\b"
+LEFT = "ended what it left behind"
+VARIABLE = re.compile(  # what differs from run to run: that, paths, UUIDs, addresses and digests, numbers and times
+    rf"\[{LEFT}[^\n]*"
+    r"|(/[\w.+-]+)+/?|\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b|0x[0-9a-f]+|\b[0-9a-f]{7,}\b"
     r"|\d+([.,:]\d+)*(e[+-]?\d+)?",
     re.I,
 )
@@ -132,13 +134,12 @@ def _verdict(result: proc.Result) -> str:
 
 def _note(result: proc.Result) -> str:
     """What the output cannot say."""
+    left = " ".join("; ".join(sorted(result.swept)[:NAMED]).split())
     notes = [
         f"ended after {result.seconds:.0f} s: it took too long" if result.stopped == "timeout" else "",
         f"it printed more than {MAX_OUTPUT} bytes" if result.size > MAX_OUTPUT else "",
         f"could not be started: {result.error}" if result.error else "",
-        f"ended what it left behind ({len(result.swept)}): {'; '.join(sorted(result.swept)[:NAMED])}"
-        if result.swept
-        else "",
+        f"{LEFT} ({len(result.swept)}): {left}" if left else "",
     ]
     return "".join(f"\n[{note}]" for note in notes if note)
 

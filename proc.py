@@ -379,7 +379,8 @@ def _boot_id() -> str:
 
 def _read(path: str) -> bytes:
     try:
-        return Path(path).read_bytes()
+        with open(path, "rb", buffering=0) as file:
+            return file.read()
     except OSError:  # it ended meanwhile, or belongs to somebody else
         return b""
 

@@ -31,6 +31,8 @@ QUIET = (  # against what a worker may have planted, and what would change the o
     "advice.detachedHead=false",
     "grep.patternType=basic",
     "log.showSignature=false",
+    "core.safecrlf=false",
+    "trailer.separators=:",
 )
 # Claude Code's sandbox mounts over these names where they do not exist; SIGKILL leaves what it mounted on.
 PLACEHOLDERS = (
@@ -51,7 +53,8 @@ TOOL_FOLDERS = tuple(f":(glob)**/{name}/**" for name in NEVER)
 GITLINK = "160000"  # mode of another repository in a tree
 OWN_REPOSITORY = "a repository of its own: what is inside it is not committed"
 SCAN = 20_000_000  # bytes; larger files are not searched for secrets (and rarely small enough to be committed)
-IDENTITY = "user.email=cco@localhost"  # on a machine where git knows no user
+IDENTITY = {"user.name": "CCO", "user.email": "cco@localhost"}  # where git knows no user
+HALF_DONE = ("am", "cherry-pick", "merge", "rebase", "revert")  # what a worker may have stopped in the middle of
 TITLE = 72  # characters of a commit's title
 BODY = 4000  # characters of the worker's report in a commit
 COMMAND = re.compile(r"[a-z]+(-[a-z]+)*")
@@ -148,7 +151,7 @@ class Repo:
     def remove_placeholders(self) -> None:
         """Remove the empty read-only files that a killed sandbox leaves behind; git tracks none of them."""
         untracked = self._names("ls-files", "--others", "-z", "--", *(f":(literal){name}" for name in PLACEHOLDERS))
-        for path in (self.root / name for name in untracked):
+        for path in (self.root / name for name in untracked if name in PLACEHOLDERS):  # not what is in a folder
             status = path.lstat()
             if status.st_size == 0 and status.st_mode & 0o777 == 0o444:
                 path.unlink()
@@ -192,12 +195,14 @@ class Repo:
         """HEAD at the accepted commit on our branch, the work tree as the worker left it."""
         head = self.head()
         if head != base:
-            if base and self._git("merge-base", base, head) != base:
+            if base and self._git("merge-base", base, head, may_fail=True) != base:
                 raise GitError(f"{self.root} was moved to a commit without the accepted one: git checkout {branch}")
             log.warn("the worker committed by itself; its changes go into this session's commit")
+        for command in HALF_DONE:  # else our commit would have its parents or its author
+            self._git(command, "--quit", may_fail=True)
         self._git("symbolic-ref", "HEAD", f"refs/heads/{branch}")
         if base:
-            self._git("reset", "--quiet", "--soft", base)
+            self._git("update-ref", "HEAD", base)
         elif self.head():
             self._git("update-ref", "-d", f"refs/heads/{branch}")
 
@@ -256,7 +261,8 @@ class Repo:
         return ""
 
     def _write_commit(self, message: str, hooks: bool) -> None:
-        identity = [] if self._git("config", "user.email", may_fail=True) else ["-c", "user.name=CCO", "-c", IDENTITY]
+        unknown = [f"{key}={value}" for key, value in IDENTITY.items() if not self._git("config", key, may_fail=True)]
+        identity = [part for setting in unknown for part in ("-c", setting)]
         command = [*identity, "commit", "--quiet", "--cleanup=whitespace", "--file=-"]
         if hooks:
             try:
@@ -275,9 +281,9 @@ class Repo:
         if not self.head():
             return []
         fields = ("%H", *(f"%(trailers:key={key},valueonly,separator=%x2C)" for key in (MISSION, ITERATION)))
-        log_of = ["log", f"--grep=^{MISSION}: {mission}$", f"--format={'%x1f'.join(fields)}", "HEAD"]
-        rows = [line.split("\x1f") for line in self._git(*log_of).splitlines()]
-        return [(int(number), sha) for sha, name, number in rows if name == mission and number.isdigit()]
+        ours = re.compile(rf"([0-9a-f]+)\x1f{re.escape(mission)}\x1f([0-9]{{1,9}})")  # anybody may write a trailer
+        log_of = ["log", "-z", f"--grep=^{MISSION}: {mission}$", f"--format={'%x1f'.join(fields)}", "HEAD"]
+        return [(int(found[2]), found[1]) for row in self._names(*log_of) if (found := ours.fullmatch(row))]
 
     def _but_never(self) -> list[str]:
         """Pathspecs of everything but what is never committed, wherever a tool puts its folder."""

@@ -587,6 +587,178 @@ def test_init_writes_settings_that_load_and_a_mission_and_keeps_what_is_there(be
 
 
 # --------------------------------------------------------------------------------------------------------
+# What a strict reader tried
+# --------------------------------------------------------------------------------------------------------
+
+
+def test_a_git_that_cannot_add_ends_with_4_and_not_with_done(bench, project, git):
+    bench.sessions([{"write": {"a": "1", "b": "1"}}, {"bash": "touch .git/index.lock"}])
+    done = bench.start()
+    assert done.returncode == 4
+    assert "index.lock" in done.stdout + done.stderr
+    (project / ".git" / "index.lock").unlink()
+    assert bench.start().returncode == 0
+    assert git(project, "ls-tree", "--name-only", "cco/demo", "a", "b") == "a\nb"
+    assert len(bench.calls()) == 1
+
+
+def test_the_worker_of_another_mission_that_was_killed_is_ended_first(bench, tmp_path):
+    bench.sessions([{"write": {"half": "1"}}, {"ignore_term": True}, {"hang": True}], [{"write": {"a": "1", "b": "1"}}])
+    running = bench.begin()
+    until(lambda: (bench.project / "half").exists())
+    running.kill()
+    running.wait()
+    (bench.project / "half").unlink()
+    assert bench.alive()
+    other = tmp_path / "other.yaml"
+    other.write_text(bench.mission.read_text())
+    done = bench.run("start", str(other))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "processes that an earlier run left behind" in done.stdout
+    assert not bench.alive()
+
+
+@pytest.mark.parametrize("change", ({"id": "mine"}, {"settings": {"claude_code": {"command": "/bin/evil"}}}, "gone"))
+def test_nothing_of_a_mission_that_the_worker_changed_is_used(bench, change):
+    bench.sessions(WRITES_A, [{"say": "nothing"}])
+    assert bench.start("--once").returncode == 75
+    changed = {**json.loads(bench.mission.read_text()), **(change if isinstance(change, dict) else {})}
+    steps = (
+        [{"delete": str(bench.mission)}] if change == "gone" else [{"write": {str(bench.mission): json.dumps(changed)}}]
+    )
+    bench.sessions(steps, [{"write": {"b": "1"}}])
+    assert bench.start("--once").returncode == 75
+    assert "the mission changed while the worker ran" in bench.log()
+    done = bench.start()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert bench.state()["mission_id"] == "demo" and bench.state()["completed_tasks"] == ["a", "b"]
+
+
+def test_keys_that_the_worker_brings_in_a_dotenv_file_are_not_used(bench, git, project):
+    bench.sessions([{"write": {".env": "OPENROUTER_API_KEY=sk-or-attacker-0123456789\n"}}])
+    assert bench.start("--once").returncode == 75
+    done = bench.start("--once")
+    assert done.returncode == 3
+    assert "changed while a worker ran" in done.stdout + done.stderr
+    assert ".env" not in git(project, "log", "--all", "--name-only", "--format=")
+
+
+def test_what_a_person_changed_in_between_is_not_committed(bench, project, git):
+    bench.sessions(WRITES_A, [{"write": {"b": "1"}}])
+    assert bench.start("--once").returncode == 75
+    (project / "README.md").write_text("my own words\n")
+    done = bench.start()
+    assert done.returncode == 2
+    assert "README.md" in done.stdout + done.stderr
+    git(project, "checkout", "README.md")
+    assert bench.start().returncode == 0
+
+
+def test_what_the_checks_leave_in_the_tree_does_not_stop_the_next_start(bench):
+    checks = [{**TWO_CRITERIA[0], "check": "date +%N > report.xml; test -e a"}, TWO_CRITERIA[1]]
+    bench.write(checks)
+    bench.sessions(WRITES_A, [{"write": {"b": "1"}}])
+    assert bench.start("--once").returncode == 75
+    assert bench.start().returncode == 0
+
+
+def test_a_finished_mission_leaves_the_checkout_alone_and_its_merge_line_works(bench, project, git):
+    bench.sessions([{"write": {"a": "1", "b": "1"}}])
+    done = bench.start()
+    command = done.stdout.rpartition("to take the work: ")[2].strip()
+    assert command == "git checkout main && git merge cco/demo"
+    subprocess.run(["bash", "-c", command], cwd=project, check=True, capture_output=True)
+    assert (project / "b").exists()
+    assert bench.start().returncode == 0
+    assert git(project, "branch", "--show-current") == "main"
+
+
+def test_a_limit_that_is_over_and_a_session_that_is_lost_again_and_again_are_no_hot_loop(bench):
+    bench.sessions([{"limit": {"resetsAt": int(time.time()) - 900, "rateLimitType": "five_hour"}}])
+    assert bench.start("--no-wait").returncode == 75
+    assert bench.state()["wait_until"] > time.time() + 30
+
+    lost = {"result": {"subtype": "error_during_execution", "is_error": True, "errors": ["No conversation found"]}}
+    state = bench.state()
+    state["wait_until"] = 0
+    (bench.project / ".cco" / "demo.json").write_text(json.dumps(state))
+    bench.sessions(*[[{"init": False}, lost, {"exit": 1}]] * 9)
+    assert bench.start("--no-wait").returncode == 75
+    assert len(bench.calls()) == 3
+
+
+def test_a_claude_that_crashes_three_times_is_committed_checked_and_held_against_the_limits(bench):
+    bench.write(TWO_CRITERIA, limits={"iterations": 1})
+    bench.sessions([{"write": {"a": "1"}}, {"exit": 1}], *[[{"exit": 1}]] * 9)
+    for _ in range(3):
+        assert bench.start("--no-wait").returncode == 75
+        state = bench.state()
+        state["wait_until"] = 0
+        (bench.project / ".cco" / "demo.json").write_text(json.dumps(state))
+    assert bench.start("--no-wait").returncode == 5
+    assert bench.state()["completed_tasks"] == ["a"]
+
+
+def test_a_signal_does_not_wait_for_the_manager(bench, tmp_path):
+    with OpenRouterAPI([{"content": "{}", "drip": [600, 0.5]}]) as router:
+        bench.environment["OPENROUTER_API_KEY"] = "sk-or-planted-5a7c90d1"
+        bench.write(TWO_CRITERIA, settings={"openrouter": {"base_url": router.url}})
+        running = bench.begin()
+        until(lambda: router.calls)
+        begun = time.monotonic()
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(20) == 143, bench.output()
+        assert time.monotonic() - begun < 10
+    assert bench.state()["current_phase"] == "planning"
+
+
+def test_stop_ends_a_wait(bench):
+    bench.sessions([{"limit": {"resetsAt": int(time.time()) + 3600, "rateLimitType": "five_hour"}}])
+    running = bench.begin()
+    until(lambda: "waiting until" in bench.output())
+    assert bench.run("stop", str(bench.mission), cwd="/").returncode == 0
+    assert running.wait(20) == 130
+
+
+def test_manual_mode_under_cron_counts_nothing_until_something_changed(bench, project):
+    bench.write(TWO_CRITERIA, settings={"claude_code": {"mode": "manual"}})
+    for _ in range(6):
+        assert bench.start().returncode == 75
+    assert bench.state()["iterations"] == 1
+    (project / "a").write_text("1")
+    assert bench.start().returncode == 75
+    assert (bench.state()["iterations"], bench.state()["completed_tasks"]) == (2, ["a"])
+
+
+def test_check_of_a_mission_that_is_met_says_so(bench, project):
+    (project / "a").write_text("1")
+    (project / "b").write_text("1")
+    done = bench.run("check", str(bench.mission))
+    assert done.returncode == 0
+    assert "nothing to do" in done.stdout
+
+
+def test_one_damaged_state_does_not_hide_the_other_missions(bench, project):
+    bench.sessions([{"write": {"a": "1", "b": "1"}}])
+    assert bench.start().returncode == 0
+    (project / ".cco" / "other.json").write_text("{")
+    done = bench.run("status")
+    assert done.returncode == 0
+    assert "demo: completed" in done.stdout and "other.json: not a readable state" in done.stdout
+    assert bench.run("resume", "--session", "demo").returncode == 0
+
+
+def test_closed_standard_files_do_no_harm(bench):
+    bench.sessions([{"write": {"a": "1", "b": "1"}}])
+    command = " ".join(f"'{word}'" for word in bench.command("start", str(bench.mission)))
+    done = subprocess.run(
+        ["bash", "-c", f"{command} <&- >&- 2>&-"], cwd=bench.project, env=bench.environment, check=False
+    )
+    assert done.returncode == 0
+    assert bench.state()["current_phase"] == "completed"
+
+
+# --------------------------------------------------------------------------------------------------------
 # With a manager LLM
 # --------------------------------------------------------------------------------------------------------
 
