@@ -80,6 +80,9 @@ def check(args: argparse.Namespace) -> int:
         print("\nEvery criterion is met: there would be nothing to do.")
         return DONE
     decision = manager.rules(job.situation())
+    if decision.strategy == "escalate":
+        print(f"\nNo session would be started, you would be asked: {decision.question}")
+        return DONE
     llm = job.settings.openrouter.model if manager.provider(job.settings) == "openrouter" else ""
     told = f"{llm} would be asked; by the rules the worker would be told" if llm else "The worker would be told"
     print(f"\n{told}:\n\n{log.printable(manager.worker_prompt(job.situation(), decision))}")
@@ -101,9 +104,9 @@ def start(args: argparse.Namespace) -> int:
         if loop.is_over(job):  # the checkout is left as it is
             return loop.conclude(job)
         if job.settings.claude_code.mode == "automatic":
-            worker.find(job.settings.claude_code.command)
+            worker.find(job.settings.claude_code.command, job.root)
             if job.settings.claude_code.sandbox:
-                worker.require_sandbox()
+                worker.require_sandbox(job.root)
         job.enter()
         return loop.loop(job)
 
@@ -239,7 +242,7 @@ def parser(wanted: str = "") -> argparse.ArgumentParser:
     commands = top.add_subparsers(prog="cco.py", dest="command", required=True, metavar="COMMAND")
     for name, (function, options) in COMMANDS.items():
         if name == wanted or wanted not in COMMANDS:
-            summary = (function.__doc__ or "").splitlines()[0]
+            summary = (function.__doc__ or " ").splitlines()[0]  # python -OO has no docstrings
             one = commands.add_parser(name, help=summary, description=summary, formatter_class=layout)
             one.set_defaults(function=function)
             for option in options:
@@ -252,6 +255,9 @@ def main(argv: list[str]) -> int:
     _open_standard_files()
     sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
     args = parser(*argv[:1]).parse_args(argv)
+    if not os.path.isdir("."):
+        print("the current folder is gone: go to one that exists", file=sys.stderr)
+        return 2
     try:
         return int(args.function(args))
     except KeyboardInterrupt:  # before a run began; afterwards signals only set a flag
@@ -275,6 +281,7 @@ def _open_standard_files() -> None:
 
 def _failed(error: Exception) -> int:
     """Say what went wrong, where people and the log find it, and return the exit code for it."""
+    import errno
     import traceback
 
     import job
@@ -294,6 +301,8 @@ def _failed(error: Exception) -> int:
         code, said, say = job.LATER, str(error), log.warn
     elif isinstance(error, MissionError):
         code, said = job.USAGE, str(error)
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        code, said = job.CANNOT, f"{error}: free some space, then start again; the last good state is kept"
     elif isinstance(error, (CannotRun, GitError, OSError, state.StateError)):
         code, said = job.CANNOT, str(error)
     else:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -113,7 +112,7 @@ def _judge(criterion: Criterion, root: Path, folder: Path, marker: str) -> Verdi
 
 def _run(criterion: Criterion, command: str, root: Path, folder: Path, marker: str) -> Verdict:
     env = {**proc.clean_env(os.environ), proc.MARKER: marker}
-    shell = ["bash", "-o", "pipefail"] if shutil.which("bash") else ["sh"]
+    shell = [bash, "-o", "pipefail"] if (bash := proc.find("bash", root)) else [proc.find("sh", root) or "sh"]
     limits = proc.Limits(criterion.timeout, max_output=MAX_OUTPUT)
     with tempfile.TemporaryFile() as output:
         result = proc.run([*shell, "-c", command], cwd=root, env=env, output=output, limits=limits)

@@ -89,6 +89,7 @@ class Job:
         if phase:
             self.memory["current_phase"] = phase
         self.memory["timestamp"] = progress.now()
+        make_folders(self.folder)  # a worker without a sandbox may have removed them
         state.save(self.file, self.memory)
 
     def situation(self) -> manager.Situation:
@@ -122,7 +123,7 @@ class Job:
             self.recovering = self.memory["current_phase"] == "validation"
             if self.memory["blocked"] and self.memory["blocked"]["seen"] != self.fingerprint():
                 log.info("something changed since the question was asked: checking again")
-                self.memory.update(blocked=None, current_phase="validation")
+                progress.unblock(self.memory)
             self.save()
 
     def enter(self) -> None:
@@ -163,6 +164,8 @@ class Job:
         return self.folder / "stop"
 
     def _require_clean(self) -> None:
+        if begun := self.repo.unfinished():
+            raise Stop(USAGE, f"{self.root} is in the middle of {', '.join(begun)}: end or abort it first")
         known = set(self.memory.get("litter", ()))
         if dirty := [name for name in self.repo.dirty() if name not in known]:
             names = "".join(f"\n  {name}" for name in dirty[:20]) + ("\n  ..." if len(dirty) > 20 else "")
@@ -214,7 +217,7 @@ class Job:
             log.info(f"the mission was edited; adopted: {self.mission.path}")
             progress.adopt(memory, self.mission)
             if memory["plan"] is None:
-                memory.update(current_phase="validation", blocked=None)
+                progress.unblock(memory)
 
     # ------------------------------------------------------------------------------------------------
     # The results
@@ -327,6 +330,9 @@ def digest(path: Path) -> str:
 def make_folders(folder: Path) -> None:
     """Make the `.cco` folder, readable by its owner alone and ignored by git except for its settings."""
     for name in ("", "logs", "logs/checks", "logs/sessions", "reports"):
-        (folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            (folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+        except FileExistsError:
+            raise Stop(CANNOT, f"{folder / name} is no folder: move it away, CCO keeps its files there") from None
     if not (folder / ".gitignore").exists():
         (folder / ".gitignore").write_text("*\n!config.yaml\n")

@@ -13,6 +13,7 @@ split over two lines, and one that is in no variable and looks like none of PATT
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
@@ -189,7 +190,8 @@ def stop() -> None:
     _console = None
     for handler in list(_log.handlers):
         _log.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):  # what is still buffered may not fit on a full disk
+            handler.close()
     _context.clear()
 
 

@@ -63,6 +63,8 @@ def conclude(job: Job) -> int:
     if job.memory["blocked"]:
         raise Stop(PERSON, job.write_question())
     log.info(f"done: all {len(job.mission.criteria)} criteria are met, {_cost(job)}")
+    for left_out in job.memory["left_out"]:
+        log.warn(f"not on the branch, although the checks saw it: {left_out}")
     log.info(f"to take the work: {report.how_to_take(job.memory)}")
     return DONE
 

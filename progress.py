@@ -26,6 +26,7 @@ REGRESSIONS = 5  # kept for each criterion
 ERRORS = 20  # kept in all
 MESSAGE = 200  # characters of each of them
 REPORT = 4000  # characters of the worker's last words
+LEFT_OUT = 20  # uncommitted paths named at the end
 ARTIFACTS = 100  # files listed of the last commit
 TRIED = 8  # sessions that a prompt tells of
 DOCUMENTS = (".md", ".rst", ".txt", ".adoc", ".html")
@@ -58,6 +59,7 @@ def begin(mission: Mission, branch: str, base: str, iterations: int, instance: s
         "branch": branch,
         "start_branch": "",
         "litter": [],
+        "left_out": [],
         "base": base,
         "commit": base,
         "history": [],
@@ -167,6 +169,7 @@ def close_iteration(memory: Memory, commit: repo.Commit, statistics: Mapping[str
     memory["artifacts"] = [
         {"path": path, "type": _kind(path), "version": commit.sha} for path in commit.changed[:ARTIFACTS]
     ]
+    memory["left_out"] = [f"{path}: {reason}" for path, reason in commit.left_out.items()][:LEFT_OUT]
     memory["metrics"].update(statistics)
     memory["metrics"]["total_iterations"] = memory["iterations"]
     memory["plan"] = None
@@ -208,6 +211,13 @@ def limit_reached(memory: Memory, limits: Limits, max_iterations: int | None) ->
             place = "mission" if name.startswith("limits.") else "settings"
             return f"{name} is reached: {round(used, 4)} of {cap}. Raise it in the {place} and start again to go on."
     return ""
+
+
+def unblock(memory: Memory) -> None:
+    """A person did something: check again, and count stalls anew."""
+    memory.update(current_phase="validation", blocked=None)
+    for known in memory["criteria"].values():
+        known["stalls"] = 0
 
 
 def budget_left(memory: Memory, limits: Limits) -> float | None:

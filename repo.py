@@ -54,7 +54,14 @@ GITLINK = "160000"  # mode of another repository in a tree
 OWN_REPOSITORY = "a repository of its own: what is inside it is not committed"
 SCAN = 20_000_000  # bytes; larger files are not searched for secrets (and rarely small enough to be committed)
 IDENTITY = {"user.name": "CCO", "user.email": "cco@localhost"}  # where git knows no user
-HALF_DONE = ("am", "cherry-pick", "merge", "rebase", "revert")  # what a worker may have stopped in the middle of
+UNFINISHED = {
+    "a merge": "MERGE_HEAD",
+    "a rebase": "rebase-merge",
+    "a rebase or am": "rebase-apply",
+    "a cherry-pick": "CHERRY_PICK_HEAD",
+    "a revert": "REVERT_HEAD",
+}
+HALF_DONE = ("cherry-pick", "merge", "rebase")  # what a worker may have stopped in the middle of
 TITLE = 72  # characters of a commit's title
 BODY = 4000  # characters of the worker's report in a commit
 COMMAND = re.compile(r"[a-z]+(-[a-z]+)*")
@@ -99,10 +106,16 @@ class Repo:
 
     def branch(self) -> str:
         """The branch that is checked out, "" when HEAD is detached."""
-        return self._git("symbolic-ref", "--quiet", "--short", "HEAD", may_fail=True)
+        return self._git("symbolic-ref", "--quiet", "HEAD", may_fail=True).removeprefix("refs/heads/")
+
+    def unfinished(self) -> list[str]:
+        """What was begun in this work tree and not ended: a merge, a rebase and the like."""
+        return [name for name, sign in UNFINISHED.items() if self._git_path(sign).exists()]
 
     def switch(self, branch: str) -> None:
         """Check out the branch, made from what is checked out now if it does not exist yet. Raises GitError."""
+        if (top := Path(self._git("rev-parse", "--show-toplevel"))).resolve() != self.root.resolve():
+            raise GitError(f"{self.root} is no repository of its own, git takes {top} for it: its .git is damaged")
         self._git("check-ref-format", "--branch", branch)
         if self.branch() == branch:
             return
@@ -141,9 +154,12 @@ class Repo:
             stats.append((status.st_size, status.st_mtime_ns) if status else ())
         return hashlib.sha256(repr((self.head(), lines, stats)).encode("utf-8", "replace")).hexdigest()
 
+    def _git_path(self, name: str) -> Path:
+        return self.root / self._git("rev-parse", "--git-path", name)
+
     def remove_stale_lock(self, age: float) -> None:
         """Remove the index lock of a git that died, `age` seconds ago or longer. Only when no git of ours runs."""
-        lock = self.root / self._git("rev-parse", "--git-path", "index.lock")
+        lock = self._git_path("index.lock")
         if lock.exists() and time.time() - lock.stat().st_mtime >= age:
             log.warn(f"removed {lock}, which a git that died left behind")
             lock.unlink()
@@ -213,7 +229,8 @@ class Repo:
         """
         failed = ""
         try:
-            self._git("add", "--all", "--ignore-errors", "--", *self._but_never())
+            sparse = self._git("config", "--bool", "core.sparseCheckout", may_fail=True) == "true"
+            self._git("add", "--all", "--ignore-errors", *["--sparse"] * sparse, "--", *self._but_never())
         except GitError as error:
             failed = str(error)
         raw = self._names("diff", "--cached", "--raw", "--no-renames", "-z")
@@ -252,6 +269,9 @@ class Repo:
         if modes.split()[1] == GITLINK and modes.split()[0] != f":{GITLINK}":
             return OWN_REPOSITORY
         path = self.root / name
+        link = os.readlink(path) if path.is_symlink() else ""
+        if log.holds_secret(f"{name} {link}".encode("utf-8", "surrogateescape")):
+            return "its name or target holds a known secret"
         if path.is_symlink() or not path.is_file():
             return ""
         if (size := path.stat().st_size) > max_size:
@@ -299,7 +319,7 @@ class Repo:
 
     def _git(self, *args: str, stdin: str = "", may_fail: bool = False, quiet: Sequence[str] = QUIET) -> str:
         settings = [part for setting in quiet for part in ("-c", setting)]
-        argv = ["git", "--no-pager", *settings, *args]
+        argv = [proc.find("git", self.root) or "git", "--no-pager", *settings, *args]
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             result = proc.run(
                 argv,
@@ -322,14 +342,16 @@ class Repo:
         return printed.rstrip("\n") if result.code == 0 else ""
 
     def _environment(self) -> dict[str, str]:
-        """No variable of a surrounding git command, no question to a terminal, messages in English."""
+        """No variable of a surrounding git command, no look at a repository around this one, no question, English."""
         env = {n: v for n, v in proc.clean_env(os.environ).items() if not n.startswith("GIT_")}
-        return {**env, "GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+        ceiling = {"GIT_CEILING_DIRECTORIES": str(self.root.resolve().parent)}
+        path = {"PATH": proc.trusted_first(env.get("PATH", os.defpath), self.root)}
+        return {**env, **path, **ceiling, "GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
 
 
 def _message(title: str, body: str, trailers: dict[str, str]) -> str:
     """Title, the worker's words indented so that none of them can pose as a trailer, and the trailers."""
     words = log.printable(" ".join(title.split()))[:TITLE].strip() or "Work on the mission"
-    report = "\n".join(f"    {line}".rstrip() for line in log.printable(body)[:BODY].strip().splitlines())
+    report = "\n".join(f"    {line}".rstrip() for line in log.printable(body).strip()[:BODY].splitlines())
     ends = "\n".join(f"{name}: {value}" for name, value in trailers.items())
     return "\n\n".join(part for part in (words, report, ends) if part) + "\n"

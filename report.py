@@ -12,6 +12,25 @@ TYPE_CHECKING = False  # `typing` and `pathlib` cost 10 ms, which `status` does 
 if TYPE_CHECKING:
     from typing import Any
 
+SHOWN = (  # keys of the state that are read here
+    "mission_id",
+    "session_id",
+    "repository",
+    "current_phase",
+    "iterations",
+    "completed_tasks",
+    "criteria",
+    "metrics",
+    "mission",
+    "settings",
+    "worker",
+    "wait_until",
+    "blocked",
+    "branch",
+    "start_branch",
+    "commit",
+)
+
 
 def memories(folder: str) -> list[dict[str, Any]]:
     """The memory of every mission in a `.cco` folder that can be read, the one that was saved last at the end."""
@@ -24,13 +43,17 @@ def damaged(folder: str) -> list[str]:
 
 
 def _files(folder: str) -> list[str]:
-    files = [os.path.join(folder, name) for name in os.listdir(folder) if name.endswith(".json") and name[0] != "."]
+    names = (name for name in os.listdir(folder) if name.endswith(".json") and name[0] != ".")
+    files = [path for path in (os.path.join(folder, name) for name in names) if os.path.isfile(path)]
     return sorted(files, key=os.path.getmtime)
 
 
 def _read(file: str) -> dict[str, Any] | Exception:
     try:
-        return state.load(file, validate=False)
+        memory = state.load(file, validate=False)
+        if missing := [key for key in SHOWN if key not in memory]:
+            raise state.StateError(f"{file}: not a readable state: {missing[0]} is missing")
+        return memory
     except (state.StateError, OSError) as error:
         return error
 

@@ -11,6 +11,7 @@ passed over, a line that is no JSON never ends a session, and what the model wri
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Mapping
@@ -23,6 +24,9 @@ import proc
 MAX_LINE = 10_000_000  # bytes; a longer line is dropped, the stream goes on
 PART = 100_000  # bytes taken in at a time
 SPELL = 1.0  # seconds of one tick, so that a flood of output cannot keep the limits from being looked at
+FINISH = 20.0  # seconds in which the rest is taken in after the end; of what is left then, only the last part
+SHOWN = 20  # lines shown of one tick
+MAX_AMOUNT = 1e15  # of dollars, tokens or epoch seconds that an event may name
 LINGER = 60.0  # seconds that claude may live on after its result
 REPORT = 8000  # characters of the worker's last words that are kept
 TOKENS = {
@@ -96,10 +100,11 @@ class Stream:
         self.error: dict[str, Any] = {}  # the last synthetic message: claude's own words, not the model's
         self.usage: dict[str, dict[str, int]] = {}
         self.words: list[str] = []
+        self.shown = 0  # lines of this tick
 
     def tick(self) -> str:
         """Take in what is new, for a spell; a word when claude does not go although it has answered."""
-        enough = time.monotonic() + SPELL
+        enough, self.shown = time.monotonic() + SPELL, 0
         while self._take() and time.monotonic() < enough:
             pass
         log.live(f"worker {_clock(time.monotonic() - self.begun)} · {self.doing}")
@@ -107,11 +112,17 @@ class Stream:
 
     def finish(self) -> None:
         """Take in the rest, also a last line without an end."""
+        enough = time.monotonic() + FINISH
         while self._take():
-            pass
+            if time.monotonic() > enough or proc.stopping:
+                self.offset, self.rest = max(self.offset, self._size() - PART), b""
+                enough = float("inf")
         if self.rest:
             self._line(self.rest)
         self.kept.flush()
+
+    def _size(self) -> int:
+        return os.fstat(self.output.fileno()).st_size
 
     def _take(self) -> bool:
         """Take in the next part; whether there was one."""
@@ -130,6 +141,8 @@ class Stream:
     def _line(self, raw: bytes) -> None:
         if self.skipping:  # this is the end of a line that was too long to keep
             self.skipping = False
+            return
+        if not raw.strip():
             return
         line = raw.decode("utf-8", "replace")
         try:
@@ -172,7 +185,9 @@ class Stream:
 
     def _show(self, doing: str) -> None:
         self.doing = doing[:160]
-        log.info(f"worker: {self.doing}")
+        self.shown += 1
+        if self.shown <= SHOWN:
+            log.info(f"worker: {self.doing}")
 
 
 def classify(stream: Stream, result: proc.Result, stderr: str, spent: Mapping[str, float]) -> Outcome:
@@ -329,4 +344,6 @@ def _dicts(value: Any) -> list[dict[str, Any]]:
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else 0.0
+    """What an event says, 0 for what is no sensible amount: no NaN, nothing negative, nothing beyond MAX_AMOUNT."""
+    known = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < MAX_AMOUNT
+    return float(value) if known else 0.0

@@ -86,14 +86,14 @@ class Task:
 # --------------------------------------------------------------------------------------------------------
 
 
-def find(command: str | None) -> str:
+def find(command: str | None, root: Path) -> str:
     """Path of the claude program: `claude_code.command`, or `claude` on PATH or where its installer puts it.
 
-    Raises CannotRun.
+    root: the repository; what its files offer on PATH does not count. Raises CannotRun.
     """
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), *map(os.path.expanduser, USUAL_PLACES)])
-    if found := shutil.which(os.path.expanduser(command or "claude"), path=path):
-        return os.path.abspath(found)
+    if found := proc.find(os.path.expanduser(command or "claude"), root, path):
+        return found
     wanted = f"claude_code.command is {command!r}, which" if command else "claude"
     raise CannotRun(
         f"{wanted} is not an executable file on PATH ({path}).\n"
@@ -101,16 +101,17 @@ def find(command: str | None) -> str:
     )
 
 
-def require_sandbox() -> None:
+def require_sandbox(root: Path) -> None:
     """Raise CannotRun, saying which package or right is missing, when Claude Code's sandbox cannot start here."""
     if not proc.LINUX:
         return  # macOS brings its own
     packages = {"bubblewrap": "bwrap", "socat": "socat"}
-    lacking = [package for package, program in packages.items() if not shutil.which(program)]
+    lacking = [package for package, program in packages.items() if not proc.find(program, root)]
     if lacking:
         raise CannotRun(_no_sandbox(f"missing: {' '.join(lacking)}", f"sudo apt install {' '.join(lacking)}"))
     with tempfile.TemporaryFile() as out:
-        result = proc.run(PROBE, cwd=Path("/"), env=proc.clean_env(os.environ), output=out, limits=proc.Limits(30))
+        probe = [proc.find(PROBE[0], root) or PROBE[0], *PROBE[1:]]
+        result = proc.run(probe, cwd=Path("/"), env=proc.clean_env(os.environ), output=out, limits=proc.Limits(30))
         said = proc.tail(out, 500).strip()
     if result.code != 0:
         raise CannotRun(_no_sandbox(f"bubblewrap says: {said or result.error or result.stopped}", _namespace_remedy()))
@@ -206,6 +207,8 @@ def show_instruction(task: Task, path: Path) -> None:
 
 def compress(stream: Path) -> None:
     """Replace a finished stream by its gzip file; the parts of a session that was interrupted follow each other."""
+    if not stream.exists():  # a worker without a sandbox may have removed it
+        return
     with (
         open(stream, "rb") as source,
         open(f"{stream}.gz", "ab", opener=log.private) as target,
@@ -226,7 +229,7 @@ def command_line(task: Task, settings: Any) -> list[str]:
             f"{len(task.sealed)} files are more than Claude Code can be told to protect one by one.\n"
             "Under `protect`, name their folders instead of files: tests/** counts as one."
         )
-    argv = [find(claude.command), "-p", "--output-format", "stream-json", "--verbose"]
+    argv = [find(claude.command, task.root), "-p", "--output-format", "stream-json", "--verbose"]
     argv += [f"--resume={task.session}" if task.resume else f"--session-id={task.session}"]
     argv += ["--permission-mode", claude.permission_mode, "--setting-sources", "user", "--strict-mcp-config"]
     argv += ["--settings", walls, "--append-system-prompt-file", str(task.rules)]
@@ -273,4 +276,6 @@ def _environment(task: Task, settings: Any) -> dict[str, str]:
     if settings.claude_code.api_key:
         env["ANTHROPIC_API_KEY"] = settings.claude_code.api_key
     switches = ("DISABLE_AUTOUPDATER", "CLAUDE_CODE_DISABLE_BACKGROUND_TASKS", "CLAUDE_CODE_DISABLE_CRON")
-    return {**env, **dict.fromkeys(switches, "1"), proc.MARKER: task.marker}
+    # claude starts bwrap and git from its PATH, outside of any sandbox
+    path = {"PATH": proc.trusted_first(env.get("PATH", os.defpath), task.root)}
+    return {**env, **path, **dict.fromkeys(switches, "1"), proc.MARKER: task.marker}

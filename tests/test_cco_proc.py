@@ -341,6 +341,27 @@ def test_a_pause_ends_with_a_signal(env):
     assert process.returncode == 0
 
 
+def test_a_signal_breaks_off_what_would_not_look_for_one(env):
+    code = """
+import proc, signal, sys, time
+proc.catch_signals()
+try:
+    with proc.interruptible():
+        print("ready", flush=True)
+        time.sleep(600)
+except proc.Interrupted:
+    print("broken off by", proc.stopping)
+signal.raise_signal(signal.SIGINT)
+print("now only noted:", proc.stopping)
+"""
+    argv = [sys.executable, "-c", code]
+    with subprocess.Popen(argv, env={**env, "PYTHONPATH": str(KIT)}, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.read() == "broken off by 15\nnow only noted: 2\n"
+    assert process.returncode == 0
+
+
 # --------------------------------------------------------------------------------------------------------
 # What it leaves behind
 # --------------------------------------------------------------------------------------------------------

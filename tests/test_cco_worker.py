@@ -614,11 +614,19 @@ def test_the_sandbox_is_on_and_its_network_holds_the_missions_hosts_alone(bench)
 def test_claude_is_found_on_the_path_by_its_name_and_by_its_place(bench, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(bench.program.parent))
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert worker.find(None) == str(bench.program)
     other = program(tmp_path / "bin" / "my-claude", "")
-    assert worker.find("my-claude") == worker.find(str(other)) == worker.find("~/bin/my-claude") == str(other)
     monkeypatch.chdir(tmp_path)
-    assert worker.find("bin/my-claude") == str(other)
+    assert worker.find(None, bench.root) == str(bench.program)
+    for command in ("my-claude", str(other), "~/bin/my-claude", "bin/my-claude"):
+        assert worker.find(command, bench.root) == str(other)
+
+
+def test_a_claude_that_a_worker_put_on_the_path_is_passed_over(bench, monkeypatch):
+    for folder in ("", "node_modules/.bin"):
+        program(bench.root / folder / "claude", "")
+    monkeypatch.chdir(bench.root)
+    monkeypatch.setenv("PATH", f".:{bench.root}/node_modules/.bin:{bench.program.parent}")
+    assert worker.find(None, bench.root) == str(bench.program)
 
 
 @pytest.mark.parametrize("place", ["~/.local/bin", "~/.claude/local"])
@@ -626,7 +634,7 @@ def test_claude_is_found_where_its_installer_puts_it_under_the_bare_path_of_cron
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setenv("HOME", str(tmp_path))
     there = program(Path(os.path.expanduser(place), "claude"), "")
-    assert worker.find(None) == str(there)
+    assert worker.find(None, tmp_path / "a project") == str(there)
 
 
 @pytest.mark.parametrize("command", [None, "claude", "~/claude", "no-such-claude"])
@@ -636,7 +644,7 @@ def test_a_claude_that_is_missing_or_not_executable_is_named_with_the_remedy(mon
     monkeypatch.setattr(worker, "USUAL_PLACES", ())
     (tmp_path / "claude").touch(mode=0o644)
     with pytest.raises(worker.CannotRun, match="npm install -g @anthropic-ai/claude-code") as error:
-        worker.find(command)
+        worker.find(command, tmp_path / "a project")
     assert (command or "claude") in str(error.value).splitlines()[0]
     assert "claude_code.command" in str(error.value)
 
@@ -660,7 +668,7 @@ def sandbox_of(folder: Path, monkeypatch: pytest.MonkeyPatch, **programs: str) -
 def test_a_missing_package_of_the_sandbox_is_named(monkeypatch, tmp_path, there, packages):
     sandbox_of(tmp_path, monkeypatch, **there)
     with pytest.raises(worker.CannotRun, match=f"missing: {packages}\n.*sudo apt install {packages}\n") as error:
-        worker.require_sandbox()
+        worker.require_sandbox(tmp_path / "a project")
     assert "claude_code.sandbox: off" in str(error.value)
 
 
@@ -680,7 +688,7 @@ def test_a_sandbox_that_the_kernel_forbids_is_noticed_before_the_first_session(
     (tmp_path / "sys" / setting).parent.mkdir(parents=True)
     (tmp_path / "sys" / setting).write_text(f"{value}\n")
     with pytest.raises(worker.CannotRun, match=f"{says}\n.*{remedy}") as error:
-        worker.require_sandbox()
+        worker.require_sandbox(tmp_path / "a project")
     assert "claude_code.sandbox: off" in str(error.value)
 
 
@@ -688,12 +696,12 @@ def test_a_container_that_forbids_the_sandbox_is_told_from_a_machine(monkeypatch
     sandbox_of(tmp_path, monkeypatch, socat="", bwrap="exit 1")
     monkeypatch.setenv("container", "podman")
     with pytest.raises(worker.CannotRun, match="this container may not .* --security-opt"):
-        worker.require_sandbox()
+        worker.require_sandbox(tmp_path / "a project")
 
 
 def test_a_sandbox_that_works_is_accepted(monkeypatch, tmp_path):
     sandbox_of(tmp_path, monkeypatch, socat="exit 1", bwrap="exit 0")
-    worker.require_sandbox()
+    worker.require_sandbox(tmp_path / "a project")
 
 
 # --------------------------------------------------------------------------------------------------------
