@@ -43,7 +43,7 @@ GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 KILL_TIME = 10.0  # seconds after which a process is taken for one that SIGKILL cannot end
 STEP = 0.2  # seconds between two looks at a running command
 MARGIN = 4096  # bytes before the shown end of an output, so that a secret on the border is known as one
-PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
+PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 4, 36  # prctl(2)
 LINUX = sys.platform.startswith("linux")
 
 _raising = False
@@ -419,4 +419,6 @@ def _become_parent() -> None:
     """See how children end, and get their orphans too (Linux), so that the sweep finds them."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, and that is inherited, every exit code is 0
     if LINUX:
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        prctl = ctypes.CDLL(None, use_errno=True).prctl
+        prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # or a check could read our keys in /proc/PPID/environ
