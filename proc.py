@@ -153,24 +153,12 @@ def run(
     begun, strangers, files = time.monotonic(), _children(), [output] + ([errors] if errors else [])
     for file in files:  # a command that reopens /dev/stderr truncates it; what follows still goes to its end
         fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) | os.O_APPEND)
-    with tempfile.TemporaryFile() as source:
-        source.write(stdin)
-        source.seek(0)
-        try:
-            process = subprocess.Popen(
-                argv,
-                cwd=cwd,
-                env=dict(env),
-                stdin=source,
-                stdout=output,
-                stderr=errors or subprocess.STDOUT,
-                start_new_session=True,
-            )
-        except OSError as error:
-            return Result(error=f"{error.strerror}: {error.filename or argv[0]}")
-        except ValueError as error:  # a NUL byte in an argument
-            return Result(error=str(error))
-    swept: list[str] = []
+    try:
+        process = _spawn(argv, cwd, env, output, errors, stdin)
+    except OSError as error:
+        return Result(error=f"{error.strerror}: {error.filename or argv[0]}")
+    except ValueError as error:  # a NUL byte in an argument
+        return Result(error=str(error))
     stopped = ""
     try:
         if started:
@@ -183,6 +171,23 @@ def run(
     finally:  # also when `started` or `tick` raised
         swept = _sweep(process, strangers)
     return Result(process.returncode, stopped, time.monotonic() - begun, sum(map(_size, files)), swept)
+
+
+def _spawn(
+    argv: Sequence[str],
+    cwd: Path,
+    env: Mapping[str, str],
+    output: IO[bytes],
+    errors: IO[bytes] | None,
+    stdin: bytes,
+) -> subprocess.Popen[bytes]:
+    err = errors or subprocess.STDOUT
+    with tempfile.TemporaryFile() as source:
+        source.write(stdin)
+        source.seek(0)
+        return subprocess.Popen(
+            argv, cwd=cwd, env=dict(env), stdin=source, stdout=output, stderr=err, start_new_session=True
+        )
 
 
 def find(name: str, outside: Path, path: str | None = None) -> str | None:

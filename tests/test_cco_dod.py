@@ -138,8 +138,19 @@ def test_where_there_is_no_bash_sh_runs_the_check(checks, tmp_path, monkeypatch)
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "sh").symlink_to(shutil.which("sh"))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    assert checks.one('echo "$0"; exit 0').tail == "sh\n"
+    assert checks.one('echo "$0"; exit 0').tail == f"{tmp_path}/bin/sh\n"
     assert checks.one("exit 3").verdict == "unmet"
+
+
+@pytest.mark.parametrize("place", (".venv/bin", "."), ids=("absolute", "relative"))
+def test_a_bash_that_the_worker_put_on_the_path_does_not_run_the_check(checks, monkeypatch, place):
+    fake = checks.root / place / "bash"
+    fake.parent.mkdir(parents=True, exist_ok=True)
+    fake.write_text("#!/bin/sh\nexit 0\n")
+    fake.chmod(0o755)
+    folder = str(fake.parent) if place != "." else place
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    assert checks.one("test -e never").verdict == "unmet"
 
 
 def test_a_check_that_takes_too_long_is_a_timeout_and_says_so(checks):

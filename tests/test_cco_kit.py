@@ -187,7 +187,7 @@ def test_the_kit_refuses_to_work_on_itself(git, tmp_path):
 
 
 def imports(file: Path) -> set[str]:
-    nodes = [node for node in ast.walk(ast.parse(file.read_text("utf-8")))]
+    nodes = list(ast.walk(ast.parse(file.read_text("utf-8"))))
     plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     return plain | {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
 

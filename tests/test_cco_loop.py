@@ -643,6 +643,73 @@ def test_keys_that_the_worker_brings_in_a_dotenv_file_are_not_used(bench, git, p
     assert ".env" not in git(project, "log", "--all", "--name-only", "--format=")
 
 
+@pytest.mark.parametrize("begun", ("merge", "rebase"))
+def test_a_merge_or_rebase_of_the_user_is_refused_and_left_as_it_is(bench, project, git, begun):
+    for branch, text in (("other", "theirs"), ("main", "ours")):
+        git(project, "checkout", "-q", *(["-b"] if branch == "other" else []), branch)
+        (project / "README.md").write_text(text)
+        git(project, "commit", "-qam", branch)
+    subprocess.run(["git", begun, "other"], cwd=project, capture_output=True, check=False)
+    (project / "README.md").write_text("ours")
+    git(project, "add", "-A")
+    if begun == "rebase":
+        git(project, "reset", "-q", "--hard")
+    before = git(project, "status")
+    done = bench.start()
+    assert done.returncode == 2
+    assert f"in the middle of a {begun}" in done.stdout + done.stderr
+    assert git(project, "status") == before
+
+
+def test_a_folder_with_a_damaged_git_inside_another_repository_touches_neither(bench, project, git):
+    inner = project / "inner"
+    (inner / ".git").mkdir(parents=True)
+    bench.project = inner
+    bench.write(TWO_CRITERIA)
+    done = bench.start()
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert git(project, "branch", "--format=%(refname:short)") == "main"
+
+
+def test_a_tag_named_like_the_branch_does_no_harm(bench, project, git):
+    git(project, "tag", "cco/demo")
+    bench.sessions([{"write": {"half": "1"}}, {"bash": "sleep 1000"}], [{"write": {"a": "1", "b": "1"}}])
+    running = bench.begin()
+    until(lambda: (project / "half").exists())
+    running.terminate()
+    assert running.wait(20) == 143
+    assert bench.start().returncode == 0
+
+
+def test_work_inside_a_nested_repository_is_named_where_the_mission_ends(bench):
+    bench.write([{"id": "a", "criteria": "a", "check": "test -e sub/a"}])
+    bench.sessions([{"bash": "git init -q sub"}, {"write": {"sub/a": "1"}}])
+    done = bench.start()
+    assert "not on the branch, although the checks saw it: sub: a repository of its own" in done.stdout
+
+
+def test_a_worker_that_removes_the_state_folder_loses_nothing(bench, project):
+    bench.sessions([{"bash": "rm -rf .cco"}, {"write": {"a": "1"}}], [{"write": {"b": "1"}}])
+    done = bench.start()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert bench.state()["iterations"] == 2
+
+
+def test_a_flood_of_lines_does_not_keep_a_signal_waiting(bench, project):
+    bench.sessions(
+        [
+            {"write": {"half": "1"}},
+            {"raw": "\n", "times": 30_000_000},
+            {"raw": "x\n", "times": 3_000_000},
+            {"hang": True},
+        ]
+    )
+    running = bench.begin()
+    until(lambda: (project / "half").exists())
+    running.terminate()
+    assert running.wait(30) == 143
+
+
 def test_what_a_person_changed_in_between_is_not_committed(bench, project, git):
     bench.sessions(WRITES_A, [{"write": {"b": "1"}}])
     assert bench.start("--once").returncode == 75

@@ -409,15 +409,7 @@ def test_after_kill_9_of_the_kit_the_next_start_goes_on_with_one_worker(host, sa
     assert host.committed() == ["a", "a.log", "begun", "plan/work.yaml"]
 
 
-@pytest.mark.parametrize(
-    "aside",
-    [
-        ".claude",
-        pytest.param("", marks=pytest.mark.xfail(strict=True, reason="repo.PLACEHOLDERS names nothing of .claude")),
-    ],
-    ids=("beside .claude", "in .claude too"),
-)
-def test_after_kill_9_of_kit_and_worker_nothing_of_the_sandbox_stays_in_the_repository(host, sandbox, aside):
+def test_after_kill_9_of_kit_and_worker_nothing_of_the_sandbox_stays_in_the_repository(host, sandbox):
     host.make(ONE)
     with host.model(IN_TOOL, writes("a"), DONE):
         with host.running() as kit:
@@ -432,8 +424,8 @@ def test_after_kill_9_of_kit_and_worker_nothing_of_the_sandbox_stays_in_the_repo
     assert host.committed() == ["a", "a.log", "begun", "plan/work.yaml"]
     assert host.commits() == ["1"]
     assert len(set(host.sessions())) == 1
-    assert not [path for path in host.litter() if not aside or f"/{aside}/" not in path]
-    assert not [line for line in host.git(host.root, "status", "--porcelain").splitlines() if line != f"?? {aside}/"]
+    assert host.litter() == []
+    assert host.git(host.root, "status", "--porcelain") == ""
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
