@@ -15,8 +15,6 @@ from pathlib import Path
 
 import pytest
 
-import log
-
 KIT = Path(__file__).resolve().parent.parent
 
 
@@ -57,6 +55,8 @@ def marked(marker: str) -> dict[int, str]:
 @pytest.fixture
 def fresh_mask(monkeypatch) -> None:
     """A mask that knows no secret yet, and that forgets afterwards what the test told it."""
+    import log  # not above: a host that this kit was copied into may have a module of that name
+
     monkeypatch.setattr(log, "_secrets", set())
     monkeypatch.setattr(log, "_values", None)
 

@@ -217,19 +217,19 @@ def test_a_file_that_cannot_be_read_is_no_damaged_state(path, make):
 
 
 def test_a_state_is_masked_except_for_what_the_next_start_depends_on(path, fresh_mask):
-    log.know_value("password")
+    log.know_value("passw0rd")
     log.know_value(SECRET)
-    named = {"mission_id": "password-reset", "repository": "/srv/password", "branch": "cco/password-reset"}
-    named |= {"completed_tasks": ["password"], "pending_tasks": ["password-2"]}
+    named = {"mission_id": "passw0rd-reset", "repository": "/srv/passw0rd", "branch": "cco/passw0rd-reset"}
+    named |= {"completed_tasks": ["passw0rd"], "pending_tasks": ["passw0rd-2"]}
     mission = {**smallest(SCHEMA["properties"]["mission"]), "text": f"the password is {SECRET}"}
     saved = document(
-        **named, mission=mission, plan={"instruction": f"try {SECRET}", "list": [{"password": "password"}]}
+        **named, mission=mission, plan={"instruction": f"try {SECRET}", "list": [{"passw0rd": "passw0rd"}]}
     )
     state.save(path, saved)
     loaded = state.load(path)
     assert {key: loaded[key] for key in named} == named
     assert loaded["mission"] == mission
-    assert loaded["plan"] == {"instruction": "try ***", "list": [{"password": "***"}]}
+    assert loaded["plan"] == {"instruction": "try ***", "list": [{"passw0rd": "***"}]}
     assert saved["plan"]["instruction"] == f"try {SECRET}"
     assert path.read_text().count(SECRET) == 1
 
