@@ -167,7 +167,7 @@ class Job:
         if begun := self.repo.unfinished():
             raise Stop(USAGE, f"{self.root} is in the middle of {', '.join(begun)}: end or abort it first")
         known = set(self.memory.get("litter", ()))
-        if dirty := [name for name in self.repo.dirty() if name not in known]:
+        if dirty := [name for name in self.repo.dirty() if log.mask(name) not in known]:  # it was saved masked
             names = "".join(f"\n  {name}" for name in dirty[:20]) + ("\n  ..." if len(dirty) > 20 else "")
             raise Stop(
                 USAGE,
