@@ -25,7 +25,16 @@ VERSION = 1  # of the document; a newer kit's file is refused, never guessed at
 MAX_SIZE = 100_000  # bytes; the oldest history is dropped above this, it lives on in the totals
 PATIENCE = 1.0  # seconds for which those who only ask for the lock's holder can keep it from us
 # A password like `password` may be part of a name; masked, the name would name nothing.
-VERBATIM = "mission mission_id settings repository branch start_branch completed_tasks pending_tasks".split()
+VERBATIM = [
+    "mission",
+    "mission_id",
+    "settings",
+    "repository",
+    "branch",
+    "start_branch",
+    "completed_tasks",
+    "pending_tasks",
+]
 SCHEMA = os.path.join(os.path.dirname(os.path.realpath(__file__)), "schema", "state.json")
 
 
