@@ -35,24 +35,32 @@ QUIET = (  # against what a worker may have planted, and what would change the o
     "trailer.separators=:",
 )
 # Claude Code's sandbox mounts over these names where they do not exist; SIGKILL leaves what it mounted on.
-PLACEHOLDERS = [
-    *[
-        ".env",
-        ".bash_profile",
-        ".bashrc",
-        ".gitconfig",
-        ".gitmodules",
-        ".idea",
-        ".mcp.json",
-        ".profile",
-        ".ripgreprc",
-        ".vscode",
-        ".zprofile",
-    ],
-    *[".zshrc", ".claude/agents", ".claude/commands", ".claude/hooks", ".claude/launch.json", ".claude/loop.md"],
-    *[".claude/output-styles", ".claude/routines", ".claude/scheduled_tasks.json", ".claude/settings.json"],
-    *[".claude/settings.local.json", ".claude/skills", ".claude/workflows"],
-]
+PLACEHOLDERS = (
+    ".env",
+    ".bash_profile",
+    ".bashrc",
+    ".gitconfig",
+    ".gitmodules",
+    ".idea",
+    ".mcp.json",
+    ".profile",
+    ".ripgreprc",
+    ".vscode",
+    ".zprofile",
+    ".zshrc",
+    ".claude/agents",
+    ".claude/commands",
+    ".claude/hooks",
+    ".claude/launch.json",
+    ".claude/loop.md",
+    ".claude/output-styles",
+    ".claude/routines",
+    ".claude/scheduled_tasks.json",
+    ".claude/settings.json",
+    ".claude/settings.local.json",
+    ".claude/skills",
+    ".claude/workflows",
+)
 TOOL_FOLDERS = tuple(f":(glob)**/{name}/**" for name in NEVER)
 GITLINK = "160000"  # mode of another repository in a tree
 OWN_REPOSITORY = "a repository of its own: what is inside it is not committed"
