@@ -288,7 +288,7 @@ def _terminate(process: subprocess.Popen[bytes], grace: float) -> None:
 
 def _sweep(process: subprocess.Popen[bytes], strangers: set[int]) -> list[str]:
     """End what is left of the command's group and every process that it left to us; their command lines."""
-    left_behind = {pid: _command_line(pid) for pid in _children() - strangers - {process.pid}}
+    names = {pid: _command_line(pid) for pid in _children()}  # before they are killed
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
@@ -297,7 +297,7 @@ def _sweep(process: subprocess.Popen[bytes], strangers: set[int]) -> list[str]:
     swept = []
     while orphans := _children() - strangers:  # each of them hands its own children to us, hence the loop
         for pid in orphans:
-            swept.append(left_behind.get(pid) or _command_line(pid))
+            swept.append(names.get(pid) or _command_line(pid))
             _signal(pid, signal.SIGKILL)
         for pid in orphans:
             _await_end(pid, partial(_reaped, pid), strangers)

@@ -169,7 +169,8 @@ def close_iteration(memory: Memory, commit: repo.Commit, statistics: Mapping[str
     memory["artifacts"] = [
         {"path": path, "type": _kind(path), "version": commit.sha} for path in commit.changed[:ARTIFACTS]
     ]
-    memory["left_out"] = [f"{path}: {reason}" for path, reason in commit.left_out.items()][:LEFT_OUT]
+    left_out = (f"{path}: {reason}" for path, reason in commit.left_out.items() if reason != repo.TOOLS_OWN)
+    memory["left_out"] = list(left_out)[:LEFT_OUT]
     memory["metrics"].update(statistics)
     memory["metrics"]["total_iterations"] = memory["iterations"]
     memory["plan"] = None

@@ -28,7 +28,6 @@ QUIET = (  # against what a worker may have planted, and what would change the o
     "core.fsmonitor=false",
     "commit.gpgSign=false",
     "gc.auto=0",
-    "advice.detachedHead=false",
     "grep.patternType=basic",
     "log.showSignature=false",
     "core.safecrlf=false",
@@ -63,6 +62,7 @@ PLACEHOLDERS = (
 )
 TOOL_FOLDERS = tuple(f":(glob)**/{name}/**" for name in NEVER)
 GITLINK = "160000"  # mode of another repository in a tree
+TOOLS_OWN = "a tool's own settings"
 OWN_REPOSITORY = "a repository of its own: what is inside it is not committed"
 SCAN = 20_000_000  # bytes; larger files are not searched for secrets (and rarely small enough to be committed)
 IDENTITY = {"user.name": "CCO", "user.email": "cco@localhost"}  # where git knows no user
@@ -268,7 +268,8 @@ class Repo:
             elif failed:
                 reasons[name] = "it cannot be read"
         for name in (line[3:] for line in self._status("--untracked-files=all", "--", *TOOL_FOLDERS)):
-            reasons[name] = "a tool's own settings"
+            if not name.startswith(".cco/"):  # which is the kit's own, and no news
+                reasons[name] = TOOLS_OWN
         return reasons
 
     def _is_never(self, name: str) -> bool:
@@ -302,7 +303,7 @@ class Repo:
                 return
             except GitError as error:
                 log.warn(f"the repository's commit hooks refused; committed without them: {error}")
-        self._git(*command, "--no-verify", stdin=message)
+        self._git(*command, stdin=message)
 
     # ------------------------------------------------------------------------------------------------
     # Git itself
