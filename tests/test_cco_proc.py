@@ -92,7 +92,9 @@ def kit(tmp_path, env) -> Iterator[Any]:
         until((tmp_path / "ready").exists, "the command runs")
         return kits[-1]
 
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored, and inherited so, where the tests run under nohup
     yield start
+    signal.signal(signal.SIGHUP, hangup)
     for process in kits:
         process.kill()
         process.communicate()
