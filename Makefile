@@ -49,7 +49,7 @@ test: venv ## run the tests (ARGS="-k name -x"; NO_SKIPS=1: a skipped test is a 
 .PHONY: lint
 lint: ## ruff and mypy, installed into .tools/lint when first asked for
 	@cd "$(KIT)" && { test -x .tools/lint/bin/mypy || { $(PYTHON) -m venv .tools/lint && .tools/lint/bin/python -m pip \
-	  install --quiet ruff mypy types-requests types-PyYAML types-tabulate types-jsonschema; }; }
+	  install --quiet ruff==0.17.5 mypy==2.4.1 types-requests types-PyYAML types-tabulate types-jsonschema; }; }
 	@cd "$(KIT)" && .tools/lint/bin/ruff check . && .tools/lint/bin/ruff format --check . && .tools/lint/bin/mypy cco.py
 
 .PHONY: bench
