@@ -318,8 +318,8 @@ def test_files_of_any_name_are_left_out(tree):
 
 def test_a_session_that_changed_nothing_makes_no_commit(tree):
     base = tree.head()
-    write(tree.root, ".cco/api.json")
-    assert commit(tree) == repo.Commit(base, left_out={".cco/api.json": "a tool's own settings"})
+    write(tree.root, ".cco/api.json", ".claude/settings.json")
+    assert commit(tree) == repo.Commit(base, left_out={".claude/settings.json": repo.TOOLS_OWN})
     assert tree.head() == base
 
 
