@@ -14,7 +14,6 @@ split over two lines, and one that is in no variable and looks like none of PATT
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import logging
 import logging.handlers
@@ -236,8 +235,6 @@ class _Console(logging.StreamHandler):  # type: ignore[type-arg]  # a type argum
         super().__init__(stream)
         self.tty = stream is not None and stream.isatty()
         self.shown = ""
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # in a locale without UTF-8 a line with a ? is better than none
 
     def format(self, record: logging.LogRecord) -> str:
         when = datetime.fromtimestamp(record.created).strftime("%H:%M:%S" if self.tty else "%Y-%m-%d %H:%M:%S")

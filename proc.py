@@ -288,7 +288,9 @@ def _terminate(process: subprocess.Popen[bytes], grace: float) -> None:
 
 def _sweep(process: subprocess.Popen[bytes], strangers: set[int]) -> list[str]:
     """End what is left of the command's group and every process that it left to us; their command lines."""
-    names = {pid: _command_line(pid) for pid in _children()}  # before they are killed
+    names = {pid: _command_line(pid) for pid in _children() - strangers}  # before they are killed
+    if LINUX and not names:  # it has ended, and whatever it left would be our child now
+        return []
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):

@@ -7,6 +7,7 @@ import os
 import pty
 import random
 import re
+import select
 import stat
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import KIT
+from conftest import KIT, until
 
 import log
 
@@ -509,17 +510,6 @@ def test_a_reader_that_went_away_ends_nothing(tmp_path):
     assert len(lines(tmp_path / "combined.log")) == 9
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
-def test_a_line_reaches_a_console_of_any_encoding(encoding):
-    done = run(
-        "log.start(None, 'INFO'); log.info('\\u2713 gr\\xfcn \\udcff')",
-        env={"PYTHONIOENCODING": encoding},
-        encoding=encoding,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert re.search(r"(\u2713|\?) gr.{1,2}n", done.stdout)
-
-
 def test_a_full_disk_behind_the_files_ends_nothing(tmp_path):
     (tmp_path / "combined.log").symlink_to("/dev/full")
     done = run("from pathlib import Path\nlog.start(Path('.'), 'INFO')\nlog.info('hello')", cwd=tmp_path)
@@ -531,18 +521,23 @@ class Terminal:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **size: str):
         self.master, slave = pty.openpty()
-        os.set_blocking(self.master, False)
         self.stream = open(slave, "w", encoding="utf-8")  # noqa: SIM115
         monkeypatch.setattr(sys, "stdout", self.stream)
         for name, value in {"COLUMNS": "40", **size}.items():
             monkeypatch.setenv(name, value)
         log.start(None, "INFO")
 
-    def sent(self) -> str:
-        try:
-            return os.read(self.master, 100_000).decode()
-        except BlockingIOError:
-            return ""
+    def sent(self, ending: str) -> str:
+        """What arrived since the last look, up to this ending."""
+        arrived = bytearray()
+
+        def has_ended() -> bool:
+            if select.select([self.master], [], [], 0)[0]:
+                arrived.extend(os.read(self.master, 100_000))
+            return arrived.endswith(ending.encode())
+
+        until(has_ended, f"the terminal shows {ending!r}")
+        return arrived.decode()
 
     def hang_up(self) -> None:
         os.close(self.master)
@@ -569,24 +564,22 @@ CLEAR = "\r\x1b[2K"
 
 
 def test_the_live_line_is_shown_on_a_terminal_and_makes_way_for_lines(terminal):
+    doing = f"{CLEAR}worker: Bash npm test"
     log.live("worker: Bash npm test")
-    assert terminal.sent() == f"{CLEAR}worker: Bash npm test"
     log.live("worker: Bash npm test")
-    assert terminal.sent() == ""
+    assert terminal.sent("test") == doing
     log.info("criterion api is met")
-    shown = terminal.sent()
-    assert re.fullmatch(
-        re.escape(CLEAR) + r"\d\d:\d\d:\d\d  criterion api is met\r\n" + re.escape(f"{CLEAR}worker: Bash npm test"),
-        shown,
-    )
+    line = r"\d\d:\d\d:\d\d  criterion api is met\r\n"
+    assert re.fullmatch(re.escape(CLEAR) + line + re.escape(doing), terminal.sent("test"))
+    log.live("worker: Edit a.py")
     log.stop()
-    assert terminal.sent() == CLEAR
+    assert terminal.sent("2K") == f"{CLEAR}worker: Edit a.py{CLEAR}"
 
 
 def test_the_live_line_fits_on_one_line_and_drives_nothing(terminal):
     log.know_value(SECRET)
     log.live(f"a\nb\x1b[2J{SECRET} \u202e \udcff" + "x" * 100)
-    shown = terminal.sent().removeprefix(CLEAR)
+    shown = terminal.sent("x" * 24).removeprefix(CLEAR)
     assert shown == "a b [2J***    xxx".ljust(39, "x")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import KIT, marked, until
+from conftest import KIT, marked, need, until
 
 import log
 import proc
@@ -579,9 +580,16 @@ def test_a_kit_that_was_started_by_what_it_ends_does_not_end_itself(env, mark):
 # --------------------------------------------------------------------------------------------------------
 
 
-def test_secrets_and_marks_of_an_outer_claude_do_not_reach_a_child():
+def test_secrets_and_what_an_outer_claude_or_make_left_do_not_reach_a_child():
     secret = ["OPENROUTER_API_KEY", "GITHUB_TOKEN", "DB_PASSWORD", "aws_secret_access_key", "SSH_AUTH_SOCK", "PGPASS_"]
-    nested = ["CLAUDECODE", "CLAUDE_CODE_ENTRYPOINT", "CLAUDE_CODE_CHILD_SESSION"]
+    nested = [
+        "CLAUDECODE",
+        "CLAUDE_CODE_ENTRYPOINT",
+        "CLAUDE_CODE_CHILD_SESSION",
+        "MAKEFLAGS",
+        "MFLAGS",
+        "MAKEOVERRIDES",
+    ]
     plain = ["PATH", "HOME", "PWD", "OLDPWD", "KEYBOARD", "AUTHOR", "LANG", "MAX_THINKING_TOKENS", "CLAUDE_CONFIG_DIR"]
     given = dict.fromkeys([*secret, *nested, *plain], "x")
     assert set(proc.clean_env(given)) == {*plain, "PGPASS_"}
@@ -591,6 +599,47 @@ def test_secrets_and_marks_of_an_outer_claude_do_not_reach_a_child():
 def test_what_is_to_be_kept_stays():
     given = dict.fromkeys(["AWS_SECRET_KEY", "AWS_TOKEN", "AWSTOKEN", "API_KEY", "API_KEY_2", "CLAUDECODE"], "x")
     assert set(proc.clean_env(given, ["AWS_*", "API_KEY"])) == {"AWS_SECRET_KEY", "AWS_TOKEN", "API_KEY"}
+
+
+def test_a_command_cannot_read_the_keys_in_the_environment_of_the_kit(kit, tmp_path):
+    without_powers = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")  # root could read everybody's otherwise
+    need(os.geteuid() != 0 or shutil.which("setpriv"), "setpriv is not installed")
+    process = kit("touch ready; cat /proc/$PPID/environ", under=without_powers if os.geteuid() == 0 else ())
+    assert ended(process)["code"] == 1
+    assert "Permission denied" in (tmp_path / "output").read_text()
+
+
+@pytest.fixture
+def places(tmp_path) -> Path:
+    """A work tree with a program in it, one outside, and a link from outside to inside."""
+    for place in ("outside", "tree/bin", "tree/node_modules/.bin"):
+        (tmp_path / place).mkdir(parents=True)
+    for path in ("outside/tool", "tree/bin/tool", "tree/bin/other", "tree/node_modules/.bin/tool"):
+        (tmp_path / path).write_text("#!/bin/sh\n")
+        (tmp_path / path).chmod(0o755)
+    (tmp_path / "link").symlink_to(tmp_path / "tree" / "bin")
+    return tmp_path
+
+
+def test_a_program_is_never_taken_from_the_work_tree(places, monkeypatch):
+    tree = places / "tree"
+    monkeypatch.chdir(tree / "bin")
+    inside = ["", ".", "node_modules/.bin", f"{tree}/bin", f"{tree}/node_modules/.bin", f"{places}/link", str(tree)]
+    path = os.pathsep.join([*inside, f"{places}/outside"])
+    assert proc.find("tool", tree, path) == f"{places}/outside/tool"
+    assert proc.find("other", tree, path) is None
+    monkeypatch.setenv("PATH", path)
+    assert proc.find("tool", tree) == f"{places}/outside/tool"
+    assert proc.find("other", tree) is None
+
+
+def test_a_path_into_the_work_tree_comes_after_all_others(places):
+    tree = places / "tree"
+    path = os.pathsep.join([f"{tree}/bin", "/usr/bin", f"{places}/link", "relative", f"{places}/tree2", "/bin"])
+    ours = ["/usr/bin", f"{places}/tree2", "/bin"]
+    assert proc.trusted_first(path, tree).split(os.pathsep) == [*ours, f"{tree}/bin", f"{places}/link", "relative"]
+    assert proc.trusted_first("/usr/bin", tree) == "/usr/bin"
+    assert proc.trusted_first("", tree) == ""
 
 
 # --------------------------------------------------------------------------------------------------------
