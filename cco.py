@@ -292,6 +292,7 @@ def _failed(error: Exception) -> int:
     from worker import CannotRun
 
     code, said, say = job.ERROR, f"unexpected error: {type(error).__name__}: {error}", log.error
+    details: dict[str, str] = {}
     if isinstance(error, job.Stop):
         code, said = error.code, str(error)
         say = log.info if code in (job.LATER, 130, 143) else log.error
@@ -306,8 +307,8 @@ def _failed(error: Exception) -> int:
     elif isinstance(error, (CannotRun, GitError, OSError, state.StateError)):
         code, said = job.CANNOT, str(error)
     else:
-        log.debug("where the unexpected error came from", traceback=traceback.format_exc())
-    say(said)
+        details = {"traceback": traceback.format_exc()}
+    say(said, **details)
     log.stop()
     return code
 

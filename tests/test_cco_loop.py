@@ -815,6 +815,17 @@ def test_one_damaged_state_does_not_hide_the_other_missions(bench, project):
     assert bench.run("resume", "--session", "demo").returncode == 0
 
 
+def test_an_unexpected_error_is_one_line_and_its_traceback_is_in_the_log(bench, project):
+    bench.sessions(WRITES_A)
+    assert bench.start("--once").returncode == 75
+    file = project / ".cco" / "demo.json"
+    file.write_text(json.dumps({**bench.state(), "history": [{"iteration": 1, "kind": "x"}]}))  # fits, but is not whole
+    done = bench.start()
+    assert done.returncode == 1
+    assert "unexpected error: KeyError" in done.stdout + done.stderr
+    assert "Traceback" in (project / ".cco" / "logs" / "error.log").read_text()
+
+
 def test_closed_standard_files_do_no_harm(bench):
     bench.sessions([{"write": {"a": "1", "b": "1"}}])
     command = " ".join(f"'{word}'" for word in bench.command("start", str(bench.mission)))
