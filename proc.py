@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -291,10 +291,9 @@ def _sweep(process: subprocess.Popen[bytes], strangers: set[int]) -> list[str]:
     names = {pid: _command_line(pid) for pid in _children() - strangers}  # before they are killed
     if LINUX and not names:  # it has ended, and whatever it left would be our child now
         return []
-    try:
+    # The group may be empty (macOS says EPERM when only zombies are left), or somebody else's.
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass  # the group is empty (macOS says EPERM when only zombies are left), or somebody else's
     _await_end(process.pid, lambda: process.poll() is not None, strangers)
     swept = []
     while orphans := _children() - strangers:  # each of them hands its own children to us, hence the loop
@@ -364,10 +363,9 @@ def end_leftovers(marker: str, recorded: Mapping[str, str | int] | None, grace: 
 
 
 def _signal(pid: int, number: int) -> None:
-    try:
+    # It may have ended by itself in the meantime, or belong to somebody else.
+    with suppress(ProcessLookupError, PermissionError):
         os.kill(pid, number)
-    except (ProcessLookupError, PermissionError):
-        pass  # it ended by itself in the meantime, or belongs to somebody else
 
 
 def _until(condition: Callable[[], bool], seconds: float) -> bool:

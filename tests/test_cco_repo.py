@@ -830,7 +830,10 @@ def test_a_lock_that_a_killed_git_left_is_an_error_that_names_it(tree, lock):
 def test_locks_that_are_not_needed_do_no_harm(tree):
     for lock in ("config.lock", "packed-refs.lock", "shallow.lock", "gc.pid"):
         write(tree.root, f".git/{lock}", content="")
+    before = tree.head()
     use_everything(tree)
+    assert tree.head() != before
+    assert (tree.root / ".git" / "config.lock").exists()
 
 
 def test_a_stale_index_lock_is_removed_and_a_young_one_is_not(tree, git, tmp_path, capsys):

@@ -700,8 +700,9 @@ def test_a_container_that_forbids_the_sandbox_is_told_from_a_machine(monkeypatch
 
 
 def test_a_sandbox_that_works_is_accepted(monkeypatch, tmp_path):
-    sandbox_of(tmp_path, monkeypatch, socat="exit 1", bwrap="exit 0")
+    sandbox_of(tmp_path, monkeypatch, socat="exit 1", bwrap=f"echo \"$@\" > '{tmp_path}/probe'")
     worker.require_sandbox(tmp_path / "a project")
+    assert "--unshare-pid" in (tmp_path / "probe").read_text()
 
 
 # --------------------------------------------------------------------------------------------------------
