@@ -21,6 +21,8 @@ from typing import IO
 
 import log
 import proc
+import processes
+import surroundings
 from mission import Criterion, Mission
 
 MAX_OUTPUT = 10_000_000  # bytes; a check that prints more is ended
@@ -111,8 +113,12 @@ def _judge(criterion: Criterion, root: Path, folder: Path, marker: str) -> Verdi
 
 
 def _run(criterion: Criterion, command: str, root: Path, folder: Path, marker: str) -> Verdict:
-    env = {**proc.clean_env(os.environ), proc.MARKER: marker}
-    shell = [bash, "-o", "pipefail"] if (bash := proc.find("bash", root)) else [proc.find("sh", root) or "sh"]
+    env = {**surroundings.clean_env(os.environ), processes.MARKER: marker}
+    shell = (
+        [bash, "-o", "pipefail"]
+        if (bash := surroundings.find("bash", root))
+        else [surroundings.find("sh", root) or "sh"]
+    )
     limits = proc.Limits(criterion.timeout, max_output=MAX_OUTPUT)
     with tempfile.TemporaryFile() as output:
         result = proc.run([*shell, "-c", command], cwd=root, env=env, output=output, limits=limits)

@@ -20,7 +20,7 @@ from pathlib import Path
 import dod
 import log
 import manager
-import proc
+import processes
 import progress
 import repo
 import report
@@ -81,7 +81,7 @@ class Job:
         """One repository, one orchestrator. Raises state.Busy on entering."""
         return state.Lock(
             self.folder / "lock",
-            {**proc.identity(os.getpid()), "mission": self.mission.id, "host": os.uname().nodename},
+            {**processes.identity(os.getpid()), "mission": self.mission.id, "host": os.uname().nodename},
         )
 
     def save(self, phase: str | None = None) -> None:
@@ -146,7 +146,7 @@ class Job:
 
     def _tidy(self) -> None:
         running = (memory for memory in report.memories(str(self.folder)) if is_running(memory))
-        ended = proc.end_leftovers(self.marker, next((memory["worker"]["process"] for memory in running), None))
+        ended = processes.end_leftovers(self.marker, next((memory["worker"]["process"] for memory in running), None))
         if ended:
             log.warn(f"ended {ended} processes that an earlier run left behind")
         self.repo.remove_stale_lock(0 if ended else STALE)

@@ -21,6 +21,7 @@ import dod
 import log
 import manager
 import proc
+import processes
 import progress
 import repo
 import report
@@ -117,7 +118,7 @@ def execute(job: Job) -> None:
     )
 
     def started(pid: int) -> None:
-        session.update(begun=True, process=proc.identity(pid))
+        session.update(begun=True, process=processes.identity(pid))
         job.save()
 
     if job.settings.claude_code.mode == "manual":

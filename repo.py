@@ -19,6 +19,7 @@ from pathlib import Path
 
 import log
 import proc
+import surroundings
 
 TIMEOUT = 600.0  # seconds for one git command; a first `git add` of a large tree is slow
 MISSION, ITERATION = "CCO-Mission", "CCO-Iteration"  # trailers by which a commit is found again
@@ -332,7 +333,7 @@ class Repo:
 
     def _git(self, *args: str, stdin: str = "", may_fail: bool = False, quiet: Sequence[str] = QUIET) -> str:
         settings = [part for setting in quiet for part in ("-c", setting)]
-        argv = [proc.find("git", self.root) or "git", "--no-pager", *settings, *args]
+        argv = [surroundings.find("git", self.root) or "git", "--no-pager", *settings, *args]
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             result = proc.run(
                 argv,
@@ -356,9 +357,9 @@ class Repo:
 
     def _environment(self) -> dict[str, str]:
         """No variable of a surrounding git command, no look at a repository around this one, no question, English."""
-        env = {n: v for n, v in proc.clean_env(os.environ).items() if not n.startswith("GIT_")}
+        env = {n: v for n, v in surroundings.clean_env(os.environ).items() if not n.startswith("GIT_")}
         ceiling = {"GIT_CEILING_DIRECTORIES": str(self.root.resolve().parent)}
-        path = {"PATH": proc.trusted_first(env.get("PATH", os.defpath), self.root)}
+        path = {"PATH": surroundings.trusted_first(env.get("PATH", os.defpath), self.root)}
         return {**env, **path, **ceiling, "GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
 
 

@@ -27,6 +27,8 @@ from typing import Any
 
 import log
 import proc
+import processes
+import surroundings
 from stream import Outcome, Stream, classify
 
 MAX_STREAM = 300_000_000  # bytes of a session's output; it is ended above this
@@ -92,7 +94,7 @@ def find(command: str | None, root: Path) -> str:
     root: the repository; what its files offer on PATH does not count. Raises CannotRun.
     """
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), *map(os.path.expanduser, USUAL_PLACES)])
-    if found := proc.find(os.path.expanduser(command or "claude"), root, path):
+    if found := surroundings.find(os.path.expanduser(command or "claude"), root, path):
         return found
     wanted = f"claude_code.command is {command!r}, which" if command else "claude"
     raise CannotRun(
@@ -103,15 +105,17 @@ def find(command: str | None, root: Path) -> str:
 
 def require_sandbox(root: Path) -> None:
     """Raise CannotRun, saying which package or right is missing, when Claude Code's sandbox cannot start here."""
-    if not proc.LINUX:
+    if not processes.LINUX:
         return  # macOS brings its own
     packages = {"bubblewrap": "bwrap", "socat": "socat"}
-    lacking = [package for package, program in packages.items() if not proc.find(program, root)]
+    lacking = [package for package, program in packages.items() if not surroundings.find(program, root)]
     if lacking:
         raise CannotRun(_no_sandbox(f"missing: {' '.join(lacking)}", f"sudo apt install {' '.join(lacking)}"))
     with tempfile.TemporaryFile() as out:
-        probe = [proc.find(PROBE[0], root) or PROBE[0], *PROBE[1:]]
-        result = proc.run(probe, cwd=Path("/"), env=proc.clean_env(os.environ), output=out, limits=proc.Limits(30))
+        probe = [surroundings.find(PROBE[0], root) or PROBE[0], *PROBE[1:]]
+        result = proc.run(
+            probe, cwd=Path("/"), env=surroundings.clean_env(os.environ), output=out, limits=proc.Limits(30)
+        )
         said = proc.tail(out, 500).strip()
     if result.code != 0:
         raise CannotRun(_no_sandbox(f"bubblewrap says: {said or result.error or result.stopped}", _namespace_remedy()))
@@ -272,10 +276,10 @@ def _rule(tool: str, path: str) -> str:
 
 def _environment(task: Task, settings: Any) -> dict[str, str]:
     cloud = [name for switch, names in CLOUD_LOGIN.items() if os.environ.get(switch) for name in names]
-    env = proc.clean_env(os.environ, keep=[*OWN_LOGIN, *cloud])
+    env = surroundings.clean_env(os.environ, keep=[*OWN_LOGIN, *cloud])
     if settings.claude_code.api_key:
         env["ANTHROPIC_API_KEY"] = settings.claude_code.api_key
     switches = ("DISABLE_AUTOUPDATER", "CLAUDE_CODE_DISABLE_BACKGROUND_TASKS", "CLAUDE_CODE_DISABLE_CRON")
     # claude starts bwrap and git from its PATH, outside of any sandbox
-    path = {"PATH": proc.trusted_first(env.get("PATH", os.defpath), task.root)}
-    return {**env, **path, **dict.fromkeys(switches, "1"), proc.MARKER: task.marker}
+    path = {"PATH": surroundings.trusted_first(env.get("PATH", os.defpath), task.root)}
+    return {**env, **path, **dict.fromkeys(switches, "1"), processes.MARKER: task.marker}

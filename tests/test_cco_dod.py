@@ -18,7 +18,7 @@ from conftest import KIT, until
 
 import dod
 import log
-import proc
+import processes
 from dod import Verdict
 from mission import Mission, parse
 
@@ -239,7 +239,7 @@ def run_alone(checks: Checks, env: dict[str, str]) -> subprocess.Popen[str]:
     return subprocess.Popen(argv, env={**os.environ, **env}, stdout=subprocess.PIPE, text=True)
 
 
-@pytest.mark.skipif(not proc.LINUX, reason="there is no /proc")
+@pytest.mark.skipif(not processes.LINUX, reason="there is no /proc")
 def test_a_check_that_digs_the_key_out_of_the_kits_process_finds_it_masked_in_what_is_kept(checks):
     check = "echo mine: $OPENROUTER_API_KEY; tr '\\0' '\\n' < /proc/$PPID/environ | grep OPENROUTER_API_KEY"
     (checks.root / "mission.json").write_text(mission_of(checks.root, check).text)
@@ -314,7 +314,7 @@ def test_a_check_that_prints_exactly_the_limit_is_met(checks, monkeypatch):
 # What it leaves behind
 
 
-@pytest.mark.skipif(not proc.LINUX, reason="without a subreaper what leaves its group and its parent stays")
+@pytest.mark.skipif(not processes.LINUX, reason="without a subreaper what leaves its group and its parent stays")
 def test_background_processes_are_ended_and_named_and_do_not_change_the_verdict(checks):
     escape = "setsid sh -c 'echo $$ > pid.new; mv pid.new pid; exec sleep 302' &"
     begun = "until grep -qsx sleep /proc/{pid}/comm; do :; done"

@@ -22,6 +22,8 @@ from conftest import KIT, marked, need, until
 
 import log
 import proc
+import processes
+import surroundings
 
 LIMITS = proc.Limits(60, grace=5)
 FOREVER = "exec sleep 1000"
@@ -60,7 +62,7 @@ def mark() -> Iterator[str]:
 
 @pytest.fixture
 def env(mark) -> dict[str, str]:
-    return {"PATH": os.environ["PATH"], proc.MARKER: mark}
+    return {"PATH": os.environ["PATH"], processes.MARKER: mark}
 
 
 @pytest.fixture
@@ -109,7 +111,7 @@ def ended(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 def sleeper(mark: str, *argv: str) -> subprocess.Popen[bytes]:
     """A process that was there before, with this mark in its environment."""
-    process = subprocess.Popen(argv or ["sleep", "1000"], env={"PATH": os.environ["PATH"], proc.MARKER: mark})
+    process = subprocess.Popen(argv or ["sleep", "1000"], env={"PATH": os.environ["PATH"], processes.MARKER: mark})
     until(lambda: process.pid in marked(mark), "it runs its own program")
     return process
 
@@ -471,25 +473,25 @@ def test_a_process_that_may_not_be_ended_is_left_and_does_not_hang_the_kit(run, 
 
 def test_a_process_is_known_by_its_identity(mark):
     process = sleeper(mark)
-    identity = proc.identity(process.pid)
-    assert proc.is_alive(identity)
-    assert proc.is_alive(json.loads(json.dumps(identity)))
+    identity = processes.identity(process.pid)
+    assert processes.is_alive(identity)
+    assert processes.is_alive(json.loads(json.dumps(identity)))
     end(process)
-    assert not proc.is_alive(identity)
+    assert not processes.is_alive(identity)
 
 
 @pytest.mark.parametrize("other", [{"start": "1"}, {"start": ""}, {"boot": "an earlier boot"}], ids=str)
 def test_another_process_with_the_same_number_is_not_taken_for_it(other):
-    assert not proc.is_alive({**proc.identity(os.getpid()), **other})
+    assert not processes.is_alive({**processes.identity(os.getpid()), **other})
 
 
 def test_a_zombie_is_not_alive(mark):
     process = sleeper(mark)
-    identity = proc.identity(process.pid)
+    identity = processes.identity(process.pid)
     process.kill()
     until(lambda: b") Z " in Path(f"/proc/{process.pid}/stat").read_bytes(), "it is a zombie")
-    assert not proc.is_alive(identity)
-    assert not proc.is_alive(proc.identity(process.pid))
+    assert not processes.is_alive(identity)
+    assert not processes.is_alive(processes.identity(process.pid))
     process.wait()
 
 
@@ -498,7 +500,7 @@ def test_a_program_can_choose_no_name_that_hides_it(tmp_path, mark, name):
     (tmp_path / name).symlink_to("/bin/sleep")
     process = sleeper(mark, str(tmp_path / name), "1000")
     try:
-        assert proc.is_alive(proc.identity(process.pid))
+        assert processes.is_alive(processes.identity(process.pid))
     finally:
         end(process)
 
@@ -523,17 +525,17 @@ def test_what_a_killed_kit_left_is_ended(kit, mark, no_subreaper):
     process.kill()
     process.wait()
     assert len(marked(mark)) == 3
-    assert proc.end_leftovers(mark, None) == 3
+    assert processes.end_leftovers(mark, None) == 3
     assert not marked(mark)
-    assert proc.end_leftovers(mark, None) == 0
+    assert processes.end_leftovers(mark, None) == 0
 
 
 def test_what_carries_another_mark_is_never_touched(mark):
-    like = f"{proc.MARKER}={mark}"
+    like = f"{processes.MARKER}={mark}"
     others = [sleeper(f"{mark}-2"), sleeper(f"{mark[:-1]}"), sleeper("x", "sh", "-c", f": {like}; sleep 1000; true")]
     ours = sleeper(mark)
     try:
-        assert proc.end_leftovers(mark, None) == 1
+        assert processes.end_leftovers(mark, None) == 1
         assert ours.wait() == -signal.SIGKILL
         assert [process.poll() for process in others] == [None] * 3
     finally:
@@ -545,9 +547,9 @@ def test_what_carries_another_mark_is_never_touched(mark):
 
 def test_the_recorded_process_is_asked_first(tmp_path, mark):
     asked = f"trap 'touch {tmp_path}/asked; exit' TERM; touch {tmp_path}/ready; while :; do sleep 0.05; done"
-    process = subprocess.Popen(["env", "-u", proc.MARKER, "sh", "-c", asked])
+    process = subprocess.Popen(["env", "-u", processes.MARKER, "sh", "-c", asked])
     until((tmp_path / "ready").exists, "it runs")
-    assert proc.end_leftovers(mark, proc.identity(process.pid)) == 1
+    assert processes.end_leftovers(mark, processes.identity(process.pid)) == 1
     assert (tmp_path / "asked").exists()
     assert process.wait() == 0
 
@@ -555,21 +557,21 @@ def test_the_recorded_process_is_asked_first(tmp_path, mark):
 def test_the_recorded_process_is_killed_when_it_ignores_the_request(tmp_path, mark):
     process = sleeper(mark, "sh", "-c", f"trap '' TERM; touch {tmp_path}/ready; while :; do sleep 0.05; done")
     until((tmp_path / "ready").exists, "it runs")
-    assert proc.end_leftovers(mark, proc.identity(process.pid), grace=0.2) >= 1
+    assert processes.end_leftovers(mark, processes.identity(process.pid), grace=0.2) >= 1
     assert process.wait() == -signal.SIGKILL
 
 
 def test_a_later_process_with_the_recorded_number_is_never_touched(mark):
     process = sleeper(f"{mark}-2")
     try:
-        assert proc.end_leftovers(mark, {**proc.identity(process.pid), "start": "1"}) == 0
+        assert processes.end_leftovers(mark, {**processes.identity(process.pid), "start": "1"}) == 0
         assert process.poll() is None
     finally:
         end(process)
 
 
 def test_a_kit_that_was_started_by_what_it_ends_does_not_end_itself(env, mark):
-    code = "import sys, proc; print(proc.end_leftovers(sys.argv[1], proc.identity(proc.os.getpid())))"
+    code = "import os, sys, processes; print(processes.end_leftovers(sys.argv[1], processes.identity(os.getpid())))"
     argv = [sys.executable, "-c", code, mark]
     done = subprocess.run(argv, env={**env, "PYTHONPATH": str(KIT)}, capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stdout) == (0, "0\n")
@@ -592,13 +594,13 @@ def test_secrets_and_what_an_outer_claude_or_make_left_do_not_reach_a_child():
     ]
     plain = ["PATH", "HOME", "PWD", "OLDPWD", "KEYBOARD", "AUTHOR", "LANG", "MAX_THINKING_TOKENS", "CLAUDE_CONFIG_DIR"]
     given = dict.fromkeys([*secret, *nested, *plain], "x")
-    assert set(proc.clean_env(given)) == {*plain, "PGPASS_"}
+    assert set(surroundings.clean_env(given)) == {*plain, "PGPASS_"}
     assert set(given) == {*secret, *nested, *plain}
 
 
 def test_what_is_to_be_kept_stays():
     given = dict.fromkeys(["AWS_SECRET_KEY", "AWS_TOKEN", "AWSTOKEN", "API_KEY", "API_KEY_2", "CLAUDECODE"], "x")
-    assert set(proc.clean_env(given, ["AWS_*", "API_KEY"])) == {"AWS_SECRET_KEY", "AWS_TOKEN", "API_KEY"}
+    assert set(surroundings.clean_env(given, ["AWS_*", "API_KEY"])) == {"AWS_SECRET_KEY", "AWS_TOKEN", "API_KEY"}
 
 
 def test_a_command_cannot_read_the_keys_in_the_environment_of_the_kit(kit, tmp_path):
@@ -626,20 +628,25 @@ def test_a_program_is_never_taken_from_the_work_tree(places, monkeypatch):
     monkeypatch.chdir(tree / "bin")
     inside = ["", ".", "node_modules/.bin", f"{tree}/bin", f"{tree}/node_modules/.bin", f"{places}/link", str(tree)]
     path = os.pathsep.join([*inside, f"{places}/outside"])
-    assert proc.find("tool", tree, path) == f"{places}/outside/tool"
-    assert proc.find("other", tree, path) is None
+    assert surroundings.find("tool", tree, path) == f"{places}/outside/tool"
+    assert surroundings.find("other", tree, path) is None
     monkeypatch.setenv("PATH", path)
-    assert proc.find("tool", tree) == f"{places}/outside/tool"
-    assert proc.find("other", tree) is None
+    assert surroundings.find("tool", tree) == f"{places}/outside/tool"
+    assert surroundings.find("other", tree) is None
 
 
 def test_a_path_into_the_work_tree_comes_after_all_others(places):
     tree = places / "tree"
     path = os.pathsep.join([f"{tree}/bin", "/usr/bin", f"{places}/link", "relative", f"{places}/tree2", "/bin"])
     ours = ["/usr/bin", f"{places}/tree2", "/bin"]
-    assert proc.trusted_first(path, tree).split(os.pathsep) == [*ours, f"{tree}/bin", f"{places}/link", "relative"]
-    assert proc.trusted_first("/usr/bin", tree) == "/usr/bin"
-    assert proc.trusted_first("", tree) == ""
+    assert surroundings.trusted_first(path, tree).split(os.pathsep) == [
+        *ours,
+        f"{tree}/bin",
+        f"{places}/link",
+        "relative",
+    ]
+    assert surroundings.trusted_first("/usr/bin", tree) == "/usr/bin"
+    assert surroundings.trusted_first("", tree) == ""
 
 
 # --------------------------------------------------------------------------------------------------------
