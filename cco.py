@@ -61,23 +61,35 @@ def init(args: argparse.Namespace) -> int:
 def check(args: argparse.Namespace) -> int:
     """Validate the mission, run every check once, and show what would be sent; starts no session."""
     import dod
+    import ledger
     import log
     import manager
+    import mission
     import proc
-    import progress
+    import proof
     from job import DONE, open_job
 
     proc.catch_signals()
     job = open_job(_mission_path(args.mission), args.config)
     with job.lock():
         job.begin()
-        verdicts = dod.check(job.mission, job.root, job.checks, job.marker)
-    progress.note_verdicts(job.memory, verdicts)
+        job.say_walls()
+        job.memory["sealed"] = job.seal.take()
+        verdicts = proof.check(job)
+        reasons = proof.proving_nothing(job, verdicts)
+        lacking = proof.missing_setup(job)
+    ledger.note_verdicts(job.memory, verdicts)
     print(report.table(job.memory))
-    for verdict in (v for v in verdicts.values() if v.verdict in ("broken", "timeout")):
+    for verdict in (v for v in verdicts.values() if v.verdict in ("broken", "timeout", "flaky", "tampered")):
         print(f"\n{verdict.id} is {verdict.verdict}:\n{log.printable(verdict.tail.strip())}")
+    if lacking:
+        print(f"\n{lacking}")
+    if people := proof.needs_person(job):
+        print(f"\nOnly you can judge {', '.join(people)}: there is no check and no LLM (accept).")
+    if reasons:
+        raise mission.refusal(job.mission, proof.ways_out(reasons))
     if dod.all_met(verdicts.values()):
-        print("\nEvery criterion is met: there would be nothing to do.")
+        print("\nEvery criterion is met: there would be nothing to do but to confirm it.")
         return DONE
     decision = manager.rules(job.situation())
     if decision.strategy == "escalate":
@@ -93,6 +105,8 @@ def start(args: argparse.Namespace) -> int:
     """Run the mission until it is done; safe to call again at any time."""
     import loop
     import proc
+    import proof
+    import referee
     import worker
     from job import open_job
 
@@ -103,28 +117,24 @@ def start(args: argparse.Namespace) -> int:
         job.recall()
         if loop.is_over(job):  # the checkout is left as it is
             return loop.conclude(job)
+        if not job.memory:
+            referee.require_known(job)
         if job.settings.claude_code.mode == "automatic":
             worker.find(job.settings.claude_code.command, job.root)
             if job.settings.claude_code.sandbox:
                 worker.require_sandbox(job.root)
         job.enter()
+        referee.inspect(job)
+        job.say_walls()
+        proof.announce(job)
         return loop.loop(job)
 
 
 def resume(args: argparse.Namespace) -> int:
     """Go on with a mission that was started before."""
-    from job import USAGE, Stop
-
-    folder = report.find_folder(os.getcwd(), HERE)
-    known = report.memories(folder) if folder else []
-    chosen = report.choose(known, args.session) if args.session else known
-    if len(chosen) > 1 and sys.stdin.isatty():
-        chosen = [_ask_which(chosen)]
-    if len(chosen) != 1:
-        names = ", ".join(memory["mission_id"] for memory in known) or "none"
-        raise Stop(USAGE, f"which mission? Name it with --session (SESSION=); there are: {names}")
-    args.mission = chosen[0]["mission"]["path"]
-    args.config = args.config or _other_config(chosen[0])
+    memory = _one_mission(args)
+    args.mission = memory["mission"]["path"]
+    args.config = args.config or _other_config(memory)
     return start(args)
 
 
@@ -158,6 +168,64 @@ def stop(args: argparse.Namespace) -> int:
     with open(os.path.join(folder, "stop"), "w"):
         print(f"mission {holder.get('mission')} (pid {holder.get('pid')}) ends after the current session")
     return 0
+
+
+def accept(args: argparse.Namespace) -> int:
+    """Say as a person that a criterion without a check is met; recorded with your name and the time."""
+    import getpass
+    from pathlib import Path
+
+    import ledger
+    import log
+    import progress
+    from job import DONE, USAGE, Stop, open_job
+
+    memory = _one_mission(args)
+    job = open_job(Path(memory["mission"]["path"]), _other_config(memory))
+    with job.lock():
+        job.recall()
+        wanted = [c for c in job.mission.criteria if c.id == args.id]
+        if not wanted or wanted[0].check is not None:
+            open_ones = ", ".join(c.id for c in job.mission.criteria if c.check is None) or "none"
+            has = "has a check, and only its exit code closes it" if wanted else "is no criterion of this mission"
+            raise Stop(USAGE, f"{args.id} {has}; without a check are: {open_ones}")
+        ledger.note_evidence(job.memory, args.id, "accepted", getpass.getuser(), "accepted by a person", [])
+        progress.unblock(job.memory) if job.memory["plan"] is None else None
+        job.save()
+        log.info(f"{args.id} is accepted as it is in commit {job.memory['commit'][:12]}; start again to go on")
+    return DONE
+
+
+def write_report(args: argparse.Namespace) -> int:
+    """Write the report as Markdown and HTML, and print it."""
+    from pathlib import Path
+
+    import log
+    import mission
+    import page
+
+    memory = _one_mission(args)
+    known = mission.parse(memory["mission"]["text"], Path(memory["mission"]["path"]))
+    folder = Path(memory["repository"])
+    paths = page.write((mission.find_git_root(folder) or folder) / ".cco", memory, known)
+    print(log.printable(paths[0].read_text("utf-8")))
+    print("\n".join(str(path) for path in paths), file=sys.stderr)
+    return 0
+
+
+def _one_mission(args: argparse.Namespace) -> dict[str, Any]:
+    """The memory of the mission that is meant: the named one, or the only one. Raises Stop."""
+    from job import USAGE, Stop
+
+    folder = report.find_folder(os.getcwd(), HERE)
+    known = report.memories(folder) if folder else []
+    chosen = report.choose(known, args.session) if args.session else known
+    if len(chosen) > 1 and sys.stdin.isatty():
+        chosen = [_ask_which(chosen)]
+    if len(chosen) != 1:
+        names = ", ".join(memory["mission_id"] for memory in known) or "none"
+        raise Stop(USAGE, f"which mission? Name it with --session (SESSION=); there are: {names}")
+    return chosen[0]
 
 
 def demo(args: argparse.Namespace) -> int:
@@ -217,6 +285,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--once": {"action": "store_true", "help": "end after one iteration (75 if the mission is not done)"},
     "--no-wait": {"action": "store_true", "help": "end with 75 instead of waiting for a limit's reset"},
     "--accept": {"action": "store_true", "help": "adopt what changed while a worker ran"},
+    "id": {"metavar": "ID", "help": "the criterion"},
     "--json": {"action": "store_true", "help": "for programs"},
     "--real": {"action": "store_true", "help": "with the real claude against a scripted API"},
 }
@@ -227,6 +296,8 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], tuple[str, ...]]]
     "resume": (resume, ("--session", "--config", "--once", "--no-wait", "--accept")),
     "status": (status, ("mission", "--session", "--json")),
     "stop": (stop, ("mission",)),
+    "accept": (accept, ("id", "--session")),
+    "report": (write_report, ("--session",)),
     "demo": (demo, ("--real",)),
 }
 

@@ -1,11 +1,13 @@
 """Definition of Done: run the checks and say what they prove.
 
-    verdicts = dod.check(mission, root, folder, marker)
+    verdicts = dod.check(mission.criteria, place)
+    setup, verdicts = dod.confirm(mission, criteria, place, reset)      in a clean checkout, one by one
 
 A check is a shell command of the mission; exit code 0 is the only thing that closes its criterion. It runs in the
-repository's root, without the API keys, under limits, with its output in a file of its own.
+root of a checkout, without the API keys, under limits, within walls where there are some, with its output in a file
+of its own. Several run side by side without threads; nothing of one is left when the next begins.
 
-What is not covered: a check runs what the worker wrote, with the rights of the user who started the kit.
+What is not covered: without bubblewrap a check runs what the worker wrote with the rights of whoever started the kit.
 """
 
 from __future__ import annotations
@@ -13,22 +15,28 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import tempfile
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+import checkout
 import log
 import proc
 import processes
+import sandbox
 import surroundings
 from mission import Criterion, Mission
 
 MAX_OUTPUT = 10_000_000  # bytes; a check that prints more is ended
 TAIL = 4000  # characters of output that are shown and handed on
 COMPARED = TAIL // 2  # characters by which two failures are compared, see `failure`
-NAMED = 3  # processes that a check left behind and that its output names
+NAMED = 3  # processes that a check left behind, or files that it changed, that its output names
+STREAK = 3  # times in a row that a flaky check has to pass
+SETUP = "setup"  # what the output of the mission's setup command is called
+SETUP_TIME = 3600.0  # seconds that it may take
 LEFT = "ended what it left behind"
 VARIABLE = re.compile(  # what differs from run to run: that, paths, UUIDs, addresses and digests, numbers and times
     rf"\[{LEFT}[^\n]*"
@@ -37,6 +45,7 @@ VARIABLE = re.compile(  # what differs from run to run: that, paths, UUIDs, addr
     re.I,
 )
 CANNOT_RUN = (126, 127)  # the shell's exit codes for "not executable" and "not found"
+BEYOND = {"cpu": "processor time", "memory": "memory", "processes": "processes"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,7 @@ class Verdict:
     id: str
     """The criterion."""
     verdict: str
-    """met, unmet, broken (the command cannot run), timeout, or unjudged (nothing was run)."""
+    """met, unmet, broken (the command cannot run), timeout, flaky, tampered, or unjudged (nothing was run)."""
     code: int | None = None
     """Exit code of the command."""
     seconds: float = 0.0
@@ -55,25 +64,96 @@ class Verdict:
     """SHA-256 of the output."""
     tail: str = ""
     """The end of the output, masked; for a verdict without output, the reason."""
+    runs: int = 1
+    """How often the command was run for this verdict."""
+    flaky: bool = False
+    """Whether these runs differed although nothing had changed."""
+    where: str = "tree"
+    """"tree", or "checkout" for a clean one."""
 
 
-def check(mission: Mission, root: Path, folder: Path, marker: str) -> dict[str, Verdict]:
-    """Run every check of the mission in `root` and return the verdict of each criterion, in mission order.
+@dataclass(frozen=True)
+class Place:
+    """Where checks run, and within which walls."""
 
-    folder: where the whole outputs go, one file per criterion. marker: value of CCO_RUN for the commands.
-    Raises proc.Interrupted when a signal arrived meanwhile.
+    root: Path
+    """The checkout."""
+    outputs: Path
+    """Folder of the whole outputs, one file per criterion."""
+    marker: str
+    """Value of CCO_RUN for the commands."""
+    settings: Any
+    """The settings' section `checks`."""
+    walls: sandbox.Walls | None = None
+    """None where there are none."""
+    broken: Callable[[], Sequence[str]] = tuple
+    """Puts the referee back as it was and says what had been changed of it."""
+    suspects: frozenset[str] = frozenset()
+    """Criteria whose checks were seen to be flaky."""
+    twice: frozenset[str] = frozenset()
+    """Criteria that were not met before: their checks have to pass twice, so that luck is noticed."""
+    why: str = ""
+    """What is added to the output of a check that fails here."""
+
+
+def check(criteria: Sequence[Criterion], place: Place, everything: bool = False) -> dict[str, Verdict]:
+    """Run every check and return the verdict of each criterion, in the given order.
+
+    everything: also what runs last, whatever the others say. Raises proc.Interrupted when a signal arrived meanwhile.
     """
+    now = [c for c in criteria if everything or c.when == "always"]
+    found = _run_all(now, place)
+    last = [c for c in criteria if c not in now]
+    found |= (
+        _run_all(last, place)
+        if all_met(found.values())
+        else {c.id: Verdict(c.id, "unjudged", tail="runs when all others are met") for c in last}
+    )
+    return {criterion.id: found[criterion.id] for criterion in criteria}
+
+
+def confirm(
+    mission: Mission, criteria: Sequence[Criterion], place: Place, clean: checkout.Clean
+) -> tuple[Verdict | None, dict[str, Verdict]]:
+    """Run `setup` and then the checks in a clean checkout, each on it as setup left it.
+
+    Returns what setup proved (None: there is none) and the verdict of each criterion that was given.
+    Raises proc.Interrupted, repo.GitError.
+    """
+    setup = None
+    if mission.setup:
+        step = replace(mission.criteria[0], id=SETUP, check=mission.setup, timeout=SETUP_TIME, retries=0)
+        setup = _run_all([step], replace(place, suspects=frozenset()))[SETUP]
+        if setup.verdict != "met":
+            said = f"`setup` fails ({setup.verdict}), so nothing can be checked there.{place.why}\n{setup.tail}"
+            return setup, {c.id: _unproven(c, said, place) for c in criteria}
+    made = clean.untracked()
     found: dict[str, Verdict] = {}
-    for criterion in (c for c in mission.criteria if c.when == "always"):
-        found[criterion.id] = _judge(criterion, root, folder, marker)
-    rest_met = all_met(found.values())
-    for criterion in (c for c in mission.criteria if c.when == "last"):
-        found[criterion.id] = (
-            _judge(criterion, root, folder, marker)
-            if rest_met
-            else Verdict(criterion.id, "unjudged", tail="runs when all others are met")
-        )
-    return {criterion.id: found[criterion.id] for criterion in mission.criteria}
+    for criterion in criteria:
+        # A second look tells a check that fails there from one that fails now and then.
+        found |= _run_all([replace(criterion, retries=max(1, criterion.retries))], place)
+        clean.reset(made)
+    return setup, {id: replace(verdict, where="checkout") for id, verdict in found.items()}
+
+
+def proves_nothing(criterion: Criterion, place: Place, referee: Sequence[tuple[Path, str]]) -> str:
+    """Why a check that passes proves nothing: it does so without the repository; "" when it does prove something.
+
+    place: its root is an empty folder. referee: files of the mission and the kit, and where they lie in a checkout.
+    Raises proc.Interrupted.
+    """
+    if _run_all([replace(criterion, retries=0)], place)[criterion.id].verdict == "met":
+        return "it passes in an empty folder too"
+    for source, name in referee:
+        target = place.root / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns(".*", "__pycache__"), dirs_exist_ok=True)
+        elif source.is_file():
+            shutil.copy(source, target)
+    if referee and _run_all([replace(criterion, retries=0)], place)[criterion.id].verdict == "met":
+        return "it passes where there is nothing but the mission and the kit, so it finds what they say themselves"
+    return ""
 
 
 def all_met(verdicts: Iterable[Verdict]) -> bool:
@@ -90,6 +170,12 @@ def last_output(criterion: str, folder: Path) -> str:
         return ""
 
 
+def keep_reason(criterion: str, folder: Path, reason: str) -> None:
+    """Write why a verdict was given that no command printed, where `last_output` finds it."""
+    with open(folder / f"{criterion}.log", "w", encoding="utf-8", errors="replace", opener=log.private) as file:
+        file.write(log.mask(reason))
+
+
 def failure(verdict: Verdict) -> str:
     """What identifies a failure from one run to the next: digest of the output without numbers, paths and times."""
     if verdict.verdict == "met":
@@ -98,35 +184,127 @@ def failure(verdict: Verdict) -> str:
     return hashlib.sha256(f"{verdict.verdict} {verdict.code} {text}".encode("utf-8", "replace")).hexdigest()[:16]
 
 
-def _judge(criterion: Criterion, root: Path, folder: Path, marker: str) -> Verdict:
-    if criterion.check is None:
-        return Verdict(criterion.id, "unjudged", tail="it has no check, so nothing here can prove it")
-    for attempt in range(criterion.retries + 1):
-        log.live(f"check {criterion.id}: {criterion.check}")
-        verdict = _run(criterion, criterion.check, root, folder, marker)
-        log.debug(
-            f"check {criterion.id}: {verdict.verdict}", code=verdict.code, seconds=verdict.seconds, attempt=attempt
-        )
-        if verdict.verdict == "met":
-            break
-    return verdict
+# --------------------------------------------------------------------------------------------------------
+# Side by side
+# --------------------------------------------------------------------------------------------------------
 
 
-def _run(criterion: Criterion, command: str, root: Path, folder: Path, marker: str) -> Verdict:
-    env = {**surroundings.clean_env(os.environ), processes.MARKER: marker}
-    shell = (
-        [bash, "-o", "pipefail"]
-        if (bash := surroundings.find("bash", root))
-        else [surroundings.find("sh", root) or "sh"]
-    )
-    limits = proc.Limits(criterion.timeout, max_output=MAX_OUTPUT)
-    with tempfile.TemporaryFile() as output:
-        result = proc.run([*shell, "-c", command], cwd=root, env=env, output=output, limits=limits)
+def _run_all(criteria: Sequence[Criterion], place: Place) -> dict[str, Verdict]:
+    """Run the checks, as many at once as the settings say; none beside one that wants to be alone."""
+    unjudged = (c for c in criteria if c.check is None)
+    found = {c.id: Verdict(c.id, "unjudged", tail="it has no check") for c in unjudged}
+    waiting, trials = [c for c in criteria if c.check is not None], list[_Trial]()
+    try:
+        while waiting or trials:
+            while waiting and len(trials) < place.settings.jobs and _may_run(waiting[0], trials):
+                trials.append(_Trial(waiting.pop(0), place))
+            log.live("; ".join(f"check {trial.criterion.id}: {trial.criterion.check}" for trial in trials))
+            ended = [trial for trial in trials if trial.over(proc.STEP / len(trials))]
+            if ended and (changed := place.broken()):
+                for trial in trials:  # whichever of those that ran now did it
+                    trial.tampered = changed
+            for trial in ended:
+                trials.remove(trial)
+                found[trial.criterion.id] = trial.verdict()
+    finally:  # also when a signal has arrived
+        for trial in trials:
+            trial.end()
+    return {c.id: found[c.id] for c in criteria}
+
+
+def _may_run(criterion: Criterion, trials: Sequence[_Trial]) -> bool:
+    return not trials or not (criterion.exclusive or any(trial.criterion.exclusive for trial in trials))
+
+
+class _Trial:
+    """One check, run until its verdict is certain: again after a failure, and three times once it was flaky."""
+
+    def __init__(self, criterion: Criterion, place: Place):
+        self.criterion, self.place = criterion, place
+        self.streak = self.fails = self.runs = 0
+        self.passed = False
+        self.tampered: Sequence[str] = ()
+        self.seconds = 0.0
+        self.last = Verdict(criterion.id, "unjudged")
+        self._start()
+
+    def over(self, seconds: float) -> bool:
+        """Wait up to so many seconds; whether it has run often enough. Raises proc.Interrupted."""
+        if not self.running.over(seconds):
+            return False
+        result = self.running.close()
         if result.stopped == "interrupted":
             raise proc.Interrupted
-        digest = _keep(output, _note(result), folder / f"{criterion.id}.log")
-    tail = last_output(criterion.id, folder)
-    return Verdict(criterion.id, _verdict(result), result.code, round(result.seconds, 2), digest, tail)
+        self._take(result)
+        enough = self.streak >= self._needed() or self.fails > self.criterion.retries
+        if not enough:
+            self._start()
+        return enough
+
+    def verdict(self) -> Verdict:
+        """What all runs together prove."""
+        found = replace(self.last, runs=self.runs, seconds=round(self.seconds, 2), flaky=self.fails > 0 and self.passed)
+        if self.tampered:
+            names = ", ".join(self.tampered[:NAMED])
+            return replace(found, verdict="tampered", tail=f"{found.tail}\n[what is protected was changed: {names}]")
+        return replace(found, verdict="flaky") if found.flaky and found.verdict != "met" else found
+
+    def end(self) -> None:
+        """End it where it is."""
+        self.running.close()
+        self._tidy()
+
+    def _needed(self) -> int:
+        """How often in a row it has to pass."""
+        if self.fails or self.criterion.id in self.place.suspects:
+            return STREAK
+        return 2 if self.criterion.id in self.place.twice else 1
+
+    def _start(self) -> None:
+        self.output = tempfile.TemporaryFile()  # noqa: SIM115
+        self.scratch = Path(tempfile.mkdtemp(prefix="cco-"))
+        argv, env = _command(self.criterion.check or "", self.place, self.scratch)
+        settings = self.place.settings
+        limits = proc.Limits(
+            self.criterion.timeout,
+            max_output=MAX_OUTPUT,
+            cpu=settings.cpu,
+            memory=settings.memory,
+            processes=settings.processes,
+        )
+        part = self.criterion.id if settings.jobs > 1 else ""
+        self.running = proc.Running(argv, self.place.root, env, self.output, limits, part=part)
+
+    def _take(self, result: proc.Result) -> None:
+        """Count one run."""
+        verdict = _verdict(result)
+        why = self.place.why if verdict != "met" else ""
+        digest = _keep(self.output, _note(result) + why, self.place.outputs / f"{self.criterion.id}.log")
+        self._tidy()
+        tail = last_output(self.criterion.id, self.place.outputs)
+        self.last = Verdict(self.criterion.id, verdict, result.code, digest=digest, tail=tail)
+        self.runs += 1
+        self.seconds += result.seconds
+        self.streak, self.fails = (self.streak + 1, self.fails) if verdict == "met" else (0, self.fails + 1)
+        self.passed |= verdict == "met"
+        log.debug(f"check {self.criterion.id}: {verdict}", code=result.code, seconds=result.seconds, run=self.runs)
+
+    def _tidy(self) -> None:
+        self.output.close()
+        checkout.delete(self.scratch)
+
+
+def _command(command: str, place: Place, scratch: Path) -> tuple[list[str], dict[str, str]]:
+    env = {**surroundings.clean_env(os.environ), processes.MARKER: place.marker}
+    bash = surroundings.find("bash", place.root)
+    shell = [bash, "-o", "pipefail"] if bash else [surroundings.find("sh", place.root) or "sh"]
+    argv = sandbox.capped(shell, command, place.settings.file_size)
+    return (sandbox.command(argv, place.walls, scratch), {**env, "TMPDIR": "/tmp"}) if place.walls else (argv, env)
+
+
+# --------------------------------------------------------------------------------------------------------
+# Verdicts
+# --------------------------------------------------------------------------------------------------------
 
 
 def _verdict(result: proc.Result) -> str:
@@ -137,11 +315,19 @@ def _verdict(result: proc.Result) -> str:
     return "met" if result.code == 0 and not result.stopped and result.size <= MAX_OUTPUT else "unmet"
 
 
+def _unproven(criterion: Criterion, reason: str, place: Place) -> Verdict:
+    keep_reason(criterion.id, place.outputs, reason)
+    return Verdict(criterion.id, "unmet", tail=reason[-TAIL:], where="checkout")
+
+
 def _note(result: proc.Result) -> str:
     """What the output cannot say."""
     left = " ".join("; ".join(sorted(result.swept)[:NAMED]).split())
     notes = [
         f"ended after {result.seconds:.0f} s: it took too long" if result.stopped == "timeout" else "",
+        f"ended: it used more {BEYOND[result.stopped]} than checks.{result.stopped} allows"
+        if result.stopped in BEYOND
+        else "",
         f"it printed more than {MAX_OUTPUT} bytes" if result.size > MAX_OUTPUT else "",
         f"could not be started: {result.error}" if result.error else "",
         f"{LEFT} ({len(result.swept)}): {left}" if left else "",

@@ -13,17 +13,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import time
 from pathlib import Path
 
+import checkout
 import dod
+import ledger
 import log
 import manager
 import processes
 import progress
 import repo
 import report
+import sandbox
+import seal
 import state
 from mission import (
     Mission,
@@ -37,7 +40,6 @@ from mission import (
 )
 
 HERE = Path(__file__).resolve().parent
-STARS = re.compile(r"(?<=[^/])\*\*+|\*\*+(?=[^/])")  # ** as part of a name, which Path.glob refuses, is a *
 LITTER = 300  # uncommitted paths that are remembered
 STALE = 600.0  # seconds after which an index lock is left over, however slow the git
 DONE, ERROR, USAGE, PERSON, CANNOT, LIMIT, LATER = 0, 1, 2, 3, 4, 5, 75  # exit codes; a signal's is 128 + its number
@@ -67,8 +69,11 @@ class Job:
         self.branch = self.settings.repository.branch or f"cco/{mission.id}"
         self.referee = [HERE, mission.path, self.config, self.root / ".env"]
         self.repo = repo.Repo(self.root, self.referee)
+        self.seal = seal.Seal(self.repo, mission.protect, HERE, apart=self.referee[1:])
+        self.no_walls = sandbox.obstacle(self.root) if self.settings.checks.sandbox else "checks.sandbox is off"
         self.marker = str(self.root.resolve())  # value of CCO_RUN: what this repository's missions started carries it
         self.memory: progress.Memory = {}
+        self.saved = ""  # digest of the state file as it was written last
         self.recovering = False  # whether the phase was begun by a run that ended in the middle of it
         self.patient = True  # whether waits are waited for here
         self.sessions_left: int | None = None  # how many sessions this call may run; None: any number
@@ -88,9 +93,9 @@ class Job:
         """Write the memory, in a new phase if one is given. Raises OSError."""
         if phase:
             self.memory["current_phase"] = phase
-        self.memory["timestamp"] = progress.now()
+        self.memory["timestamp"] = ledger.now()
         make_folders(self.folder)  # a worker without a sandbox may have removed them
-        state.save(self.file, self.memory)
+        self.saved = state.save(self.file, self.memory)
 
     def situation(self) -> manager.Situation:
         """All that the next decision rests on."""
@@ -103,7 +108,7 @@ class Job:
         self.memory = progress.begin(
             self.mission, self.branch, self.repo.head(), known, self.settings.claude_code.instance_id
         )
-        self.memory["settings"] = {"path": str(self.config), "digest": self._settings_digest(), "suspect": None}
+        self.memory["settings"] = {"path": str(self.config), "digest": self.settings_digest(), "suspect": None}
         progress.adopt(self.memory, self.mission)
 
     def recall(self) -> None:
@@ -114,6 +119,9 @@ class Job:
         self._tidy()
         try:
             self.memory = state.load(self.file) if self.file.exists() else {}
+            self._distrust()
+        except state.Forged as error:
+            self._require_word(error)
         except state.StateError as error:
             kept = self.file.with_suffix(f".json.unreadable-{int(time.time())}")
             self.file.rename(kept)
@@ -126,6 +134,30 @@ class Job:
                 progress.unblock(self.memory)
             self.save()
 
+    def _require_word(self, error: state.Forged) -> None:
+        """What somebody wrote into the state counts only by a person's word. Raises Stop."""
+        if not self.accept:
+            raise Stop(
+                PERSON,
+                f"{error}. Look at it, at the mission and at what it protects; then: make start ACCEPT=1 (--accept)",
+            )
+        self.memory = state.load(self.file, validate=False)
+
+    def _distrust(self) -> None:
+        """Prove anew what a state says that was not sealed on this machine; what ran when it was saved is gone."""
+        memory = self.memory
+        if memory and not state.is_sealed(memory):
+            log.warn("the state was not sealed on this machine; everything that it calls proven is proven again")
+            for known in memory["criteria"].values():
+                known["evidence"] = None
+            if memory["current_phase"] == "completed":
+                progress.unblock(memory)
+        if memory:
+            memory["tree"] = ""
+        if memory and memory["checkout"]:
+            checkout.remove(self.repo, Path(memory["checkout"]))
+            memory["checkout"] = ""
+
     def enter(self) -> None:
         """Check out the mission's branch, and begin a memory if there is none. Raises Stop, OSError, repo.GitError."""
         before = self.repo.branch()
@@ -136,9 +168,16 @@ class Job:
             self.begin()
             self.memory["start_branch"] = before if before != self.branch else ""
             log.info(f"mission {self.mission.id}: {len(self.mission.criteria)} criteria, branch {self.branch}")
-        elif self.memory["plan"] is None:
+        elif self.memory["plan"] is None and self.memory["commit"] != self.repo.head():
             self.memory["commit"] = self.repo.head()  # what a person committed in between stays as it is
+            self.memory["best"] = None
         self.save()
+
+    def say_walls(self) -> None:
+        """One line where the checks have no walls around them, and what follows from that."""
+        if self.no_walls:
+            follows = "they can read and write whatever you can, and only the referee is compared after each"
+            log.warn(f"the checks run without a sandbox ({self.no_walls}): {follows}")
 
     def note_litter(self) -> None:
         """Remember what is uncommitted after the checks ran: left out, or made by the checks, not by a person."""
@@ -154,9 +193,9 @@ class Job:
         state.remove_stale(self.folder)
         self.stop_file.unlink(missing_ok=True)
         oldest = time.time() - self.settings.logging.retention_days * 86400
-        for path in self.sessions.iterdir():
-            if path.stat().st_mtime < oldest:
-                path.unlink()
+        for path in (*self.sessions.iterdir(), *(self.folder / "kept").glob("*")):
+            if path.lstat().st_mtime < oldest:
+                checkout.delete(path)
 
     @property
     def stop_file(self) -> Path:
@@ -178,32 +217,21 @@ class Job:
     # The referee
     # ------------------------------------------------------------------------------------------------
 
-    def sealed(self) -> tuple[Path, ...]:
-        """What the worker may not write: the referee, git's own files, the kit's state, what the mission protects."""
-        protected = (path for pattern in self.mission.protect for path in self.root.glob(STARS.sub("*", pattern)))
-        own = (*self.referee, self.root / ".git", self.folder, *self.repo.submodules())
-        # .env is sealed also where there is none: whoever makes one would bring keys and settings of his own.
-        paths = {path for path in (*own, *protected) if path.exists() or path.name == ".env"}
-        return tuple(sorted(path for path in paths if not paths.intersection(path.parents)))  # a folder holds its files
-
-    def notice_tampering(self) -> None:
-        """Remember what became of mission and settings while a worker ran; only a person's word adopts it."""
-        for name, found in (("mission", digest(self.mission.path)), ("settings", self._settings_digest())):
-            known = self.memory[name]
-            if found not in (known["digest"], known["suspect"]):
-                log.error(f"the {name} changed while the worker ran. That is not adopted; what was accepted counts.")
-                known["suspect"] = found
+    def state_was_changed(self) -> bool:
+        """Whether somebody else than this run wrote the state file."""
+        return digest(self.file) != self.saved
 
     def fingerprint(self) -> str:
         """Changes when a person did something that may unblock the mission."""
-        return f"{digest(self.mission.path)} {self._settings_digest()} {self.repo.head_of(self.branch)}"
+        return f"{digest(self.mission.path)} {self.settings_digest()} {self.repo.head_of(self.branch)}"
 
-    def _settings_digest(self) -> str:
+    def settings_digest(self) -> str:
+        """Changes with the settings file and with .env."""
         return f"{digest(self.config)} {digest(self.root / '.env')}"
 
     def _adopt_edits(self) -> None:
         """Take up a person's edits between two runs; settings that changed while a worker ran only with `accept`."""
-        memory, found, known = self.memory, self._settings_digest(), self.memory["settings"]
+        memory, found, known = self.memory, self.settings_digest(), self.memory["settings"]
         if found != known["digest"] or str(self.config) != known["path"]:
             under_worker = found != known["digest"] and (is_running(memory) or found == known["suspect"])
             if under_worker and not self.accept:

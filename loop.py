@@ -17,12 +17,17 @@ import uuid
 from datetime import datetime
 from typing import Any
 
+import claims
 import dod
+import ledger
 import log
 import manager
+import page
 import proc
 import processes
 import progress
+import proof
+import referee
 import repo
 import report
 import worker
@@ -61,6 +66,7 @@ def is_over(job: Job) -> bool:
 
 def conclude(job: Job) -> int:
     """Say that the mission is done, or raise Stop with the question that a person has to answer."""
+    _write_report(job)
     if job.memory["blocked"]:
         raise Stop(PERSON, job.write_question())
     log.info(f"done: all {len(job.mission.criteria)} criteria are met, {_cost(job)}")
@@ -75,7 +81,10 @@ def plan(job: Job) -> None:
     memory = job.memory
     _stop_where_asked(job)
     _end_if_once(job)
+    if best := ledger.way_back(memory):
+        return _go_back(job, best)
     if reached := progress.limit_reached(memory, job.mission.limits, job.settings.orchestrator.max_iterations):
+        _write_report(job)
         raise Stop(LIMIT, reached)
     with proc.interruptible():  # an answer may take minutes
         decision = manager.decide(job.situation(), job.settings)
@@ -109,7 +118,7 @@ def execute(job: Job) -> None:
         session=session["session"],
         resume=session["begun"],
         root=job.root,
-        sealed=job.sealed(),
+        sealed=referee.sealed_paths(job),
         network=job.mission.network,
         spent=session["spent"],
         budget_usd=progress.budget_left(memory, job.mission.limits),
@@ -131,7 +140,7 @@ def execute(job: Job) -> None:
     session.update(process=None, context=outcome.context, spent=outcome.session)
     progress.note_outcome(memory, outcome)
     _tell_outcome(job, outcome)
-    job.notice_tampering()
+    referee.compare(job)
     _go_on_after(job, outcome)
 
 
@@ -181,16 +190,20 @@ def _go_on_after(job: Job, outcome: Outcome) -> None:
 def validate(job: Job) -> None:
     """Commit what the session changed, run every check, and see whether that is all."""
     memory = job.memory
-    commit = job.commit() if memory["plan"] else repo.Commit(memory["commit"])
-    memory["commit"] = commit.sha
+    commit = repo.Commit(memory["commit"])
+    if memory["plan"]:
+        progress.note_commit(memory, commit := job.commit())
     begun = time.monotonic()
-    verdicts = dod.check(job.mission, job.root, job.checks, job.marker)
-    log.live("")
+    verdicts = proof.prove(job)
     memory["metrics"]["check_seconds"] = round(memory["metrics"]["check_seconds"] + time.monotonic() - begun, 1)
-    for line in progress.note_verdicts(memory, verdicts):
+    for line in ledger.note_verdicts(memory, verdicts):
         log.info(line)
     if memory["plan"]:
+        for line in ledger.note_claims(memory, claims.claims(memory["last"]["report"], job.mission.criteria)):
+            log.warn(line)
         progress.close_iteration(memory, commit, job.repo.statistics(memory["base"]))
+    if memory["best"]:
+        job.repo.remember(f"{job.mission.id}/best", memory["best"]["commit"])
     met, total = len(memory["completed_tasks"]), len(memory["criteria"])
     log.info(f"{met} of {total} criteria met{_cost(job, ', ')}")
     job.note_litter()
@@ -204,18 +217,35 @@ def wait(job: Job) -> None:
     if not job.patient and time.time() < until:
         raise Stop(LATER, f"waiting until {when}; start again then")
     log.info(f"waiting until {when}")
+    begun = time.monotonic()
     while (left := until - time.time()) > 0 and proc.pause(min(left, 5.0)):
         _stop_where_asked(job)
         log.live(f"waiting until {when}, {int(left)} s left")
     log.live("")
+    progress.note_wait(job.memory, time.monotonic() - begun)
     if not proc.stopping:
         job.memory["wait_until"] = None
-        job.save("execution")
+    job.save(None if proc.stopping else "execution")
 
 
 # --------------------------------------------------------------------------------------------------------
 # Their steps
 # --------------------------------------------------------------------------------------------------------
+
+
+def _go_back(job: Job, commit: str) -> None:
+    """Make the files those of the best commit so far, in a commit of its own on top of the later work."""
+    best = job.memory["best"]
+    title = f"Go back to iteration {best['iteration']}: {best['met']} criteria were met"
+    log.warn(f"{title}; the later commits stay in the history", commit=commit)
+    made = job.repo.go_back(commit, title, job.mission.id, job.mission.protect)
+    ledger.note_return(job.memory, made)
+    job.save()
+
+
+def _write_report(job: Job) -> None:
+    paths = page.write(job.folder, job.memory, job.mission)
+    log.info(f"the report: {paths[0]} (and .html)")
 
 
 def _new_session() -> dict[str, Any]:

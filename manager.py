@@ -11,38 +11,21 @@ The texts are in prompts/, for people to read and change.
 
 from __future__ import annotations
 
-import json
 import re
-import string
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import log
-from document import NOT_TEXT
+import openrouter
 from mission import PRIORITIES, Mission
+from openrouter import NoAnswer, as_data
 
-HERE = Path(__file__).resolve().parent
-DEADLINE = 120.0  # seconds for one answer of the LLM, wall time
-MAX_ANSWER = 2_000_000  # bytes of an HTTP answer
 STRATEGIES = ("retry_modified", "alternative", "partial", "escalate")  # the ladder, lowest step first
 RUNGS = (2, 4)  # stalled iterations from which on another approach, and setting aside, are due
 FAILURES_SHOWN = 3  # failing checks whose output goes into a prompt
 FAILURE_TAIL = 2500  # characters of each of them
-FENCE = re.compile(r"<\s*/\s*data", re.I)  # the end of what programs printed, see prompts/
-MAX_AMOUNT = 1e12  # dollars or tokens that an answer may say it cost
 TITLE = 100  # characters of a plan's title
-
-
-class ManagerError(Exception):
-    """The LLM gave no usable answer. The message says why; the rules decide instead.
-
-    bill: what the answer cost all the same, as the fields of a Plan.
-    """
-
-    bill: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -54,8 +37,12 @@ class Standing:
     priority: str
     verdict: str
     check: str | None = None
-    regressed: bool = False
-    """It was met before."""
+    broken_by: str = ""
+    """Who broke it, when it was met before."""
+    flaky: bool = False
+    """Whether its check gave different results on the same tree."""
+    unconfirmed: bool = False
+    """Whether it is met in the work tree alone, not in a clean checkout."""
     stalls: int = 0
     """Iterations that worked on it without any change in its failure."""
     tail: str = ""
@@ -78,6 +65,10 @@ class Situation:
     """The worker's last words."""
     tried: Sequence[str] = ()
     """One line per session, newest last."""
+    lies: Sequence[str] = ()
+    """What the worker said of its last session, where the checks say otherwise."""
+    tampering: Sequence[str] = ()
+    """What the last session changed although it is protected; it was put back."""
 
 
 @dataclass
@@ -111,7 +102,7 @@ def decide(situation: Situation, settings: Any) -> Plan:
         return by_rule
     try:
         plan = ask(situation, settings)
-    except ManagerError as error:
+    except NoAnswer as error:
         log.warn(f"the manager LLM did not help, the rules decide this iteration: {error}")
         return replace(by_rule, **error.bill)
     focus = next(s for s in situation.standings if s.id == plan.focus)
@@ -140,7 +131,7 @@ def rules(situation: Situation) -> Plan:
     open_ones = [s for s in failing if not _set_aside(s)]
     if not open_ones:
         return _escalate(failing or [s for s in unmet if s.check is None])
-    focus = min(open_ones, key=lambda s: (PRIORITIES.index(s.priority), not s.regressed))
+    focus = min(open_ones, key=lambda s: (PRIORITIES.index(s.priority), not s.broken_by))
     strategy = "alternative" if focus.stalls >= RUNGS[0] else "retry_modified"
     session = "resume" if situation.resumable and strategy == "retry_modified" else "fresh"
     title = " ".join(f"{focus.id}: {focus.criteria}".split())[:TITLE]
@@ -153,11 +144,21 @@ def _set_aside(standing: Standing) -> bool:
 
 def _instruction(focus: Standing, strategy: str, situation: Situation) -> str:
     parts = [f'Make the criterion "{focus.criteria}" ({focus.id}) true.']
-    if focus.regressed:
-        parts.append("It was met before and is not any more: find what broke it, and mend that.")
-    parts.append(
-        f"Its check is this command, run in the repository's root; exit code 0 means met:\n\n    {focus.check}"
-    )
+    if focus.broken_by:
+        parts.append(
+            f"It was met before and is not any more: {focus.broken_by}. Find what in that change did it, and mend that."
+        )
+    parts.append(_how_proven(focus))
+    if focus.unconfirmed:
+        parts.append(
+            "In this folder it may look met, but it is not in a clean checkout of the commit. What it needs has to be"
+            " in files that git tracks, or has to be made by the check itself or by the mission's `setup`."
+        )
+    if focus.flaky:
+        parts.append(
+            "Its check gives different results on the same tree. Find what makes it so (time, order, chance, leftovers,"
+            " the network) and take that away; it has to pass three times in a row."
+        )
     if strategy == "alternative":
         parts.append(
             f"{focus.stalls} sessions on it changed nothing in how the check fails. Do not go on in the same way:"
@@ -170,15 +171,25 @@ def _instruction(focus: Standing, strategy: str, situation: Situation) -> str:
     return "\n\n".join(parts)
 
 
+def _how_proven(standing: Standing) -> str:
+    if standing.check is None:
+        return "It has no check: a judge reads the files that git tracks, and closes it only by quotes from them."
+    return f"Its check is this command, run in the repository's root; exit code 0 means met:\n\n    {standing.check}"
+
+
 def _escalate(stuck: Sequence[Standing]) -> Plan:
     worst = min(stuck, key=lambda s: PRIORITIES.index(s.priority))
-    if worst.check is None:
+    if worst.verdict == "unjudged":
         ids = ", ".join(s.id for s in stuck)
-        question = f"Nothing here can prove {ids}: which shell command shows it? Add it as `check` in the mission."
-    else:
         question = (
-            f"{worst.stalls} sessions on {worst.id} ({worst.criteria}) changed nothing in how its check fails:"
-            f" `{worst.check}`. Is the check right, and what is the worker missing?"
+            f"Nothing here can prove {ids}, so a person has to look at it. Is it met? Then say so:"
+            f" make accept ID={stuck[0].id}. Or add the shell command that shows it as `check` in the mission."
+        )
+    else:
+        how = f"its check fails: `{worst.check}`. Is the check right" if worst.check else "it is judged. Is it clear"
+        question = (
+            f"{worst.stalls} sessions on {worst.id} ({worst.criteria}) changed nothing in how {how}, and what is the"
+            " worker missing?"
         )
     return Plan(worst.id, f"Ask about {worst.id}", question, "escalate", "fresh", question)
 
@@ -189,105 +200,14 @@ def _escalate(stuck: Sequence[Standing]) -> Plan:
 
 
 def ask(situation: Situation, settings: Any) -> Plan:
-    """One call of the manager LLM (OpenRouter chat completions, or any server that speaks them).
-
-    Raises ManagerError for everything that is not a complete answer in the shape of schema/plan.json.
-    """
-    router = settings.openrouter
-    body = {
-        "model": router.model,
-        "messages": [
-            {"role": "system", "content": log.mask(_system_prompt(situation.mission))},
-            {"role": "user", "content": log.mask(_fill("situation.md", _parts(situation)))},
-        ],
-        "temperature": router.temperature,
-        "max_tokens": router.max_tokens,
-        "response_format": {"type": "json_object"},
-    }
-    if router.fallbacks:
-        body["models"] = [router.model, *router.fallbacks]
-    log.trace("manager prompt", messages=body["messages"])
-    answer = _post(f"{router.base_url.rstrip('/')}/chat/completions", body, router.api_key)
-    bill = _bill(answer)
-    try:
-        found = _parse(answer, [s.id for s in situation.standings if s.verdict != "met" and not _set_aside(s)])
-    except ManagerError as error:
-        error.bill = bill
-        raise
-    return Plan(**found, **bill, source=str(answer.get("model") or router.model))
-
-
-def _post(url: str, body: dict[str, Any], key: str | None) -> dict[str, Any]:
-    """POST with a deadline that keep-alive padding cannot stretch (facts: it resets the read timeout for ever)."""
-    import requests
-
-    def authorize(request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {key}"  # given as a header, a ~/.netrc would replace it
-        return request
-
-    end, data = time.monotonic() + DEADLINE, bytearray()
-    try:
-        with requests.post(
-            url,
-            json=body,
-            headers={"Accept-Encoding": "identity"},
-            auth=authorize if key else None,
-            timeout=(10, DEADLINE / 2),
-            stream=True,
-            allow_redirects=False,
-        ) as response:
-            for byte in response.iter_content(1):  # more at a time would be waited for, however slowly it drips
-                data += byte
-                if time.monotonic() > end or len(data) > MAX_ANSWER:
-                    raise ManagerError(f"no complete answer within {DEADLINE:.0f} s and {MAX_ANSWER} bytes")
-            status = response.status_code
-    except (requests.RequestException, ValueError) as error:  # ValueError: a base_url that is none
-        raise ManagerError(f"{type(error).__name__}: {error}") from error
-    try:
-        answer = json.loads(bytes(data))
-    except (ValueError, RecursionError):
-        raise ManagerError(f"HTTP {status} and no JSON: {bytes(data[:200])!r}") from None
-    problem = answer.get("error") if isinstance(answer, dict) else "not an object"
-    if status != 200 or problem:
-        raise ManagerError(f"HTTP {status}: {json.dumps(problem)[:300]}")
-    return dict(answer)
-
-
-def _bill(answer: dict[str, Any]) -> dict[str, Any]:
-    """What the answer cost, by its own words; 0 for what it does not say."""
-    usage = answer.get("usage")
-    known = usage if isinstance(usage, dict) else {}
-    cost, asked, answered = (_amount(known.get(name)) for name in ("cost", "prompt_tokens", "completion_tokens"))
-    return {"cost_usd": cost, "tokens": {"input": int(asked), "output": int(answered)}}
-
-
-def _amount(value: Any) -> float:
-    try:
-        return float(value) if 0 <= float(value) < MAX_AMOUNT else 0.0
-    except (TypeError, ValueError, OverflowError):
-        return 0.0
-
-
-def _parse(answer: dict[str, Any], choices: Sequence[str]) -> dict[str, Any]:
-    """The fields of the plan in the answer. Nothing is ever guessed from prose."""
-    from jsonschema import Draft202012Validator
-
-    schema = json.loads((HERE / "schema" / "plan.json").read_text("utf-8"))
-    try:
-        choice = answer["choices"][0]
-        content = choice["message"]["content"]
-        text = content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
-        found = json.loads(text.strip().removeprefix("```json").removeprefix("```").removesuffix("```"))
-        problem = next(Draft202012Validator(schema).iter_errors(found), None)
-    except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        raise ManagerError(f"its answer holds no JSON object: {type(error).__name__}: {error}") from error
-    if problem:
-        raise ManagerError(f"its answer does not fit schema/plan.json: {problem.json_path}: {problem.message[:200]}")
-    if choice.get("finish_reason") not in ("stop", None):
-        raise ManagerError(f"its answer ended with {choice.get('finish_reason')!r}")
-    if found["focus"] not in choices:
-        raise ManagerError(f"it wants to work on {found['focus']!r}, which is not one of {', '.join(choices)}")
-    return {key: _plain(value) if isinstance(value, str) else value for key, value in found.items()}
+    """One call of the manager LLM. Raises NoAnswer for everything that is not a plan for one of the open criteria."""
+    user = _fill("situation.md", _parts(situation))
+    answer = openrouter.ask(_system_prompt(situation.mission), user, "plan", settings)
+    choices = [s.id for s in situation.standings if s.verdict != "met" and not _set_aside(s)]
+    focus = answer.content["focus"]
+    if focus not in choices:
+        raise NoAnswer(f"it wants to work on {focus!r}, which is not one of {', '.join(choices)}", answer.bill)
+    return Plan(**answer.content, **answer.bill, source=answer.model)
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -325,18 +245,34 @@ def _parts(situation: Situation) -> dict[str, str]:
         "iteration": str(situation.iteration),
         "criteria": "\n".join(map(_line, situation.standings)),
         "failures": "\n".join(map(_failure, _failing(situation.standings))),
-        "last": _as_data(situation.last[:FAILURE_TAIL]),
-        "report": _as_data(situation.report[-FAILURE_TAIL:]),
-        "tried": _as_data("\n".join(f"- {line}" for line in situation.tried)) or "- nothing yet",
+        "last": as_data(situation.last[:FAILURE_TAIL]),
+        "report": as_data(situation.report[-FAILURE_TAIL:]),
+        "feedback": _feedback(situation),
+        "tried": as_data("\n".join(f"- {line}" for line in situation.tried)) or "- nothing yet",
     }
 
 
+def _feedback(situation: Situation) -> str:
+    """What the last session has to hear of its report, and of what it touched."""
+    said = "\n".join(f"- {as_data(line)}" for line in situation.lies)
+    touched = "\n".join(f"- {as_data(line)}" for line in situation.tampering)
+    parts = (
+        f"The last report said what is not so:\n<data>\n{said}\n</data>" if said else "",
+        "Protected files were changed. They have been put back, and it is on record. Change the work, not what proves"
+        f" it:\n<data>\n{touched}\n</data>"
+        if touched
+        else "",
+    )
+    return "\n\n".join(part for part in parts if part)
+
+
 def _line(standing: Standing) -> str:
-    regressed = ", was met before" if standing.regressed else ""
+    regressed = f", was met before: {standing.broken_by}" if standing.broken_by else ""
+    odd = ", only in the work tree" * standing.unconfirmed + ", flaky" * standing.flaky
     stalled = f", sessions on it without a change: {standing.stalls}" if standing.stalls else ""
     aside = ", set aside for now" if _set_aside(standing) else ""
     check = f"\n  check: {standing.check}" if standing.check else ""
-    state = f"{standing.verdict}{regressed}{stalled}{aside}"
+    state = f"{standing.verdict}{regressed}{odd}{stalled}{aside}"
     return f"- {standing.id} ({standing.priority}): {standing.criteria} [{state}]{check}"
 
 
@@ -346,20 +282,10 @@ def _failing(standings: Sequence[Standing]) -> list[Standing]:
 
 
 def _failure(standing: Standing) -> str:
-    return f"The end of the output of check {standing.id}:\n<data>\n{_as_data(standing.tail[-FAILURE_TAIL:])}\n</data>"
-
-
-def _as_data(text: str) -> str:
-    """A program's output that cannot close the fence it is shown in."""
-    return FENCE.sub("(/data", _plain(text)).strip()
-
-
-def _plain(text: str) -> str:
-    """Masked, and without what can neither be shown nor sent."""
-    return NOT_TEXT.sub(" ", log.mask(text))
+    return f"The end of the output of check {standing.id}:\n<data>\n{as_data(standing.tail[-FAILURE_TAIL:])}\n</data>"
 
 
 def _fill(name: str, parts: dict[str, str]) -> str:
-    """A text of prompts/ with its $placeholders filled. Raises KeyError for one that does not exist."""
-    text = string.Template((HERE / "prompts" / name).read_text("utf-8")).substitute(parts)
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(line.rstrip() for line in text.splitlines())).strip() + "\n"
+    """A text of prompts/, without the gaps that empty parts leave. Raises KeyError for a part that does not exist."""
+    text = "\n".join(line.rstrip() for line in openrouter.fill(name, parts).splitlines())
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"

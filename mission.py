@@ -57,6 +57,8 @@ class Criterion:
     timeout: float  # seconds the check may run
     when: str  # "always", or "last": only when all others are met
     retries: int  # how often a failed check is run again on the same tree
+    guard: bool  # whether it may be met from the start, and prove nothing by being so
+    exclusive: bool  # whether its check runs while no other does
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Mission:
     constraints: tuple[str, ...]  # rules that hold for all of the work
     repository: Path  # absolute; need not exist, see require_repository
     setup: str | None  # shell command that makes a fresh checkout ready
+    confirm: str  # where all criteria must be met in the end: a "clean" checkout, or the work "tree"
     protect: tuple[str, ...]  # globs, relative to the repository, that the worker may not change
     network: tuple[str, ...]  # host names that the worker may reach
     limits: Limits  # when to stop although it is not done
@@ -126,6 +129,16 @@ def require_repository(mission: Mission) -> None:
     document = parse_document(mission.text, mission.path)
     document.complain((*_root(document), "repository"), f"{printable(found)}, or correct `repository:`")
     raise MissionError(document.report())
+
+
+def refusal(mission: Mission, problems: Mapping[str, str]) -> MissionError:
+    """An error that names the line of each check. problems: what is wrong with it, by the criterion's id."""
+    document = parse_document(mission.text, mission.path)
+    for number, criterion in enumerate(mission.criteria):
+        if criterion.id in problems:
+            where = (*_root(document), "definition_of_done", number, "check")
+            document.complain(where, f"the check of {criterion.id} proves nothing: {problems[criterion.id]}")
+    return MissionError(document.report())
 
 
 def load_settings(mission: Mission | None, path: Path | None, environ: Mapping[str, str]) -> Settings:
@@ -194,6 +207,7 @@ def _mission(raw: dict[str, Any], text: str, path: Path) -> Mission:
         constraints=tuple(raw.get("constraints") or ()),
         repository=Path(os.path.realpath(path.parent / repository)),
         setup=raw.get("setup"),
+        confirm=raw.get("confirm") or "clean",
         protect=tuple(raw.get("protect") or ()),
         network=tuple(raw.get("network") or ()),
         limits=Limits(*(limits.get(name) for name in ("cost_usd", "iterations", "hours", "tokens"))),
@@ -219,6 +233,8 @@ def _criteria(raw: list[dict[str, Any]]) -> tuple[Criterion, ...]:
             timeout=parse_duration(entry.get("timeout", "10m")),
             when=entry.get("when", "always"),
             retries=entry.get("retries", 0),
+            guard=entry.get("guard", False),
+            exclusive=entry.get("exclusive", False),
         )
         criteria.append(criterion)
     return tuple(criteria)

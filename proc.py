@@ -239,7 +239,7 @@ class Running:
         caps = (self.limits.cpu, self.limits.memory, self.limits.processes)
         if self.process is None or caps == (None, None, None):
             return ""
-        used = processes.usage(self.process.pid)
+        used = processes.usage(*self._ours())  # also what has left the command's tree, as a daemon does
         return next((name for name, cap, value in zip(CAPS, caps, used, strict=True) if cap and value > cap), "")
 
     def _sweep(self, process: subprocess.Popen[bytes]) -> list[str]:
@@ -261,13 +261,17 @@ class Running:
         return [name for name in swept if name]  # one without a name had ended by itself
 
     def _ours(self) -> set[int]:
-        """Our children that are this command or were left by it. Beside others, only what carries its part."""
+        """Our children that are this command or were left by it. Beside others, only those known by session or part."""
         others = {other.process.pid for other in _beside if other is not self and other.process}
         left = processes.children() - _strangers - others
         if not others:
             return left
-        own = {self.process.pid} if self.process else set()
-        return {pid for pid in left if pid in own or processes.carries(pid, PART, self.part)}
+        own = self.process.pid if self.process else None
+        return {
+            pid
+            for pid in left  # one that has ended shows its session still, but its environment no more
+            if own in (pid, processes.session(pid)) or processes.carries(pid, PART, self.part)
+        }
 
 
 def _spawn(
@@ -306,7 +310,7 @@ def _terminate(process: subprocess.Popen[bytes], grace: float) -> None:
     # To the process alone: claude ends its own tools when it is asked to, and so do most test runners.
     processes.send(process.pid, signal.SIGTERM if grace else signal.SIGKILL)
     try:
-        process.wait(grace or None)
+        process.wait(grace or KILL_TIME)
     except subprocess.TimeoutExpired:
         processes.send(process.pid, signal.SIGKILL)
 

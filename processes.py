@@ -86,13 +86,18 @@ def carries(pid: int, name: str, value: str) -> bool:
     return f"{name}={value}".encode() in _read(f"/proc/{pid}/environ").split(b"\0")
 
 
-def usage(pid: int) -> tuple[float, int, int]:
-    """What a process and all its descendants use: seconds of processor time, bytes of their own memory, how many.
+def session(pid: int) -> int:
+    """The session that a process belongs to, 0 if there is no such process."""
+    return int((stat_fields(pid)[3:4] or [b"0"])[0])
+
+
+def usage(*pids: int) -> tuple[float, int, int]:
+    """What processes and all their descendants use: seconds of processor time, bytes of their own memory, how many.
 
     By proc(5): utime, stime, cutime and cstime are fields 14 to 17 of stat, memory is `resident - shared` of statm.
     """
-    stats = {int(pid): fields for pid in _pids() if len(fields := stat_fields(pid)) > 14}
-    tree, found = {pid}, {pid} & set(stats)
+    stats = {pid: fields for pid in _pids() if len(fields := stat_fields(pid)) > 14}
+    tree, found = set(pids), set(pids) & set(stats)
     while found:
         found = {child for child, fields in stats.items() if int(fields[1]) in tree} - tree
         tree |= found

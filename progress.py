@@ -12,26 +12,33 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import datetime, timezone
 from typing import Any
 
-import dod
+import judge
+import ledger
 import manager
 import repo
 from mission import Criterion, Limits, Mission
 from stream import Outcome
 
 HISTORY = 200  # iterations kept one by one; older ones live on in the totals
-REGRESSIONS = 5  # kept for each criterion
 ERRORS = 20  # kept in all
 MESSAGE = 200  # characters of each of them
 REPORT = 4000  # characters of the worker's last words
 LEFT_OUT = 20  # uncommitted paths named at the end
 ARTIFACTS = 100  # files listed of the last commit
 TRIED = 8  # sessions that a prompt tells of
+NAMED = 10  # criteria or claims kept of one session
+NO_SESSION: dict[str, Any] = {
+    "kind": "none yet",
+    "turns": 0,
+    "report": "",
+    "denials": [],
+    "claims": {"made": 0, "lies": []},
+}
 DOCUMENTS = (".md", ".rst", ".txt", ".adoc", ".html")
 
-Memory = dict[str, Any]
+Memory = ledger.Memory
 
 
 def begin(mission: Mission, branch: str, base: str, iterations: int, instance: str) -> Memory:
@@ -47,7 +54,7 @@ def begin(mission: Mission, branch: str, base: str, iterations: int, instance: s
         "pending_tasks": [],
         "artifacts": [],
         "errors": [],
-        "timestamp": now(),
+        "timestamp": ledger.now(),
         "mission": {},
         "settings": {"path": "", "digest": "", "suspect": None},
         "criteria": {},
@@ -62,21 +69,37 @@ def begin(mission: Mission, branch: str, base: str, iterations: int, instance: s
         "left_out": [],
         "base": base,
         "commit": base,
+        "tree": "",
+        "sealed": "",
+        "tampering": [],
+        "checkout": "",
+        "confirmed": None,
+        "best": None,
         "history": [],
         "metrics": _no_metrics(),
     }
 
 
 def adopt(memory: Memory, mission: Mission) -> None:
-    """Take a mission's text as the accepted one. Criteria that it no longer has are forgotten."""
+    """Take a mission's text as the accepted one. Criteria that it no longer has, or proves otherwise, are forgotten."""
     memory["mission"] = {"path": str(mission.path), "text": mission.text, "digest": mission.digest, "suspect": None}
-    before = memory["criteria"]
-    blank = {"verdict": "unjudged", "since": 0, "first_met": None, "regressions": [], "stalls": 0, "failure": ""}
-    memory["criteria"] = {
-        c.id: {**blank, **before.get(c.id, {}), "criteria": c.criteria, "priority": c.priority}
-        for c in mission.criteria
-    }
-    _count(memory)
+    before, memory["criteria"] = memory["criteria"], {}
+    for criterion in mission.criteria:
+        proof_by = ledger.fingerprint(f"{criterion.check} {criterion.guard}" if criterion.check else criterion.criteria)
+        known = before.get(criterion.id, {})
+        if known.get("proof_by") != proof_by:
+            known = {**_blank(), "proof_by": proof_by, "changes": known.get("changes", [])}
+        memory["criteria"][criterion.id] = {**known, "criteria": criterion.criteria, "priority": criterion.priority}
+    memory["best"] = None
+    ledger.count(memory)
+
+
+def _blank() -> dict[str, Any]:
+    """A criterion that nothing is known of."""
+    switches = dict.fromkeys(("seen_red", "proves", "flaky", "unconfirmed"), False)
+    lists: dict[str, Any] = {"regressions": [], "changes": []}
+    nothing = {"verdict": "unjudged", "since": 0, "first_met": None, "stalls": 0, "failure": ""}
+    return {**nothing, **lists, **switches, "proof": None, "evidence": None}
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -84,46 +107,18 @@ def adopt(memory: Memory, mission: Mission) -> None:
 # --------------------------------------------------------------------------------------------------------
 
 
-def note_verdicts(memory: Memory, verdicts: Mapping[str, dod.Verdict]) -> list[str]:
-    """Take in what the checks say now; one line for people for each verdict that changed."""
-    lines = []
-    iteration, focus = memory["iterations"], (memory["plan"] or {}).get("focus")
-    for id, verdict in verdicts.items():
-        known = memory["criteria"][id]
-        failure = dod.failure(verdict)
-        unchanged = failure and failure == known["failure"]
-        known["stalls"] = known["stalls"] + (id == focus) if unchanged else 0
-        known["failure"] = failure
-        if verdict.verdict == known["verdict"]:
-            continue
-        # What runs last is unjudged as soon as another criterion is red; that alone breaks nothing.
-        was_well = known["first_met"] is not None and known["verdict"] in ("met", "unjudged")
-        regressed = was_well and verdict.verdict not in ("met", "unjudged")
-        if regressed:
-            here = {"iteration": iteration, "commit": memory["commit"]}
-            known["regressions"] = [*known["regressions"], here][-REGRESSIONS:]
-        if verdict.verdict == "met" and known["first_met"] is None:
-            known["first_met"] = iteration
-        lines.append(f"criterion {id}: {known['verdict']} -> {verdict.verdict}{' (regression)' if regressed else ''}")
-        known["verdict"], known["since"] = verdict.verdict, iteration
-    _count(memory)
-    return lines
-
-
 def note_outcome(memory: Memory, outcome: Outcome) -> None:
     """Add what a session cost and how it ended to the totals."""
     metrics = memory["metrics"]
     metrics["session_count"] += 1
     metrics["worker_seconds"] = round(metrics["worker_seconds"] + outcome.seconds, 1)
-    metrics["estimated_cost"] = round(metrics["estimated_cost"] + outcome.cost_usd, 6)
-    for name, count in outcome.tokens.items():
-        metrics["token_usage"][name] += count
+    _add_bill(memory, outcome.cost_usd, outcome.tokens)
     if outcome.kind == "ended":
         metrics["successful_actions"] += 1
         metrics["error_recoveries"] += metrics["failing"]
         metrics["failing"] = False
     elif outcome.kind != "limit":  # which is nobody's error
-        error = {"timestamp": now(), "message": f"{outcome.kind}: {outcome.message}"[:MESSAGE]}
+        error = {"timestamp": ledger.now(), "message": f"{outcome.kind}: {outcome.message}"[:MESSAGE]}
         memory["errors"] = [*memory["errors"], error][-ERRORS:]
         metrics["failed_actions"] += 1
         metrics["failing"] = True
@@ -134,21 +129,48 @@ def note_outcome(memory: Memory, outcome: Outcome) -> None:
         "cost_usd": outcome.cost_usd,
         "seconds": outcome.seconds,
         "denials": outcome.denials[:10],
+        "claims": {"made": 0, "lies": []},
     }
 
 
 def note_plan(memory: Memory, plan: manager.Plan) -> None:
     """Remember the intent of the next session and what it cost to make it."""
     memory["plan"] = asdict(plan)
+    memory["metrics"]["api_calls_total"] += plan.source != "rules"
+    _add_bill(memory, plan.cost_usd, plan.tokens)
+
+
+def _add_bill(memory: Memory, cost_usd: float, tokens: Mapping[str, int]) -> None:
     metrics = memory["metrics"]
-    metrics["api_calls_total"] += plan.source != "rules"
-    metrics["estimated_cost"] = round(metrics["estimated_cost"] + plan.cost_usd, 6)
-    for name, count in plan.tokens.items():
+    metrics["estimated_cost"] = round(metrics["estimated_cost"] + cost_usd, 6)
+    for name, count in tokens.items():
         metrics["token_usage"][name] += count
 
 
+def note_ruling(memory: Memory, ruling: judge.Ruling) -> None:
+    """Add what a judge cost to the totals."""
+    memory["metrics"]["api_calls_total"] += ruling.calls
+    _add_bill(memory, ruling.cost_usd, ruling.tokens)
+
+
+def note_wait(memory: Memory, seconds: float) -> None:
+    """Add a wait to the totals."""
+    memory["metrics"]["waits"] += 1
+    memory["metrics"]["wait_seconds"] = round(memory["metrics"]["wait_seconds"] + seconds, 1)
+
+
+def note_commit(memory: Memory, commit: repo.Commit) -> None:
+    """Remember the commit that holds a session's changes, its files, and what it may not hold."""
+    memory["commit"] = commit.sha
+    memory["artifacts"] = [
+        {"path": path, "type": _kind(path), "version": commit.sha} for path in commit.changed[:ARTIFACTS]
+    ]
+    left_out = (f"{path}: {reason}" for path, reason in commit.left_out.items() if reason != repo.TOOLS_OWN)
+    memory["left_out"] = list(left_out)[:LEFT_OUT]
+
+
 def close_iteration(memory: Memory, commit: repo.Commit, statistics: Mapping[str, int]) -> None:
-    """Turn the carried out plan into a line of the history and list the files of its commit."""
+    """Turn the carried out plan into a line of the history."""
     plan, last = memory["plan"], memory["last"]
     memory["history"] = [
         *memory["history"],
@@ -163,14 +185,14 @@ def close_iteration(memory: Memory, commit: repo.Commit, statistics: Mapping[str
             "seconds": last["seconds"],
             "commit": commit.sha[:12] if commit.changed else "",
             "met": len(memory["completed_tasks"]),
+            "broke": [id for id, known in memory["criteria"].items() if ledger.broke_in(known, memory["iterations"])][
+                :NAMED
+            ],
+            "claims": [last["claims"]["made"], len(last["claims"]["lies"])],
+            "tampered": sum(entry["iteration"] == memory["iterations"] for entry in memory["tampering"]),
             "report": " ".join(last["report"].split())[:120],
         },
     ][-HISTORY:]
-    memory["artifacts"] = [
-        {"path": path, "type": _kind(path), "version": commit.sha} for path in commit.changed[:ARTIFACTS]
-    ]
-    left_out = (f"{path}: {reason}" for path, reason in commit.left_out.items() if reason != repo.TOOLS_OWN)
-    memory["left_out"] = list(left_out)[:LEFT_OUT]
     memory["metrics"].update(statistics)
     memory["metrics"]["total_iterations"] = memory["iterations"]
     memory["plan"] = None
@@ -184,7 +206,7 @@ def close_iteration(memory: Memory, commit: repo.Commit, statistics: Mapping[str
 def situation(memory: Memory, mission: Mission, tails: Mapping[str, str], max_context: float) -> manager.Situation:
     """All that the next decision rests on. tails: the end of each check's last output. max_context: 0 to 1."""
     standings = [_standing(c, memory["criteria"][c.id], tails[c.id]) for c in mission.criteria]
-    session, last = memory["worker"], memory["last"] or {"kind": "none yet", "turns": 0, "report": "", "denials": []}
+    session, last = memory["worker"], memory["last"] or NO_SESSION
     refused = f"; refused to it: {', '.join(last['denials'])}" if last["denials"] else ""
     return manager.Situation(
         mission,
@@ -194,6 +216,14 @@ def situation(memory: Memory, mission: Mission, tails: Mapping[str, str], max_co
         last=f"{last['kind']}, {last['turns']} turns{refused}",
         report=last["report"],
         tried=[_tried(entry) for entry in memory["history"][-TRIED:]],
+        lies=[
+            f'"{lie["text"]}": the checks say otherwise of {", ".join(lie["false"])}' for lie in last["claims"]["lies"]
+        ],
+        tampering=[
+            f"{entry['path']} ({entry['what']})"
+            for entry in memory["tampering"]
+            if entry["iteration"] == memory["iterations"]
+        ],
     )
 
 
@@ -216,7 +246,7 @@ def limit_reached(memory: Memory, limits: Limits, max_iterations: int | None) ->
 
 def unblock(memory: Memory) -> None:
     """A person did something: check again, and count stalls anew."""
-    memory.update(current_phase="validation", blocked=None)
+    memory.update(current_phase="validation", blocked=None, tree="")
     for known in memory["criteria"].values():
         known["stalls"] = 0
 
@@ -226,11 +256,6 @@ def budget_left(memory: Memory, limits: Limits) -> float | None:
     return None if limits.cost_usd is None else max(0.01, limits.cost_usd - memory["metrics"]["estimated_cost"])
 
 
-def now() -> str:
-    """The time in UTC, for people; nothing is decided by it."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
 def _standing(criterion: Criterion, known: Mapping[str, Any], tail: str) -> manager.Standing:
     return manager.Standing(
         criterion.id,
@@ -238,7 +263,9 @@ def _standing(criterion: Criterion, known: Mapping[str, Any], tail: str) -> mana
         criterion.priority,
         known["verdict"],
         criterion.check,
-        regressed=bool(known["regressions"]) and known["verdict"] != "met",
+        broken_by=ledger.broken_by(known) if known["verdict"] != "met" else "",
+        flaky=known["flaky"],
+        unconfirmed=known["unconfirmed"],
         stalls=known["stalls"],
         tail=tail,
     )
@@ -278,19 +305,13 @@ def _no_metrics() -> dict[str, Any]:
             "cost_per_criteria",
             "worker_seconds",
             "check_seconds",
+            "wait_seconds",
+            "waits",
+            "claims_made",
+            "claims_false",
+            "tampered",
         ),
         0,
     )
     usage = dict.fromkeys(("input", "output", "cache_read", "cache_creation"), 0)
     return {**zero, "failing": False, "token_usage": usage}
-
-
-def _count(memory: Memory) -> None:
-    """Sort the criteria by what is met, and measure how far that is."""
-    verdicts = {id: known["verdict"] for id, known in memory["criteria"].items()}
-    memory["completed_tasks"] = [id for id, verdict in verdicts.items() if verdict == "met"]
-    memory["pending_tasks"] = [id for id, verdict in verdicts.items() if verdict != "met"]
-    metrics, met, total = memory["metrics"], len(memory["completed_tasks"]), len(verdicts)
-    metrics["dod_criteria_completed"], metrics["dod_criteria_total"] = met, total
-    metrics["completion_percentage"] = round(100 * met / total, 1)
-    metrics["cost_per_criteria"] = round(metrics["estimated_cost"] / met, 4) if met else 0

@@ -150,13 +150,58 @@ class Repo:
         if next(iter(self._iterations(mission)), None) != (iteration, head):
             return None
         changed = ["diff-tree", "--no-commit-id", "--root", "-r", "--no-renames", "--name-only", "-z", head]
-        return Commit(head, self._names(*changed))
+        return Commit(head, self.names(*changed))
 
     def submodules(self) -> list[Path]:
         """The `.git` of each submodule that is checked out: who writes it decides what git runs there."""
-        entries = (line.partition("\t") for line in self._names("ls-files", "--stage", "-z"))
-        paths = (self.root / name / ".git" for mode, _, name in entries if mode.startswith(GITLINK))
+        paths = (self.root / name / ".git" for mode, _, name in self.tracked() if mode == GITLINK)
         return [path for path in paths if path.exists()]
+
+    def tracked(self) -> list[tuple[str, str, str]]:
+        """Mode, object and path of everything in the index."""
+        entries = (line.partition("\t") for line in self.names("ls-files", "--stage", "-z"))
+        return [(*fields.split()[:2], name) for fields, _, name in entries]  # type: ignore[misc]
+
+    def files(self, commit: str) -> dict[str, str]:
+        """Path and object of every file in a commit that is work: no link, nothing of the kit or the mission."""
+        if not commit:
+            return {}
+        entries = (line.partition("\t") for line in self.names("ls-tree", "-r", "-z", "--full-tree", commit))
+        plain = ((fields.split(), name) for fields, _, name in entries if fields.startswith("100"))
+        return {name: fields[2] for fields, name in plain if not self._is_never(name)}
+
+    def diff(self, base: str, commit: str) -> str:
+        """What changed between two commits, the kit and the mission excepted."""
+        start = base or self._empty_tree()
+        return self._git("diff", "--no-ext-diff", "--no-textconv", start, commit, "--", *self._but_never())
+
+    def left_behind(self) -> dict[str, str]:
+        """What is in the work tree and not in the commit that is checked out, with the reason."""
+        lines = self._status("--untracked-files=normal", "--ignored", "--", *self._but_never())
+        return {line[3:].rstrip("/"): "git ignores it" if line.startswith("!!") else "not committed" for line in lines}
+
+    def keep(self, content: bytes) -> str:
+        """Make git keep some bytes; the name of the object, which `git cat-file blob` prints again."""
+        return self.git("hash-object", "-w", "--stdin", stdin=content).decode().strip()
+
+    def remember(self, name: str, target: str) -> None:
+        """Point refs/cco/NAME to an object, so that git keeps it and it is found again."""
+        self._git("update-ref", f"refs/cco/{name}", target)
+
+    def remembered(self, name: str) -> str:
+        """The object that refs/cco/NAME points to, "" if there is none."""
+        return self._git("rev-parse", "--verify", "--quiet", f"refs/cco/{name}", may_fail=True)
+
+    def go_back(self, commit: str, title: str, mission: str, protect: Sequence[str]) -> str:
+        """Make a commit on top of HEAD whose files are those of an earlier one; the commits in between stay.
+
+        protect: globs of files that stay as they are, like the kit and the mission. Raises GitError.
+        """
+        apart = [f":(exclude,glob){pattern}" for pattern in protect]
+        self._git("restore", f"--source={commit}", "--staged", "--worktree", "--", *self._but_never(), *apart)
+        if self.names("diff", "--cached", "--name-only", "-z"):
+            self._write_commit(_message(title, "", {MISSION: mission}), hooks=False)
+        return self.head()
 
     def snapshot(self) -> str:
         """Changes whenever HEAD or anything that git does not ignore changes."""
@@ -166,6 +211,9 @@ class Repo:
             status = path.lstat() if path.exists() else None
             stats.append((status.st_size, status.st_mtime_ns) if status else ())
         return hashlib.sha256(repr((self.head(), lines, stats)).encode("utf-8", "replace")).hexdigest()
+
+    def _empty_tree(self) -> str:
+        return self._git("hash-object", "-t", "tree", "/dev/null")
 
     def _git_path(self, name: str) -> Path:
         return self.root / self._git("rev-parse", "--git-path", name)
@@ -179,7 +227,7 @@ class Repo:
 
     def remove_placeholders(self) -> None:
         """Remove the empty read-only files that a killed sandbox leaves behind; git tracks none of them."""
-        untracked = self._names("ls-files", "--others", "-z", "--", *(f":(literal){name}" for name in PLACEHOLDERS))
+        untracked = self.names("ls-files", "--others", "-z", "--", *(f":(literal){name}" for name in PLACEHOLDERS))
         for path in (self.root / name for name in untracked if name in PLACEHOLDERS):  # not what is in a folder
             status = path.lstat()
             if status.st_size == 0 and status.st_mode & 0o777 == 0o444:
@@ -199,7 +247,7 @@ class Repo:
         """
         self._return_to(base, branch)
         left_out = self._stage(max_size)
-        changed = self._names("diff", "--cached", "--no-renames", "--name-only", "-z")
+        changed = self.names("diff", "--cached", "--no-renames", "--name-only", "-z")
         if not changed:
             return Commit(base, left_out=left_out)
         self._write_commit(_message(title, body, trailers), hooks)
@@ -207,13 +255,13 @@ class Repo:
 
     def statistics(self, base: str) -> dict[str, int]:
         """Files modified, lines of code added and tests created since a commit."""
-        start = base or self._git("hash-object", "-t", "tree", "/dev/null")
+        start = base or self._empty_tree()
         if not self.head():
             return {"files_modified": 0, "lines_of_code_added": 0, "tests_created": 0}
         rows = [
             line.split("\t") for line in self._git("diff", "--no-ext-diff", "--numstat", start, "HEAD").splitlines()
         ]
-        new = self._names("diff", "--no-renames", "--name-only", "--diff-filter=A", "-z", start, "HEAD")
+        new = self.names("diff", "--no-renames", "--name-only", "--diff-filter=A", "-z", start, "HEAD")
         return {
             "files_modified": len(rows),
             "lines_of_code_added": sum(int(row[0]) for row in rows if row[0].isdigit()),
@@ -246,7 +294,7 @@ class Repo:
             self._git("add", "--all", "--ignore-errors", *["--sparse"] * sparse, "--", *self._but_never())
         except GitError as error:
             failed = str(error)
-        raw = self._names("diff", "--cached", "--raw", "--no-renames", "-z")
+        raw = self.names("diff", "--cached", "--raw", "--no-renames", "-z")
         staged = dict(zip(raw[1::2], raw[::2], strict=True))  # path: ":OLD-MODE NEW-MODE ..."
         left_out = {name: why for name, modes in staged.items() if (why := self._objection(name, modes, max_size))}
         if left_out:
@@ -317,21 +365,27 @@ class Repo:
         fields = ("%H", *(f"%(trailers:key={key},valueonly,separator=%x2C)" for key in (MISSION, ITERATION)))
         ours = re.compile(rf"([0-9a-f]+)\x1f{re.escape(mission)}\x1f([0-9]{{1,9}})")  # anybody may write a trailer
         log_of = ["log", "-z", f"--grep=^{MISSION}: {mission}$", f"--format={'%x1f'.join(fields)}", "HEAD"]
-        return [(int(found[2]), found[1]) for row in self._names(*log_of) if (found := ours.fullmatch(row))]
+        return [(int(found[2]), found[1]) for row in self.names(*log_of) if (found := ours.fullmatch(row))]
 
     def _but_never(self) -> list[str]:
         """Pathspecs of everything but what is never committed, wherever a tool puts its folder."""
         anywhere = [f":(exclude,glob)**/{name}/**" for name in NEVER]
         return [".", *(f":(exclude,literal){name}" for name in self.never), *anywhere]
 
-    def _names(self, *args: str) -> list[str]:
+    def names(self, *args: str) -> list[str]:
+        """What a git command prints with -z, one by one."""
         return [name for name in self._git(*args).split("\0") if name]
 
     def _status(self, *args: str) -> list[str]:
         """Lines `XY path` of git status; never of what lies inside another repository."""
-        return self._names("status", "--porcelain=v1", "-z", "--no-renames", *args)
+        return self.names("status", "--porcelain=v1", "-z", "--no-renames", *args)
 
     def _git(self, *args: str, stdin: str = "", may_fail: bool = False, quiet: Sequence[str] = QUIET) -> str:
+        printed = self.git(*args, stdin=stdin.encode("utf-8", "surrogateescape"), may_fail=may_fail, quiet=quiet)
+        return printed.decode("utf-8", "surrogateescape").rstrip("\n")
+
+    def git(self, *args: str, stdin: bytes = b"", may_fail: bool = False, quiet: Sequence[str] = QUIET) -> bytes:
+        """What a git command prints, to the byte; nothing when it may fail and did. Raises GitError."""
         settings = [part for setting in quiet for part in ("-c", setting)]
         argv = [surroundings.find("git", self.root) or "git", "--no-pager", *settings, *args]
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
@@ -342,18 +396,18 @@ class Repo:
                 output=out,
                 errors=err,
                 limits=proc.Limits(TIMEOUT),
-                stdin=stdin.encode("utf-8", "surrogateescape"),
+                stdin=stdin,
                 shielded=True,
             )
             out.seek(0)
-            printed = out.read().decode("utf-8", "surrogateescape")
+            printed = out.read()
             said = proc.tail(err, 2000).strip()
         log.trace("git", argv=argv, code=result.code, said=said)
         if result.code != 0 and not may_fail:
             raise GitError(
                 f"git {' '.join(args)[:60]} in {self.root}: {result.error or result.stopped or said or 'failed'}"
             )
-        return printed.rstrip("\n") if result.code == 0 else ""
+        return printed if result.code == 0 else b""
 
     def _environment(self) -> dict[str, str]:
         """No variable of a surrounding git command, no look at a repository around this one, no question, English."""

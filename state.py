@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
+import hmac
 import json
 import os
 import time
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-VERSION = 1  # of the document; a newer kit's file is refused, never guessed at
+VERSION = 2  # of the document; a newer kit's file is refused, never guessed at
 MAX_SIZE = 100_000  # bytes; the oldest history is dropped above this, it lives on in the totals
 PATIENCE = 1.0  # seconds for which those who only ask for the lock's holder can keep it from us
 # A password like `password` may be part of a name; masked, the name would name nothing.
@@ -42,6 +44,10 @@ class StateError(Exception):
     """The file cannot be read as a state: damaged, of another version, or of the wrong shape."""
 
 
+class Forged(StateError):
+    """The file was changed by somebody who does not have the key that it was sealed with."""
+
+
 class Busy(Exception):
     """Another orchestrator holds the lock. `holder` is what it wrote about itself, for people only."""
 
@@ -58,7 +64,8 @@ class Busy(Exception):
 def load(path: Path | str, validate: bool = True) -> dict[str, Any]:
     """The document in the file. validate=False (for a quick look) skips the schema, not the rest.
 
-    Raises StateError with the file and the reason for anything that `save` did not write, OSError if unreadable.
+    Raises StateError with the file and the reason for anything that `save` did not write (Forged for what somebody
+    else wrote in its shape), OSError if unreadable.
     """
     try:
         with open(path, "rb") as file:
@@ -69,13 +76,14 @@ def load(path: Path | str, validate: bool = True) -> dict[str, Any]:
             raise StateError(f"{path}: expected a state of version {VERSION}, found {found!r:.50}")
         if validate:
             _check_shape(document, path)
+            _check_seal(document, path)
     except (ValueError, RecursionError) as error:  # ValueError: also bad UTF-8 and integers of 5000 digits
         raise StateError(f"{path}: not a readable state: {error}") from error
     return document
 
 
-def save(path: Path, document: dict[str, Any]) -> None:
-    """Write the document durably, masked except for what the next start depends on to the letter.
+def save(path: Path, document: dict[str, Any]) -> str:
+    """Write the document durably, masked except for what the next start depends on to the letter; its SHA-256.
 
     Raises OSError. Before the rename nothing has changed. After it (only the directory's sync can fail then) the
     new state is in place, but may not survive a power cut: do not repeat what it records, save again or stop.
@@ -96,6 +104,7 @@ def save(path: Path, document: dict[str, Any]) -> None:
         os.unlink(name)
         raise
     _sync_folder(path.parent)
+    return hashlib.sha256(text).hexdigest()
 
 
 def remove_stale(folder: Path) -> None:
@@ -108,7 +117,57 @@ def _text(document: dict[str, Any]) -> bytes:
     import log
 
     shown = {key: value if key in VERBATIM else log.mask_tree(value) for key, value in document.items()}
-    return json.dumps({"version": VERSION, **shown}, allow_nan=False, indent=1).encode("ascii") + b"\n"
+    shown = {"version": VERSION, **shown}
+    return _dump({**shown, "seal": _seal(shown)})
+
+
+def _dump(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, allow_nan=False, indent=1).encode("ascii") + b"\n"
+
+
+# --------------------------------------------------------------------------------------------------------
+# The seal
+# --------------------------------------------------------------------------------------------------------
+
+
+def is_sealed(document: dict[str, Any]) -> bool:
+    """Whether this machine's key proves that the kit wrote it; not so where the state came from another machine."""
+    return bool(document.get("seal")) and document["seal"] == _seal(document)
+
+
+def _check_seal(document: dict[str, Any], path: Path | str) -> None:
+    """Raise Forged for a document that names our key as its own, or none at all, and was not sealed with it."""
+    ours, found = _seal(document), str(document.get("seal", ""))
+    if ours and found != ours and found.partition(":")[0] in ("", ours.partition(":")[0]):
+        raise Forged(f"{path}: it was changed by somebody else than CCO")
+
+
+def _seal(document: dict[str, Any]) -> str:
+    """The key's name and the HMAC of all but the seal; "" where no key can be kept."""
+    if not (key := _key()):
+        return ""
+    text = _dump({name: value for name, value in document.items() if name != "seal"})
+    return f"{hashlib.sha256(key).hexdigest()[:8]}:{hmac.new(key, text, 'sha256').hexdigest()}"
+
+
+def _key() -> bytes:
+    """This user's key, made when first needed, where no worker in its sandbox and no check can read it."""
+    folder = os.path.join(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"), "cco")
+    path = os.path.join(folder, "key")
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(handle, "wb") as file:
+            file.write(os.urandom(32))
+    except FileExistsError:
+        pass
+    except OSError:
+        return b""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
 
 
 def _sync_folder(folder: Path) -> None:

@@ -28,6 +28,7 @@ from typing import Any
 import log
 import proc
 import processes
+import sandbox
 import surroundings
 from stream import Outcome, Stream, classify
 
@@ -37,18 +38,6 @@ USUAL_PLACES = ("~/.local/bin", "~/.claude/local", "/usr/local/bin", "/opt/homeb
 OWN_LOGIN = ("ANTHROPIC_*", "CLAUDE_CODE_OAUTH_TOKEN")  # what claude gets of the secrets in the environment
 LOGIN_VARIABLES = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN")  # its settings may set them
 CLOUD_LOGIN = {"CLAUDE_CODE_USE_BEDROCK": ("AWS_*",), "CLAUDE_CODE_USE_VERTEX": ("GOOGLE_*", "CLOUDSDK_*")}
-SECRET_PLACES = (
-    "~/.ssh",
-    "~/.aws",
-    "~/.gnupg",
-    "~/.netrc",
-    "~/.config/gh",
-    "~/.kube",
-    "~/.docker",
-    "~/.claude/.credentials.json",
-)
-SYSCTL = Path("/proc/sys")
-PROBE = ("bwrap", "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--unshare-pid", "--unshare-net", "true")
 
 
 class CannotRun(Exception):
@@ -111,14 +100,8 @@ def require_sandbox(root: Path) -> None:
     lacking = [package for package, program in packages.items() if not surroundings.find(program, root)]
     if lacking:
         raise CannotRun(_no_sandbox(f"missing: {' '.join(lacking)}", f"sudo apt install {' '.join(lacking)}"))
-    with tempfile.TemporaryFile() as out:
-        probe = [surroundings.find(PROBE[0], root) or PROBE[0], *PROBE[1:]]
-        result = proc.run(
-            probe, cwd=Path("/"), env=surroundings.clean_env(os.environ), output=out, limits=proc.Limits(30)
-        )
-        said = proc.tail(out, 500).strip()
-    if result.code != 0:
-        raise CannotRun(_no_sandbox(f"bubblewrap says: {said or result.error or result.stopped}", _namespace_remedy()))
+    if obstacle := sandbox.obstacle(root):
+        raise CannotRun(_no_sandbox(obstacle, sandbox.remedy()))
 
 
 def _no_sandbox(reason: str, remedy: str) -> str:
@@ -128,29 +111,6 @@ def _no_sandbox(reason: str, remedy: str) -> str:
         "Or choose to run without: claude_code.sandbox: off. Then nothing holds the worker's commands inside the"
         " repository, so do it only in a container or a virtual machine that you can lose."
     )
-
-
-def _namespace_remedy() -> str:
-    """Which of the usual limits on user namespaces stands in the way."""
-
-    def setting(name: str) -> str:
-        try:
-            return (SYSCTL / name).read_text().strip()
-        except OSError:
-            return ""
-
-    if setting("kernel/apparmor_restrict_unprivileged_userns") == "1":
-        return (
-            "AppArmor forbids user namespaces (kernel.apparmor_restrict_unprivileged_userns=1, the default since Ubuntu"
-            " 24.04). Add a profile that allows them for /usr/bin/bwrap, see https://code.claude.com/docs/en/sandboxing"
-        )
-    if setting("kernel/unprivileged_userns_clone") == "0":
-        return "the kernel forbids user namespaces: sudo sysctl kernel.unprivileged_userns_clone=1"
-    if setting("user/max_user_namespaces") == "0":
-        return "the kernel allows no user namespace: sudo sysctl user.max_user_namespaces=10000"
-    if any(os.path.exists(sign) for sign in ("/.dockerenv", "/run/.containerenv")) or os.environ.get("container"):
-        return "this container may not make user namespaces: start it with --security-opt seccomp=unconfined"
-    return "allow unprivileged user namespaces for bwrap on this machine"
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -249,16 +209,16 @@ def _walls(task: Task, settings: Any) -> dict[str, Any]:
     Measured: an Edit rule holds for file tools and sandboxed commands alike, but is void for a path with brackets, so
     each path also stands in denyWrite. Without `allow: Bash` a plain `for` loop is refused although it is sandboxed.
     """
-    sandbox = settings.claude_code.sandbox
+    walled = settings.claude_code.sandbox
     hidden = sorted({*LOGIN_VARIABLES, *filter(log.is_secret_name, _environment(task, settings))})
     sealed = sorted({str(path) for given in task.sealed for path in (given, given.resolve())})
-    secrets = [path for path in map(os.path.expanduser, SECRET_PLACES) if os.path.exists(path)]
+    secrets = [path for path in map(os.path.expanduser, sandbox.SECRET_PLACES) if os.path.exists(path)]
     secrets += [str(task.root / ".env")] * (task.root / ".env").exists()
     rules = [_rule("Edit", path) for path in sealed] + [_rule("Read", path) for path in secrets]
     return {
-        "permissions": {"deny": rules, "allow": ["Bash"] if sandbox else []},
+        "permissions": {"deny": rules, "allow": ["Bash"] if walled else []},
         "sandbox": {
-            "enabled": sandbox,
+            "enabled": walled,
             "failIfUnavailable": True,
             "allowUnsandboxedCommands": False,
             "autoAllowBashIfSandboxed": True,

@@ -52,6 +52,12 @@ def marked(marker: str) -> dict[int, str]:
     return found
 
 
+@pytest.fixture(autouse=True)
+def own_key(tmp_path_factory, monkeypatch) -> None:
+    """The key that seals states is kept in a folder of its own, not in the home directory."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.getbasetemp() / "state home"))
+
+
 @pytest.fixture
 def fresh_mask(monkeypatch) -> None:
     """A mask that knows no secret yet, and that forgets afterwards what the test told it."""

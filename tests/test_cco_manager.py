@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-import socket
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 import responses
 
 import log
 import manager
 from extras.openrouter_api import OpenRouterAPI
-from manager import STRATEGIES, ManagerError, Plan, Situation, Standing, ask, decide, provider, rules, worker_prompt
-from mission import Mission, Settings, load_settings, parse
+from manager import STRATEGIES, Plan, Situation, Standing, ask, decide, provider, rules, worker_prompt
+from mission import HERE, Mission, Settings, load_settings, parse
+from openrouter import NoAnswer
 
-PROMPTS = Path(manager.HERE) / "prompts"
+PROMPTS = HERE / "prompts"
 SECRET = "correct-horse-battery-staple"
 KEY = f"sk-or-v1-{'0123456789abcdef' * 4}"
 URL = "http://router.invalid/api/v1"
@@ -213,56 +208,6 @@ def test_no_call_is_made_when_the_rules_are_to_decide_or_have_to_ask_a_person(st
 # --------------------------------------------------------------------------------------------------------
 
 
-def test_the_request_holds_what_the_protocol_wants_and_nothing_else():
-    with OpenRouterAPI(content=lambda request: good()) as api:
-        ask(situation(), settings(api.url, CCO_OPENROUTER_MODEL="a/model", CCO_OPENROUTER_TEMPERATURE="0.3"))
-    (call,) = api.calls
-    assert (call["method"], call["path"]) == ("POST", "/chat/completions")
-    body = call["body"]
-    assert sorted(body) == ["max_tokens", "messages", "model", "response_format", "temperature"]
-    assert (body["model"], body["temperature"], body["max_tokens"]) == ("a/model", 0.3, 4096)
-    assert body["response_format"] == {"type": "json_object"}
-    assert [message["role"] for message in body["messages"]] == ["system", "user"]
-    assert not {"http-referer", "x-title"} & {*call["headers"]}
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_fallbacks_are_sent_after_the_model_and_never_make_more_than_three(count):
-    fallbacks = ["b/second", "c/third"][:count]
-    environ = {"CCO_OPENROUTER_MODEL": "a/first", "CCO_OPENROUTER_FALLBACKS": json.dumps(fallbacks)}
-    with OpenRouterAPI(content=lambda request: good()) as api:
-        ask(situation(), settings(api.url, **environ))
-    assert body_sent(api)["models"] == ["a/first", *fallbacks]
-    assert len(body_sent(api)["models"]) <= 3
-
-
-def sent_header(answer: dict[str, Any], config: Settings) -> requests.PreparedRequest:
-    with responses.RequestsMock() as network:
-        network.post(f"{config.openrouter.base_url.rstrip('/')}/chat/completions", json=answer)
-        ask(situation(), config)
-        return network.calls[0].request
-
-
-@pytest.mark.parametrize("url", [URL, f"{URL}/"])
-def test_the_key_is_sent_as_a_bearer_and_stands_nowhere_else(url):
-    request = sent_header(completion(good()), settings(url))
-    assert request.url == f"{URL}/chat/completions"
-    assert request.headers["Authorization"] == f"Bearer {KEY}"
-    others = {name: value for name, value in request.headers.items() if name != "Authorization"}
-    assert KEY not in f"{request.url} {others} {request.body!r}"
-
-
-def test_a_netrc_file_does_not_replace_the_key(tmp_path, monkeypatch):
-    (tmp_path / "netrc").write_text("default login anonymous password guest\n")
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert sent_header(completion(good()), settings()).headers["Authorization"] == f"Bearer {KEY}"
-
-
-def test_a_server_of_ones_own_is_asked_without_a_key():
-    config = load_settings(None, None, {"CCO_MANAGER_PROVIDER": "openrouter", "CCO_OPENROUTER_BASE_URL": URL})
-    assert "Authorization" not in sent_header(completion(good()), config).headers
-
-
 def test_no_known_secret_leaves_wherever_it_was_printed_or_written(secret):
     mission = mission_of(description=f"log in with {secret}", context=secret, constraints=[f"not {secret}"])
     told = {"last": f"ended; refused to it: Bash echo {secret}", "report": secret, "tried": [f"1: c1: {secret}"]}
@@ -296,39 +241,13 @@ def test_the_llm_reads_mission_verdicts_outputs_and_what_was_tried():
 # --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        good(),
-        f"  \n{good()}\n\n",
-        f"```json\n{good()}\n```",
-        f"```\n{good()}\n```\n",
-        [{"type": "text", "text": good()}],
-        [{"type": "text", "text": good()[:40]}, {"type": "text", "text": good()[40:]}],
-        [{"type": "reasoning", "id": 1}, {"type": "text", "text": good()}],
-        json.dumps(GOOD, indent=4),
-    ],
-)
-def test_a_good_answer_is_the_plan_in_whatever_wrapping(content, capsys):
+def test_a_good_answer_is_the_plan_and_names_who_decided_and_what_it_cost(capsys):
     usage = {"cost": 0.0125, "prompt_tokens": 1834, "completion_tokens": 96}
-    with OpenRouterAPI([{"body": completion(content, usage)}]) as api:
+    with OpenRouterAPI([{"body": completion(good(), usage)}]) as api:
         plan = decide(situation(), settings(api.url))
     assert plan == Plan(**GOOD, source="m/n", cost_usd=0.0125, tokens={"input": 1834, "output": 96})
     assert len(api.calls) == 1
     assert warnings(capsys) == []
-
-
-@pytest.mark.parametrize("drip", [[0, 0], [2000, 0.0002]])
-def test_padding_before_a_good_answer_does_no_harm(drip):
-    with OpenRouterAPI([{"body": completion(good()), "drip": drip}]) as api:
-        assert decide(situation(), settings(api.url)).source == "m/n"
-
-
-def test_unknown_fields_around_the_answer_are_passed_over():
-    body = {**completion(good(), {"cost": 1, "new": {}}), "openrouter_metadata": {"x": 1}, "error": None}
-    body["choices"][0].update(native_finish_reason="end_turn", logprobs=None, finish_reason=None)
-    with OpenRouterAPI([{"body": body}]) as api:
-        assert decide(situation(), settings(api.url)).source == "m/n"
 
 
 def test_a_plan_is_masked_and_can_be_written_and_sent(secret):
@@ -337,36 +256,6 @@ def test_a_plan_is_masked_and_can_be_written_and_sent(secret):
         plan = decide(situation(), settings(api.url))
     assert (plan.title, plan.instruction) == ("Mend  it  ", "Mend it with ***.  [31m    Then run it.")
     json.dumps(astuple(plan), allow_nan=False, ensure_ascii=False).encode("utf-8")
-
-
-@pytest.mark.parametrize(
-    ("usage", "cost", "tokens"),
-    [
-        ({"cost": 0.5, "prompt_tokens": 10, "completion_tokens": 2}, 0.5, (10, 2)),
-        ({"cost": "0.5", "prompt_tokens": "10", "completion_tokens": "2"}, 0.5, (10, 2)),
-        ({"cost": "x", "prompt_tokens": "many", "completion_tokens": 2}, 0.0, (0, 2)),
-        ({"cost": None, "prompt_tokens": None, "completion_tokens": None}, 0.0, (0, 0)),
-        ({"cost": -1, "prompt_tokens": -5, "completion_tokens": 1.9}, 0.0, (0, 1)),
-        ({"cost": float("nan"), "prompt_tokens": float("inf"), "completion_tokens": 1e300}, 0.0, (0, 0)),
-        ({"cost": 10**400, "prompt_tokens": [], "completion_tokens": {}}, 0.0, (0, 0)),
-        ({}, 0.0, (0, 0)),
-        (None, 0.0, (0, 0)),
-        ("none", 0.0, (0, 0)),
-        ([1, 2], 0.0, (0, 0)),
-    ],
-)
-def test_what_an_answer_cost_is_a_number_whatever_it_says(usage, cost, tokens, capsys):
-    with OpenRouterAPI([{"body": completion(good(), usage)}]) as api:
-        plan = decide(situation(), settings(api.url))
-    assert (plan.source, plan.cost_usd, tuple(plan.tokens.values())) == ("m/n", cost, tokens)
-    assert warnings(capsys) == []
-
-
-def test_an_answer_without_usage_and_model_is_booked_under_the_model_that_was_asked():
-    body = {"choices": completion(good())["choices"]}
-    with OpenRouterAPI([{"body": body}]) as api:
-        plan = decide(situation(), settings(api.url, CCO_OPENROUTER_MODEL="a/model"))
-    assert (plan.source, plan.cost_usd) == ("a/model", 0.0)
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -432,20 +321,9 @@ def test_a_session_that_cannot_be_resumed_is_not_resumed():
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "prose": ({"content": "I would mend the parser first."}, "no JSON object"),
-    "JSON in prose": ({"content": f"Here is the plan: {good()} Good luck!"}, "no JSON object"),
     "truncated JSON": ({"content": good()[:-20]}, "no JSON object"),
     "empty content": ({"content": ""}, "no JSON object"),
-    "null content": ({"body": completion(None)}, "no JSON object"),
-    "a number as content": ({"body": completion(7)}, "no JSON object"),
-    "a list of words as content": ({"body": completion(["a", "b"])}, "no JSON object"),
-    "parts without text": ({"body": completion([{"type": "text", "text": None}])}, "no JSON object"),
-    "two objects": ({"content": good() + good()}, "no JSON object"),
-    "a thousand levels": ({"content": "[" * 1000 + "]" * 1000}, "its answer"),
-    "nine hundred levels": ({"content": "[" * 900 + "]" * 900}, "its answer"),
-    "a huge number": ({"content": good()[:-1] + f', "n": {"9" * 5000}}}'}, "no JSON object"),
     "a list": ({"content": json.dumps([GOOD])}, "does not fit schema/plan.json: $"),
-    "a string": ({"content": json.dumps(good())}, "does not fit schema/plan.json: $"),
-    "null": ({"content": "null"}, "does not fit schema/plan.json: $"),
     "an unknown focus": ({"content": good(focus="c9")}, "'c9', which is not one of c1"),
     "a focus that is met": ({"content": good(focus="green")}, "'green', which is not one of c1"),
     "a focus of the wrong type": ({"content": good(focus=["c1"])}, "$.focus"),
@@ -460,44 +338,13 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "an escalation without a question": ({"content": good(strategy="escalate")}, "$.question"),
     "an escalation with a blank": ({"content": good(strategy="escalate", question=" ")}, "$.question"),
     "finish_reason length": ({"body": completion(good(), finish_reason="length")}, "'length'"),
-    "finish_reason content_filter": ({"body": completion(good(), finish_reason="content_filter")}, "'content_filter'"),
-    "finish_reason error": ({"body": completion(good(), finish_reason="error")}, "'error'"),
-    "finish_reason odd": ({"body": completion(good(), finish_reason=["stop"])}, "['stop']"),
-    "empty choices": ({"body": {**completion(), "choices": []}}, "IndexError"),
-    "null choices": ({"body": {**completion(), "choices": None}}, "TypeError"),
-    "a message that is none": ({"body": completion(message="hello")}, "TypeError"),
-    "all null": ({"body": dict.fromkeys(("id", "choices", "created", "model", "object", "usage"))}, "TypeError"),
     "200 with an error": ({"body": {"id": "gen-9", **failed(502, "Upstream error from Nvidia")}}, "from Nvidia"),
-    "200 with an error that is a word": ({"body": {"error": "server_error"}}, "server_error"),
-    "401": ({"status": 401, "body": failed(401, "User not found.")}, "HTTP 401"),
     "402": ({"status": 402, "body": failed(402, "Insufficient credits.")}, "Insufficient credits"),
-    "402 for a moment": (
-        {"status": 402, "headers": {"Retry-After": "5"}, "body": failed(402, "Retry after in-flight requests settle")},
-        "in-flight",
-    ),
-    "403": ({"status": 403, "body": failed(403, "Key limit exceeded (monthly limit).")}, "Key limit exceeded"),
-    "404": ({"status": 404, "body": failed(404, "No endpoints found for a/b.")}, "No endpoints found"),
-    "429 per minute": (
-        {"status": 429, "headers": {"Retry-After": "1"}, "body": failed(429, "free-models-per-min.")},
-        "per-min",
-    ),
-    "429 per day": ({"status": 429, "body": failed(429, "free-models-per-day.")}, "per-day"),
+    "429": ({"status": 429, "headers": {"Retry-After": "1"}, "body": failed(429, "free-models-per-min.")}, "per-min"),
     "500": ({"status": 500, "body": failed(500, "Internal Server Error")}, "Internal Server Error"),
-    "502": ({"status": 502, "body": failed("502", "Provider returned error", metadata={"raw": "{"})}, "HTTP 502"),
-    "503": ({"status": 503, "headers": {"Retry-After": "40"}, "body": failed(503, "unavailable")}, "HTTP 503"),
-    "a refusal with a plan in it": ({"status": 500, "body": completion(good())}, "HTTP 500"),
-    "a redirect": ({"status": 307, "headers": {"Location": "/api/v1/chat/completions"}, "raw": ""}, "HTTP 307"),
-    "HTML": (
-        {"status": 502, "headers": {"Content-Type": "text/html"}, "raw": "<html><h1>502 Bad Gateway</h1></html>"},
-        "HTTP 502 and no JSON: b'<html>",
-    ),
-    "HTML with 200": ({"raw": "<!doctype html><title>Log in</title>"}, "HTTP 200 and no JSON"),
-    "whitespace only": ({"raw": " \n" * 50}, "HTTP 200 and no JSON"),
+    "HTML": ({"status": 502, "raw": "<html><h1>502 Bad Gateway</h1></html>"}, "HTTP 502 and no JSON: b'<html>"),
     "nothing": ({"raw": ""}, "HTTP 200 and no JSON"),
-    "a JSON list": ({"raw": "[]"}, "not an object"),
-    "deep JSON": ({"raw": "[" * 100_000}, "no JSON"),
     "closed early": ({"body": completion(good()), "close_early": 80}, "Error"),
-    "closed before the body": ({"body": completion(good()), "close_early": 0}, "Error"),
 }
 
 
@@ -527,140 +374,20 @@ def test_an_answer_that_is_of_no_use_is_paid_for_all_the_same(capsys):
     assert len(warnings(capsys)) == 1
 
 
-def test_a_redirect_takes_the_prompt_nowhere():
-    with OpenRouterAPI() as other:
-        step = {"status": 308, "headers": {"Location": f"{other.url}/chat/completions"}, "raw": ""}
-        with OpenRouterAPI([step]) as api:
-            assert decide(situation(), settings(api.url)).source == "rules"
-    assert other.calls == []
-
-
-def test_a_body_that_is_too_large_is_not_read_to_its_end(monkeypatch, capsys):
-    monkeypatch.setattr(manager, "MAX_ANSWER", 10_000)
-    with OpenRouterAPI([{"raw": " " * 9_000 + json.dumps(completion(good())) + " " * 9_000}]) as api:
+@pytest.mark.parametrize("answer", [good()[:50], good(focus="c9")])
+def test_a_plan_of_the_rules_bears_the_cost_of_the_answer_that_it_replaces(answer, capsys):
+    with OpenRouterAPI([{"content": answer}]) as api:
         plan = decide(situation(), settings(api.url))
-    assert_the_rules_stood_in(plan, situation(), warnings(capsys), "10000 bytes")
+    assert (plan.source, plan.cost_usd, plan.tokens) == ("rules", 0.01, {"input": 1000, "output": 100})
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        requests.exceptions.ConnectionError("Connection reset by peer"),
-        requests.exceptions.ReadTimeout("Read timed out."),
-        requests.exceptions.ConnectTimeout("timed out"),
-        requests.exceptions.SSLError("certificate verify failed"),
-        requests.exceptions.ProxyError("Cannot connect to proxy"),
-        requests.exceptions.ChunkedEncodingError("Connection broken"),
-    ],
-)
-def test_whatever_the_network_does_the_rules_stand_in(error, capsys):
-    with responses.RequestsMock() as network:
-        network.post(f"{URL}/chat/completions", body=error)
-        plan = decide(situation(), settings())
-        assert len(network.calls) == 1
-    assert_the_rules_stood_in(plan, situation(), warnings(capsys), f"{type(error).__name__}: {error}")
-
-
-@pytest.mark.parametrize("url", ["http://[", "http://[::1", "http://.a.invalid", "http://a:port/"])
-def test_an_address_that_is_none_is_no_reason_to_stop(url, capsys):
-    assert decide(situation(), settings(url)).source == "rules"
-    assert len(warnings(capsys)) == 1
-
-
-def test_a_refused_connection_is_no_reason_to_stop(capsys):
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))  # bound and not listening
-        plan = decide(situation(), settings(f"http://127.0.0.1:{nobody.getsockname()[1]}/api/v1"))
-    assert_the_rules_stood_in(plan, situation(), warnings(capsys), "refused")
-
-
-@contextmanager
-def raw_server(answer: Callable[[socket.socket], None]) -> Iterator[str]:
-    """A server that takes one request and then does what `answer` does with the connection."""
-
-    def serve() -> None:
-        connection, _ = listener.accept()
-        with connection:
-            connection.settimeout(20)
-            connection.recv(1_000_000)
-            try:
-                answer(connection)
-            except ConnectionError:
-                pass  # the client has gone
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(20)
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}/api/v1"
-        finally:
-            thread.join()
-
-
-@pytest.mark.parametrize(
-    "reply",
-    [
-        b"",
-        b"hello\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n{}",
-        b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n{}",
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{",
-        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 9\r\n\r\nnot gzip!",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n\xff\xfe",
-        b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 200 + b"\r\n{}",
-    ],
-)
-def test_no_broken_http_is_a_reason_to_stop(reply, capsys):
-    with raw_server(lambda connection: connection.sendall(reply)) as url:
-        plan = decide(situation(), settings(url))
-    assert_the_rules_stood_in(plan, situation(), warnings(capsys), ": ")
-
-
-def silence(connection: socket.socket) -> None:
-    while connection.recv(1_000_000):
-        pass
-
-
-def drip(head: bytes, drop: bytes) -> Callable[[socket.socket], None]:
-    """Padding without end, until the client goes."""
-
-    def answer(connection: socket.socket) -> None:
-        connection.sendall(head)
-        connection.settimeout(0.02)
-        while True:
-            connection.sendall(drop)
-            try:
-                if not connection.recv(1_000_000):
-                    return
-            except TimeoutError:
-                pass
-
-    return answer
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        silence,
-        drip(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b" "),
-        drip(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", b" "),
-        drip(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
-    ],
-    ids=["silence", "content-length", "until close", "chunked"],
-)
-def test_neither_silence_nor_padding_is_waited_for_past_the_deadline(answer, monkeypatch, capsys):
-    monkeypatch.setattr(manager, "DEADLINE", 0.3)
-    with raw_server(answer) as url:
-        begun = time.monotonic()
-        plan = decide(situation(), settings(url))
-        assert time.monotonic() - begun < 5
-    assert_the_rules_stood_in(plan, situation(), warnings(capsys), "")
+@pytest.mark.parametrize("url", ["http://[", "http://127.0.0.1:1/api/v1"])
+def test_a_server_that_is_not_there_is_no_reason_to_stop(url, capsys):
+    assert_the_rules_stood_in(decide(situation(), settings(url)), situation(), warnings(capsys), "")
 
 
 def test_ask_raises_what_decide_survives():
-    with OpenRouterAPI([{"content": "no"}]) as api, pytest.raises(ManagerError, match="no JSON object"):
+    with OpenRouterAPI([{"content": "no"}]) as api, pytest.raises(NoAnswer, match="no JSON object"):
         ask(situation(), settings(api.url))
 
 
@@ -789,7 +516,7 @@ def test_the_rules_for_the_worker_are_plain_text():
 def test_the_llm_is_told_of_every_key_and_every_strategy():
     """What prompts/manager.md asks for is what schema/plan.json wants."""
     asked = (PROMPTS / "manager.md").read_text("utf-8")
-    schema = json.loads((Path(manager.HERE) / "schema" / "plan.json").read_text("utf-8"))
+    schema = json.loads((HERE / "schema" / "plan.json").read_text("utf-8"))
     assert re.findall(r'^- "(\w+)":', asked, re.M) == schema["required"] == list(schema["properties"])
     assert all(f'"{word}"' in asked for word in (*STRATEGIES, "resume", "fresh"))
     assert schema["properties"]["strategy"]["enum"] == list(STRATEGIES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import time
 import types
 import uuid
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -440,7 +442,14 @@ def test_names_of_what_is_ended_are_masked(run, fresh_mask):
     assert SECRET not in str(result)
 
 
-def test_a_process_that_may_not_be_ended_is_left_and_does_not_hang_the_kit(run, mark, monkeypatch, capfd):
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [(proc.Limits(0.5, grace=0.1), "timeout"), (proc.Limits(60, processes=1), "processes")],
+    ids=["asked first", "killed at once"],
+)
+def test_a_process_that_may_not_be_ended_is_left_and_does_not_hang_the_kit(
+    run, mark, monkeypatch, capfd, limits, reason
+):
     """As with `sudo`, whose process belongs to root."""
     started = []
 
@@ -457,13 +466,213 @@ def test_a_process_that_may_not_be_ended_is_left_and_does_not_hang_the_kit(run, 
         machine.setattr(os, "kill", refuse)
         machine.setattr(os, "killpg", refuse)
         machine.setattr(proc, "KILL_TIME", 0.1)
-        result, _ = run(f"setsid {LEAF} & {FOREVER}", proc.Limits(0.5, grace=0.1))
-    assert (result.code, result.stopped) == (None, "timeout")
+        result, _ = run(f"setsid {LEAF} & {FOREVER}", limits)
+    assert (result.code, result.stopped) == (None, reason)
     assert f"process {started[0].pid} cannot be ended and is left running: sleep 1000" in capfd.readouterr().err
     end(started[0])
     for pid in marked(mark):
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+
+
+# --------------------------------------------------------------------------------------------------------
+# What it uses
+# --------------------------------------------------------------------------------------------------------
+
+MEGABYTE = 2**20
+EATER = "import signal, sys; eaten = b'x' * int(sys.argv[1]); open(sys.argv[2], 'w').close(); signal.pause()"
+
+
+def eater(megabytes: int, name: str = "ready") -> str:
+    """A line of shell that occupies so much memory, and then makes a file."""
+    return shlex.join([sys.executable, "-c", EATER, str(megabytes * MEGABYTE), name])
+
+
+def test_memory_beyond_its_cap_ends_it(run, mark):
+    result, _ = run(f"{eater(200)}; true", proc.Limits(60, memory=100 * MEGABYTE))
+    assert (result.code, result.stopped) == (-signal.SIGKILL, "memory")
+
+
+@pytest.mark.parametrize("apart", ["", "setsid", "setsid -f"])
+def test_memory_of_a_whole_tree_is_counted_together(run, mark, apart):
+    tree = "".join(f"{apart} {eater(60, str(number))} &\n" for number in range(4))
+    result, _ = run(f"{tree} wait; {FOREVER}", proc.Limits(60, memory=150 * MEGABYTE))
+    assert result.stopped == "memory"
+    assert not marked(mark)
+
+
+def test_what_stays_below_its_caps_is_left_alone(run, when_ready):
+    limits = proc.Limits(60, cpu=30, memory=400 * MEGABYTE, processes=10)
+    result, _ = run(eater(60), limits, tick=when_ready)
+    assert result.stopped == "seen"
+
+
+def test_memory_that_several_share_is_not_counted_for_each(run, when_ready):
+    code = "import mmap, os, signal; shared = mmap.mmap(-1, 10**8); shared.write(b'x' * 10**8)\n"
+    code += "for _ in range(4): os.fork() or (shared.find(b'y'), signal.pause())\n"
+    code += "open('ready', 'w').close(); signal.pause()"
+    limits = proc.Limits(60, memory=150 * MEGABYTE)
+    assert run([sys.executable, "-c", code], limits, tick=when_ready)[0].stopped == "seen"
+
+
+@pytest.mark.parametrize("start", ["sleep 1000 &", "setsid sleep 1000 &", "setsid -f sleep 1000;"])
+def test_more_processes_than_its_cap_end_it(run, mark, start):
+    result, _ = run(f"for n in $(seq 300); do {start} done; {FOREVER}", proc.Limits(60, processes=50))
+    assert (result.code, result.stopped) == (-signal.SIGKILL, "processes")
+    assert not marked(mark)
+
+
+@pytest.mark.parametrize(
+    "busy",
+    ["while :; do :; done", "(while :; do :; done) & wait", "while :; do head -c 10000000 /dev/zero | sha256sum; done"],
+    ids=["alone", "a child", "many that end"],
+)
+def test_processor_time_beyond_its_cap_ends_it(run, busy):
+    result, _ = run(busy, proc.Limits(60, cpu=0.4))
+    assert (result.code, result.stopped) == (-signal.SIGKILL, "cpu")
+
+
+def test_waiting_costs_no_processor_time(run, when_ready):
+    assert run("sleep 1; touch ready; sleep 1000", proc.Limits(60, cpu=0.5), tick=when_ready)[0].stopped == "seen"
+
+
+def test_a_process_that_is_gone_uses_nothing():
+    process = subprocess.Popen(["true"])
+    process.wait()
+    assert processes.usage(process.pid) == (0.0, 0, 0)
+
+
+def test_what_a_process_uses_is_measured(mark, tmp_path):
+    ready = tmp_path / "ready"
+    process = subprocess.Popen(["sh", "-c", f"{eater(50, str(ready))}; true"], env={processes.MARKER: mark})
+    try:
+        until(ready.exists, "it has its memory")
+        seconds, memory, count = processes.usage(process.pid)
+        assert 0 < seconds < 30
+        assert 50 * MEGABYTE <= memory < 100 * MEGABYTE
+        assert count == 2
+    finally:
+        for pid in marked(mark):
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
+
+
+# --------------------------------------------------------------------------------------------------------
+# Side by side
+# --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def beside(tmp_path, env) -> Iterator[Any]:
+    """Start a line of shell in a folder of its own, beside others; its name tells what it leaves behind."""
+    started: list[proc.Running] = []
+
+    def start(name: str, command: str, limits: proc.Limits = LIMITS, **given: Any) -> proc.Running:
+        (tmp_path / name).mkdir()
+        output = files.enter_context((tmp_path / name / "output").open("wb+"))
+        running = proc.Running(["sh", "-c", command], tmp_path / name, env, output, limits, part=name, **given)
+        started.append(running)
+        return running
+
+    with ExitStack() as files:
+        yield start
+        for running in started:
+            running.close()
+    assert not proc._beside
+
+
+def over(running: proc.Running) -> proc.Result:
+    """What became of it when it has ended, or has to be ended."""
+    until(running.over, "it is over")
+    return running.close()
+
+
+def test_two_run_at_once_and_each_has_its_own_end(beside, tmp_path):
+    first = beside("first", "until test -e ../second/ready; do sleep 0.02; done; echo one; exit 3")
+    second = beside("second", "touch ready; until test -e ../go; do sleep 0.02; done; echo two; exit 4")
+    result = over(first)
+    assert not second.over()
+    (tmp_path / "go").touch()
+    assert (result.code, over(second).code) == (3, 4)
+    assert [(tmp_path / name / "output").read_text() for name in ("first", "second")] == ["one\n", "two\n"]
+    assert result.swept == second.result.swept == []
+
+
+@pytest.mark.parametrize("apart", ["", "setsid", "setsid -f"])
+def test_what_each_leaves_behind_is_its_own(beside, mark, apart):
+    def leaving(number: int) -> str:
+        return f"{apart} sh -c 'touch ready; sleep 100{number}; true' & until test -e ready; do sleep 0.02; done"
+
+    first, second, third = (beside(name, leaving(n)) for n, name in enumerate(("first", "second", "third")))
+    for number, running in ((1, second), (0, first), (2, third)):
+        names = over(running).swept
+        assert names and all(f"sleep 100{number}" in name for name in names)
+    assert not marked(mark)
+
+
+def test_the_timeout_of_one_does_not_end_the_other(beside):
+    late = beside("late", f"{LEAF} & {FOREVER}", proc.Limits(0.3, grace=5))
+    other = beside("other", f"setsid {LEAF} & {FOREVER}")
+    assert (over(late).stopped, other.over()) == ("timeout", False)
+    assert other.process and other.process.poll() is None
+    assert other.close().code == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("end_of", ["exit 0", FOREVER], ids=["ended", "ended from here"])
+def test_a_daemon_of_one_outlives_the_end_of_the_other(beside, tmp_path, mark, end_of):
+    beside("one", f"setsid -f {LEAF}; {FOREVER}")
+    until((tmp_path / "one" / "ready").exists, "the daemon runs")
+    before = set(marked(mark))
+    assert over(beside("other", end_of, proc.Limits(0.5, grace=5))).swept == []
+    assert set(marked(mark)) == before
+
+
+def test_what_has_dropped_its_name_is_ended_by_the_last_one(beside, tmp_path):
+    name = f"sleep-{uuid.uuid4().hex[:8]}"
+    (tmp_path / name).symlink_to("/bin/sleep")
+
+    def running() -> bool:
+        return any(name in processes.command_line(int(pid)) for pid in os.listdir("/proc") if pid.isdigit())
+
+    first = beside("first", f"env -i setsid -f ../{name} 1000")
+    second = beside("second", FOREVER)
+    assert over(first).swept == []
+    until(running, "it is left")
+    assert any(name in line for line in second.close().swept)
+    assert not running()
+
+
+def test_what_one_uses_is_not_counted_for_the_other(beside, tmp_path):
+    beside("large", f"for n in 1 2 3 4 5 6 7 8 9; do setsid -f sleep 1000; done; touch ready; {FOREVER}")
+    until((tmp_path / "large" / "ready").exists, "they run")
+    small = beside("small", "setsid -f sleep 1000; sleep 0.5", proc.Limits(60, processes=4))
+    assert (over(small).stopped, small.result.code) == ("", 0)
+
+
+def test_what_was_there_before_any_of_them_is_never_touched(beside, mark):
+    before = sleeper(f"{mark}-2")
+    try:
+        first, second = beside("first", FOREVER), beside("second", FOREVER)
+        assert (first.close().code, second.close().code) == (-signal.SIGKILL, -signal.SIGKILL)
+        assert before.poll() is None
+    finally:
+        end(before)
+
+
+def test_one_that_cannot_be_started_leaves_the_other_alone(beside, tmp_path, env):
+    other = beside("other", FOREVER)
+    with open(tmp_path / "output", "wb+") as output:
+        failed = proc.Running(["no-such-program"], tmp_path, env, output, LIMITS, part="failed")
+        assert failed.over()
+        assert failed.close().error == "No such file or directory: no-such-program"
+    assert not other.over()
+
+
+def test_closing_twice_changes_nothing(beside):
+    running = beside("one", "exit 3")
+    result = over(running)
+    seconds = result.seconds
+    assert running.close() is result and (result.code, result.seconds) == (3, seconds)
 
 
 # --------------------------------------------------------------------------------------------------------

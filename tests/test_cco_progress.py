@@ -183,7 +183,7 @@ def test_what_runs_last_is_not_broken_by_waiting_for_the_others():
     seen = Memory("a", "slow")
     seen.see("met", "met")
     assert seen.iterate("a", "unmet", "unjudged") == [
-        "criterion a: met -> unmet (regression)",
+        "criterion a: met -> unmet (regression",
         "criterion slow: met -> unjudged",
     ]
     assert seen.known("slow", "regressions") == []

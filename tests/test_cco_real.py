@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 from conftest import KIT, marked, need, until
 
+import state as store
 from extras.messages_api import MessagesAPI
 from loop import MARGIN
 
@@ -271,7 +272,7 @@ def test_a_usage_limit_is_waited_for_until_its_reset_and_the_same_session_goes_o
         assert (status["phase"], status["iterations"]) == ("waiting", 1)
         assert status["wait_until"] == reset + MARGIN
         state = {**host.state(), "wait_until": time.time() + 1}  # the reset comes
-        (host.root / ".cco" / "work.json").write_text(json.dumps(state))
+        store.save(host.root / ".cco" / "work.json", state)
         assert host.start() == 0, host.said()
     assert host.status()["iterations"] == 1
     assert host.commits() == ["1"]

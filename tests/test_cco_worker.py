@@ -28,6 +28,7 @@ from conftest import KIT, marked, until
 import log
 import mission
 import proc
+import sandbox
 import stream
 import worker
 
@@ -655,7 +656,7 @@ def sandbox_of(folder: Path, monkeypatch: pytest.MonkeyPatch, **programs: str) -
         program(folder / "bin" / name, text)
     (folder / "bin").mkdir(exist_ok=True)
     monkeypatch.setenv("PATH", str(folder / "bin"))
-    monkeypatch.setattr(worker, "SYSCTL", folder / "sys")
+    monkeypatch.setattr(sandbox, "SYSCTL", folder / "sys")
     monkeypatch.setattr(proc, "LINUX", True)
     monkeypatch.delenv("container", raising=False)
 

@@ -1,0 +1,68 @@
+"""A clean checkout of one commit, in a temporary work tree beside the repository's own.
+
+    clean = checkout.Clean(git, commit, folder)     a new work tree in the folder
+    clean.reset(made)                               as it was after setup
+    checkout.remove(git, folder)                    also what a killed run left
+
+What is not covered: objects that git-lfs or a partial clone would have to fetch are fetched as configured.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from pathlib import Path
+
+from repo import GITLINK, Repo
+
+TREE = "tree"  # name of the work tree in its folder
+
+
+class Clean:
+    """The files of a commit and nothing else."""
+
+    def __init__(self, git: Repo, commit: str, folder: Path):
+        """Check the commit out below the folder; of no commit, nothing. Raises GitError."""
+        self.root, self.commit = folder / TREE, commit
+        self.git = Repo(self.root)
+        if not commit:
+            self.root.mkdir()
+            return
+        git.git("worktree", "add", "--quiet", "--force", "--detach", str(self.root), commit)
+        for mode, sha, name in self.git.tracked():
+            if mode == GITLINK and (git.root / name / ".git").exists():
+                source, target = str(git.root / name), str(self.root / name)
+                self.git.git("clone", "--quiet", "--no-checkout", "--shared", "--", source, target)
+                Repo(self.root / name).git("checkout", "--quiet", "--detach", sha)
+
+    def untracked(self) -> set[str]:
+        """What is here and not in the commit, ignored or not; of a folder without anything tracked, its name."""
+        if not self.commit:
+            return {*os.listdir(self.root)}
+        return {*self.git.names("ls-files", "--others", "--directory", "-z")}
+
+    def reset(self, made: set[str]) -> None:
+        """Undo what a check changed. made: what stays, see `untracked`. Raises GitError."""
+        if self.commit:
+            self.git.git("reset", "--quiet", "--hard", self.commit)
+        for name in self.untracked() - made:
+            delete(self.root / name)
+
+
+def remove(git: Repo, folder: Path) -> None:
+    """Remove the work tree and its folder, whatever is left of them. Raises GitError."""
+    delete(folder)
+    git.git("worktree", "prune", "--expire=now")
+
+
+def delete(path: Path) -> None:
+    """Remove a file or a whole folder, also where a command took away the rights to do so."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    path.chmod(stat.S_IRWXU)
+    for folder, folders, _ in os.walk(path):
+        for name in (inner for inner in folders if not os.path.islink(os.path.join(folder, inner))):
+            os.chmod(os.path.join(folder, name), stat.S_IRWXU)
+    shutil.rmtree(path)

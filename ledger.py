@@ -1,0 +1,203 @@
+"""What is known of each criterion: its verdicts, who broke it, what proves it; and what the worker claimed of it.
+
+    for line in ledger.note_verdicts(memory, verdicts): ...
+    for line in ledger.note_claims(memory, claims): ...
+
+Part of the document that schema/state.json describes, like progress.py. No files, no processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+import dod
+from claims import Claim
+
+REGRESSIONS = 5  # kept for each criterion
+MESSAGE = 200  # characters of each of them
+CHANGES = 60  # changes of verdict kept for each criterion
+TAMPERING = 20  # changes of the referee kept in all
+QUOTES = 5  # kept of a judge's evidence
+NAMED = 10  # criteria or claims kept of one session
+STREAK = 3  # iterations in a row below the best commit, after which it is gone back to
+RETURNS = 2  # times that one commit is gone back to
+
+Memory = dict[str, Any]
+
+
+def now() -> str:
+    """The time in UTC, for people; nothing is decided by it."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def note_verdicts(memory: Memory, verdicts: Mapping[str, dod.Verdict]) -> list[str]:
+    """Take in what the checks say now; one line for people for each verdict that changed."""
+    lines = []
+    for id, verdict in verdicts.items():
+        known = memory["criteria"][id]
+        _note_failure(memory, id, verdict)
+        _note_proof(memory, known, verdict)
+        if verdict.verdict != known["verdict"]:
+            broke = _regressed(known, verdict)
+            if broke:
+                known["regressions"] = [*known["regressions"], _whose_work(memory)][-REGRESSIONS:]
+            if verdict.verdict == "met" and known["first_met"] is None:
+                known["first_met"] = memory["iterations"]
+            why = f" (regression: {broken_by(known)})" if broke else ""
+            lines.append(f"criterion {id}: {known['verdict']} -> {verdict.verdict}{why}")
+            known["verdict"], known["since"] = verdict.verdict, memory["iterations"]
+        _note_change(memory, known)
+    count(memory)
+    _note_best(memory)
+    return lines
+
+
+def _note_failure(memory: Memory, id: str, verdict: dod.Verdict) -> None:
+    known, failure = memory["criteria"][id], dod.failure(verdict)
+    unchanged = failure and failure == known["failure"]
+    worked_on = id == (memory["plan"] or {}).get("focus")
+    known["stalls"] = known["stalls"] + worked_on if unchanged else 0
+    known["failure"] = failure
+
+
+def _note_proof(memory: Memory, known: dict[str, Any], verdict: dod.Verdict) -> None:
+    known["flaky"] |= verdict.flaky
+    known["seen_red"] |= verdict.verdict in ("unmet", "timeout", "flaky")  # a broken command has shown nothing yet
+    if verdict.where == "checkout":
+        known["unconfirmed"] = verdict.verdict != "met"
+    if verdict.digest and verdict.runs:
+        shown = ("code", "seconds", "digest", "runs", "where")
+        known["proof"] = {**{k: getattr(verdict, k) for k in shown}, "commit": memory["commit"], "at": now()}
+
+
+def _regressed(known: Mapping[str, Any], verdict: dod.Verdict) -> bool:
+    """Whether what was met is not any more, by somebody's doing.
+
+    What runs last, or is judged, is unjudged as soon as another criterion is red; that alone breaks nothing. Nor does
+    a clean checkout: it says that the criterion was never met.
+    """
+    was_well = known["first_met"] is not None and known["verdict"] in ("met", "unjudged")
+    return was_well and verdict.verdict not in ("met", "unjudged") and verdict.where != "checkout"
+
+
+def _whose_work(memory: Memory) -> dict[str, Any]:
+    """The iteration, commit, session and focus that a regression is put down to; without a session, to a person."""
+    plan = memory["plan"]
+    session = memory["worker"]["session"] if plan and memory["worker"] else ""
+    here = {"iteration": memory["iterations"], "commit": memory["commit"]}
+    return {**here, "session": session, "focus": plan["focus"] if plan else ""}
+
+
+def broken_by(known: Mapping[str, Any]) -> str:
+    """Who broke a criterion last, in which iteration and commit; "" when nobody did."""
+    if not known["regressions"]:
+        return ""
+    last = known["regressions"][-1]
+    who = f"while working on {last['focus']}" if last["focus"] else "outside of the sessions"
+    return f"broken in iteration {last['iteration']}, commit {last['commit'][:12] or 'none'}, {who}"
+
+
+def _note_change(memory: Memory, known: dict[str, Any]) -> None:
+    """Remember the verdict as one letter, where it is another than before."""
+    letter = {"met": "m", "flaky": "f", "tampered": "t", "unjudged": "?"}.get(known["verdict"], "u")
+    if letter == "u" and known["regressions"] and known["regressions"][-1]["iteration"] >= _last_met(known):
+        letter = "r"
+    changes = [change for change in known["changes"] if change[0] != memory["iterations"]]
+    if not changes or changes[-1][1] != letter:
+        changes.append([memory["iterations"], letter])
+    known["changes"] = changes[-CHANGES:]
+
+
+def _last_met(known: Mapping[str, Any]) -> int:
+    return max((iteration for iteration, letter in known["changes"] if letter == "m"), default=0)
+
+
+def _note_best(memory: Memory) -> None:
+    met = len(memory["completed_tasks"])
+    if met and met >= (memory["best"] or {"met": 0})["met"]:
+        memory["best"] = {"commit": memory["commit"], "met": met, "iteration": memory["iterations"], "returns": 0}
+
+
+def note_evidence(memory: Memory, id: str, kind: str, by: str, reason: str, quotes: list[dict[str, str]]) -> None:
+    """What closes a criterion without a check. kind: "judged" by a model, or "accepted" by a person."""
+    who = {"kind": kind, "by": by, "at": now(), "commit": memory["commit"]}
+    memory["criteria"][id]["evidence"] = {**who, "reason": reason[:MESSAGE], "quotes": _short(quotes)}
+
+
+def _short(quotes: list[dict[str, str]]) -> list[dict[str, str]]:
+    return [{**quote, "text": quote["text"][:MESSAGE]} for quote in quotes[:QUOTES]]
+
+
+def note_confirmed(memory: Memory, where: str, seconds: float, setup: dod.Verdict | None) -> None:
+    """Remember on what commit, and where, all criteria were met."""
+    done = {"code": setup.code, "seconds": setup.seconds, "digest": setup.digest} if setup else None
+    here = {"commit": memory["commit"], "at": now(), "where": where}
+    memory["confirmed"] = {**here, "seconds": round(seconds, 1), "setup": done}
+
+
+def note_tampering(memory: Memory, changes: Sequence[tuple[str, str, str]]) -> None:
+    """Remember what was changed of the referee. changes: path, what became of it, where the changed version is."""
+    found = [
+        {"iteration": memory["iterations"], "path": path, "what": what, "kept": kept} for path, what, kept in changes
+    ]
+    memory["tampering"] = [*memory["tampering"], *found][-TAMPERING:]
+    memory["metrics"]["tampered"] += len(found)
+
+
+def note_claims(memory: Memory, claims: Sequence[Claim]) -> list[str]:
+    """Hold what the worker said of its work against the verdicts; one line for people for each that is false.
+
+    What is unjudged is neither true nor false.
+    """
+    verdicts = {id: known["verdict"] for id, known in memory["criteria"].items()}
+    known = [(claim, [id for id in claim.ids if verdicts[id] not in ("met", "unjudged")]) for claim in claims]
+    known = [(claim, false) for claim, false in known if any(verdicts[id] != "unjudged" for id in claim.ids)]
+    lies = [{"text": claim.text, "false": false[:NAMED]} for claim, false in known if false]
+    memory["last"]["claims"] = {"made": len(known), "lies": lies[:NAMED]}
+    memory["metrics"]["claims_made"] += len(known)
+    memory["metrics"]["claims_false"] += len(lies)
+    return [f'the worker reported "{lie["text"]}"; the checks say otherwise: {", ".join(lie["false"])}' for lie in lies]
+
+
+def way_back(memory: Memory) -> str:
+    """The commit that it is time to go back to: the best so far, after a streak of iterations below it; else ""."""
+    best, history = memory["best"], memory["history"]
+    if not best or best["returns"] >= RETURNS or best["commit"] == memory["commit"]:
+        return ""
+    since = [entry for entry in history if entry["iteration"] > max(best["iteration"], best.get("returned", 0))]
+    streak = since[-STREAK:]
+    worse = len(streak) == STREAK and all(entry["met"] < best["met"] for entry in streak)
+    return str(best["commit"]) if worse and any(entry["broke"] for entry in since) else ""
+
+
+def note_return(memory: Memory, commit: str) -> None:
+    """The files are again those of the best commit; check them before anything else is decided."""
+    best = memory["best"]
+    memory["best"] = {**best, "returns": best["returns"] + 1, "returned": memory["iterations"]}
+    memory.update(commit=commit, worker=None, current_phase="validation")
+    for known in memory["criteria"].values():
+        known["stalls"] = 0
+
+
+def broke_in(known: Mapping[str, Any], iteration: int) -> bool:
+    """Whether that iteration broke the criterion."""
+    return bool(known["regressions"]) and known["regressions"][-1]["iteration"] == iteration
+
+
+def count(memory: Memory) -> None:
+    """Sort the criteria by what is met, and measure how far that is."""
+    verdicts = {id: known["verdict"] for id, known in memory["criteria"].items()}
+    memory["completed_tasks"] = [id for id, verdict in verdicts.items() if verdict == "met"]
+    memory["pending_tasks"] = [id for id, verdict in verdicts.items() if verdict != "met"]
+    metrics, met, total = memory["metrics"], len(memory["completed_tasks"]), len(verdicts)
+    metrics["dod_criteria_completed"], metrics["dod_criteria_total"] = met, total
+    metrics["completion_percentage"] = round(100 * met / total, 1)
+    metrics["cost_per_criteria"] = round(metrics["estimated_cost"] / met, 4) if met else 0
+
+
+def fingerprint(text: str) -> str:
+    """A short digest of a text."""
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]

@@ -1,0 +1,301 @@
+"""Hold every criterion against the tree: its check, a judge's quotes, a person's word, and a clean checkout.
+
+    verdicts = proof.prove(job)
+
+All checks run after every session, unless it changed nothing at all. When all are met, the commit is checked out
+into a temporary folder, `setup` runs there, and every check once more; only that makes the mission done.
+
+What is not covered: a check that fails now and then, but passed each of the three times that it was looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import checkout
+import dod
+import judge
+import ledger
+import log
+import manager
+import progress
+import referee
+from dod import Verdict
+from job import HERE, Job
+from mission import Criterion, refusal
+
+NAMED = 12  # files that are not in the commit and that a failed confirmation names
+WAY_OUT = (
+    "Let it test what the mission is about, so that it fails until that is done."
+    " If it guards what must stay as it is, say so: guard: true"
+)
+LOCK_FILES = {  # a checkout without what these name is not ready
+    "package-lock.json": "npm ci",
+    "npm-shrinkwrap.json": "npm ci",
+    "yarn.lock": "yarn install --frozen-lockfile",
+    "pnpm-lock.yaml": "pnpm install --frozen-lockfile",
+    "bun.lock": "bun install --frozen-lockfile",
+    "bun.lockb": "bun install --frozen-lockfile",
+    "poetry.lock": "poetry install",
+    "Pipfile.lock": "pipenv sync --dev",
+    "uv.lock": "uv sync --frozen",
+    "pdm.lock": "pdm sync",
+    "requirements.txt": "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt",
+    "Gemfile.lock": "bundle install",
+    "composer.lock": "composer install",
+    "mix.lock": "mix deps.get",
+}
+
+
+def prove(job: Job) -> dict[str, Verdict]:
+    """The verdict of every criterion, in mission order.
+
+    Raises MissionError for a check that proves nothing, proc.Interrupted, repo.GitError, OSError.
+    """
+    memory = job.memory
+    if memory["plan"] is not None and memory["tree"] and memory["tree"] == _tree(job):
+        log.info("nothing changed since the checks ran, so they say the same")
+        return {id: _remembered(job, id) for id in memory["criteria"]}
+    memory["tree"] = ""
+    verdicts = check(job)
+    if reasons := proving_nothing(job, verdicts):
+        raise refusal(job.mission, ways_out(reasons))
+    verdicts |= _judged(job, verdicts)
+    verdicts |= _confirmed(job, verdicts)
+    log.live("")
+    memory["tree"] = _tree(job)
+    return verdicts
+
+
+def check(job: Job) -> dict[str, Verdict]:
+    """Run the checks in the work tree; all of them as long as one was never run."""
+    known = job.memory["criteria"]
+    never_run = any(c.when == "last" and known[c.id]["proof"] is None for c in job.mission.criteria)
+    new = frozenset(c.id for c in job.mission.criteria if c.when == "always" and known[c.id]["verdict"] != "met")
+    place = replace(_place(job, job.root), twice=new)
+    return dod.check(job.mission.criteria, place, everything=never_run)
+
+
+def proving_nothing(job: Job, verdicts: dict[str, Verdict]) -> dict[str, str]:
+    """Which of the checks that pass, and were never seen to fail, prove nothing, and why. Raises proc.Interrupted."""
+    reasons = {}
+    for criterion in job.mission.criteria:
+        known = job.memory["criteria"][criterion.id]
+        met = criterion.check is not None and verdicts[criterion.id].verdict == "met"
+        if met and not (criterion.guard or known["seen_red"] or known["proves"]):
+            if reason := _proves_nothing(job, criterion):
+                reasons[criterion.id] = reason
+            else:
+                known["proves"] = True
+                log.warn(f"criterion {criterion.id} is met already; its check was never seen to fail")
+    return reasons
+
+
+def ways_out(reasons: dict[str, str]) -> dict[str, str]:
+    """What to tell about checks that prove nothing."""
+    return {id: f"{reason}. {WAY_OUT}" for id, reason in reasons.items()}
+
+
+def announce(job: Job) -> None:
+    """Say at the start what will be missing at the end."""
+    if lacking := missing_setup(job):
+        log.warn(lacking)
+    if people := needs_person(job):
+        log.warn(f"nothing here can judge {', '.join(people)}; you will be asked (make accept ID={people[0]})")
+
+
+def missing_setup(job: Job) -> str:
+    """What to say about a mission without `setup` in a repository that plainly needs one; "" otherwise."""
+    if job.mission.setup or job.mission.confirm == "tree":
+        return ""
+    files = [name for name in job.repo.files(job.repo.head()) if os.path.basename(name) in LOCK_FILES]
+    if not files:
+        return ""
+    name = min(files, key=lambda name: name.count("/"))
+    command = LOCK_FILES[os.path.basename(name)]
+    return (
+        f"{name} is here, but the mission has no `setup`: in the clean checkout that confirms the work, what it names"
+        f" will be missing. Add to the mission, say, `setup: {command}` (or `confirm: tree`)."
+    )
+
+
+def needs_person(job: Job) -> list[str]:
+    """Ids of the criteria that nobody but a person can judge here."""
+    has_judge = manager.provider(job.settings) == "openrouter"
+    return [c.id for c in job.mission.criteria if c.check is None and not has_judge]
+
+
+# --------------------------------------------------------------------------------------------------------
+# In the work tree
+# --------------------------------------------------------------------------------------------------------
+
+
+def _place(job: Job, root: Path, **more: Any) -> dod.Place:
+    return dod.Place(
+        root,
+        job.checks,
+        job.marker,
+        job.settings.checks,
+        walls=referee.walls(job, root),
+        broken=lambda: referee.broken(job),
+        suspects=frozenset(id for id, known in job.memory["criteria"].items() if known["flaky"]),
+        **more,
+    )
+
+
+def _tree(job: Job) -> str:
+    """Changes whenever a file does, also one that git ignores."""
+    digest = hashlib.sha256(job.repo.head().encode())
+    apart = {str(job.root / name) for name in (".git", *job.repo.never)}
+    for folder, folders, files in os.walk(job.root):
+        folders[:] = sorted(name for name in folders if os.path.join(folder, name) not in apart)
+        for path in sorted(os.path.join(folder, name) for name in (*files, *folders)):
+            if os.path.isfile(path) or os.path.islink(path):
+                s = os.lstat(path)
+                digest.update(repr((path, s.st_mode, s.st_size, s.st_mtime_ns, s.st_ctime_ns)).encode())
+    return digest.hexdigest()
+
+
+def _remembered(job: Job, id: str) -> Verdict:
+    known = job.memory["criteria"][id]
+    proof = known["proof"] or {}
+    return Verdict(
+        id,
+        known["verdict"],
+        proof.get("code"),
+        proof.get("seconds", 0.0),
+        proof.get("digest", ""),
+        dod.last_output(id, job.checks),
+        runs=0,
+        flaky=known["flaky"],
+        where="checkout" if known["unconfirmed"] else proof.get("where", "tree"),
+    )
+
+
+def _proves_nothing(job: Job, criterion: Criterion) -> str:
+    inside = (path for path in {job.mission.path, HERE} if path.is_relative_to(job.root))
+    texts = [(path, str(path.relative_to(job.root))) for path in inside]
+    with tempfile.TemporaryDirectory(prefix="cco-empty-") as folder:
+        root, outputs = Path(folder, "empty"), Path(folder, "outputs")
+        root.mkdir()
+        outputs.mkdir()
+        found = dod.proves_nothing(criterion, replace(_place(job, root), broken=tuple, outputs=outputs), texts)
+        checkout.delete(root)  # whatever rights the check took away
+    return found
+
+
+# --------------------------------------------------------------------------------------------------------
+# By a judge, or a person
+# --------------------------------------------------------------------------------------------------------
+
+
+def _judged(job: Job, verdicts: dict[str, Verdict]) -> dict[str, Verdict]:
+    """The verdicts of the criteria without a check."""
+    memory, found = job.memory, {}
+    without = [c for c in job.mission.criteria if c.check is None]
+    files = job.repo.files(memory["commit"]) if without else {}
+    for criterion in without:
+        known = memory["criteria"][criterion.id]
+        if known["evidence"] and not _holds(known["evidence"], files, memory["commit"]):
+            log.info(f"criterion {criterion.id} has to be judged again: what its verdict rests on has changed")
+            known["evidence"] = None
+        if known["evidence"]:
+            found[criterion.id] = Verdict(criterion.id, "met", tail=known["evidence"]["reason"])
+    rest = [c for c in without if c.id not in found]
+    checked = (verdicts[c.id] for c in job.mission.criteria if c.check is not None)
+    if rest and manager.provider(job.settings) == "openrouter" and dod.all_met(checked):
+        found |= _ask_judge(job, rest, files)
+    return found
+
+
+def _holds(evidence: dict[str, Any], files: dict[str, str], commit: str) -> bool:
+    if evidence["kind"] == "accepted":
+        return bool(evidence["commit"] == commit)
+    return all(files.get(quote["path"]) == quote["blob"] for quote in evidence["quotes"])
+
+
+def _ask_judge(job: Job, criteria: list[Criterion], files: dict[str, str]) -> dict[str, Verdict]:
+    memory, found = job.memory, {}
+
+    def read(path: str) -> str | None:
+        try:
+            return job.repo.git("cat-file", "blob", files[path]).decode() if path in files else None
+        except UnicodeDecodeError:
+            return None
+
+    evidence = judge.Evidence(job.repo.diff(memory["base"], memory["commit"]), sorted(files), read)
+    ruling = judge.judge(job.mission, criteria, evidence, job.settings)
+    progress.note_ruling(memory, ruling)
+    for judgement in ruling.judgements:
+        log.info(f"judged {judgement.id}: {'met' if judgement.met else 'not met'}: {judgement.reason}")
+        dod.keep_reason(judgement.id, job.checks, judgement.reason)
+        if judgement.met:
+            quotes = [{"path": q.path, "blob": files[q.path], "text": q.text} for q in judgement.quotes]
+            ledger.note_evidence(memory, judgement.id, "judged", ruling.model, judgement.reason, quotes)
+        verdict = "met" if judgement.met else "unmet"
+        found[judgement.id] = Verdict(judgement.id, verdict, tail=judgement.reason)
+    return found
+
+
+# --------------------------------------------------------------------------------------------------------
+# In a clean checkout
+# --------------------------------------------------------------------------------------------------------
+
+
+def _confirmed(job: Job, verdicts: dict[str, Verdict]) -> dict[str, Verdict]:
+    """What a clean checkout says: when all are met, and of those that it contradicted before."""
+    memory = job.memory
+    checked = [c for c in job.mission.criteria if c.check is not None]
+    everything = dod.all_met(verdicts.values())
+    doubtful = [c for c in checked if memory["criteria"][c.id]["unconfirmed"] and verdicts[c.id].verdict == "met"]
+    memory["confirmed"] = None
+    if not (wanted := checked if everything else doubtful):
+        return {}
+    commit, begun = memory["commit"], time.monotonic()
+    if job.mission.confirm == "tree" or not job.settings.repository.auto_commit:
+        if everything:
+            log.warn("all criteria are met in the work tree; no clean checkout was made to confirm it")
+            ledger.note_confirmed(memory, "tree", 0.0, None)
+        return {}
+    log.info(f"confirming {len(wanted)} criteria in a clean checkout of {commit[:12] or 'nothing'}")
+    with _clean(job, commit) as clean:
+        place = replace(_place(job, clean.root), why=_why(job, commit))
+        setup, found = dod.confirm(job.mission, wanted, place, clean)
+    for id in (id for id, verdict in found.items() if verdict.verdict != "met"):
+        log.warn(f"criterion {id} passes in the work tree, but not in a clean checkout of {commit[:12]}")
+    if everything and dod.all_met(found.values()):
+        ledger.note_confirmed(memory, "checkout", time.monotonic() - begun, setup)
+    return found
+
+
+@contextmanager
+def _clean(job: Job, commit: str) -> Iterator[checkout.Clean]:
+    """A clean checkout that is removed afterwards; the next start removes it where this run is killed."""
+    folder = Path(tempfile.mkdtemp(prefix="cco-clean-"))
+    job.memory["checkout"] = str(folder)
+    job.save()
+    try:
+        yield checkout.Clean(job.repo, commit, folder)
+    finally:
+        checkout.remove(job.repo, folder)
+        job.memory["checkout"] = ""
+
+
+def _why(job: Job, commit: str) -> str:
+    """What may be the reason that a check passes in the work tree alone."""
+    absent = {**job.repo.left_behind(), **dict(line.split(": ", 1) for line in job.memory["left_out"])}
+    names = "; ".join(f"{name} ({reason})" for name, reason in [*absent.items()][:NAMED])
+    more = f"; and {len(absent) - NAMED} more" if len(absent) > NAMED else ""
+    lacking = f" What the work tree has and the commit has not: {names}{more}." if names else ""
+    return (
+        f"\n[It passes in the work tree, but not in a clean checkout of commit {commit[:12]}, where nothing is but"
+        f" committed files and what `setup` makes, and where no other check has run before it.{lacking}]"
+    )

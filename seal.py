@@ -1,0 +1,221 @@
+"""The referee's seal: what no worker and no check may change, compared by content and put back.
+
+    seal = Seal(repo, ("tests/acceptance/**",), (kit,))
+    name = seal.take()                      what it is now, kept as git objects
+    changes = seal.changes()                what became of it since
+    seal.put_back(changes, folder)          as it was; what it had become is kept in the folder
+
+Links, renamed parents, new files, modes, files in submodules and files that git ignores count like any other. What
+Python and pytest leave beside the tests that they run is removed without a word.
+
+What is not covered: owner, times and empty folders; what a link points to outside of the repository.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import stat
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import repo
+
+STARS = re.compile(r"(?<=[^/])\*\*+|\*\*+(?=[^/])")  # ** as part of a name, which Path.glob refuses, is a *
+CACHES = ("__pycache__", ".pytest_cache")  # made by every run of the tests; nothing in them is anybody's work
+NOT_WORK = re.compile(r"\.git|\.cco")  # what no glob means: git's own, and ours
+NOT_KIT = re.compile(r"\..*|node_modules|missions|tests|extras|deploy|.*\.(log|out)")  # what the kit does not run
+SETTLED = 100_000_000  # nanoseconds after which a change of a file must show in its times
+ARGUMENTS = 60_000  # bytes of paths in one git command
+FILE, PROGRAM, LINK, OTHER = "100644", "100755", "120000", "other"  # modes as git writes them
+
+
+@dataclass(frozen=True)
+class Change:
+    """What became of one sealed path."""
+
+    path: Path
+    """Absolute."""
+    what: str
+    """changed, deleted, new, or mode."""
+    kept: str = ""
+    """Where the changed version lies now; "" when there is none."""
+
+    @property
+    def is_cache(self) -> bool:
+        """Whether it is nothing that needs to be named."""
+        return not {*self.path.parts}.isdisjoint(CACHES)
+
+
+class Seal:
+    """The sealed files of one repository."""
+
+    def __init__(self, git: repo.Repo, protect: Sequence[str], kit: Path, apart: Iterable[Path] = ()):
+        """protect: globs below the root. kit: the folder of the kit. apart: files that are watched by others."""
+        self.git, self.root, self.protect, self.kit = git, git.root, protect, kit
+        self.apart = {*apart}
+        self.entries: dict[str, tuple[str, str]] = {}  # path: mode and blob
+        self._seen: dict[str, tuple[object, str]] = {}  # path: what identifies a version, and its blob
+
+    def take(self) -> str:
+        """Seal what is there now; the name by which `load` finds it again. Raises repo.GitError."""
+        self.entries = self._look(keep=True)
+        return self._keep(json.dumps(self.entries).encode())
+
+    def load(self, name: str) -> bool:
+        """Go on with what `take` sealed in an earlier run; whether it is still known."""
+        text = self.git.git("cat-file", "blob", name, may_fail=True) if name else b""
+        self.entries = {path: (mode, blob) for path, (mode, blob) in json.loads(text or b"{}").items()}
+        return bool(text)
+
+    def changes(self) -> list[Change]:
+        """How it differs from what was sealed. Raises repo.GitError."""
+        now = self._look()
+        return [
+            Change(Path(path), _difference(self.entries.get(path), now.get(path)))
+            for path in sorted({*self.entries, *now})
+            if self.entries.get(path) != now.get(path)
+        ]
+
+    def put_back(self, changes: Sequence[Change], kept: Path) -> list[Change]:
+        """Make it what was sealed; the changed versions are moved into the folder, see `Change.kept`.
+
+        What lies outside of the repository is left as it is: others may use it, and have changed it for good reasons.
+        Raises repo.GitError, OSError.
+        """
+        return [self._put_back(c, kept) if c.path.is_relative_to(self.root) else c for c in changes]
+
+    # ------------------------------------------------------------------------------------------------
+    # What is there
+    # ------------------------------------------------------------------------------------------------
+
+    def _look(self, keep: bool = False) -> dict[str, tuple[str, str]]:
+        """Mode and blob of every sealed path. keep: let git keep the contents."""
+        modes = {str(path): mode for path in self._paths() if (mode := _mode(path))}
+        self._hash([path for path, mode in modes.items() if mode in (FILE, PROGRAM)], keep)
+        for path in (path for path, mode in modes.items() if mode == LINK):
+            self._seen[path] = ((), self._keep(os.fsencode(os.readlink(path)), keep))
+        return {path: (mode, self._seen[path][1] if mode != OTHER else "") for path, mode in modes.items()}
+
+    def _paths(self) -> set[Path]:
+        found = {path for pattern in self.protect for path in self.root.glob(STARS.sub("*", pattern))}
+        work = (path for path in found if path != self.root and not _is_no_work(path.relative_to(self.root)))
+        below = {file for path in work for file in self._files(path)}
+        return (below | {*_walk(self.kit, NOT_KIT)}) - self.apart
+
+    def _files(self, path: Path) -> Iterator[Path]:
+        """What a path stands for: itself, all files of a folder, or a link and what it points to in the repository."""
+        above = [path, *path.parents[: len(path.relative_to(self.root).parts) - 1]]
+        if link := next((place for place in reversed(above) if place.is_symlink()), None):
+            yield link
+            target = Path(os.path.realpath(link))
+            if target != self.root and target.is_relative_to(self.root) and target not in (path, *path.parents):
+                yield from self._files(target)
+        else:
+            yield from _walk(path, NOT_WORK)
+
+    def _hash(self, paths: Sequence[str], keep: bool) -> None:
+        """Learn the blobs of files whose times have changed since they were looked at."""
+        fresh = {path: version for path in paths if (version := _version(path)) != self._seen.get(path, ((), ""))[0]}
+        todo = [*(paths if keep else fresh)]
+        while todo:
+            size = count = 0
+            while count < len(todo) and size < ARGUMENTS:
+                size += len(os.fsencode(todo[count])) + 1
+                count += 1
+            part, todo = todo[:count], todo[count:]
+            readable = [path for path in part if os.access(path, os.R_OK)]
+            command = ["hash-object", *["-w"] * keep, "--no-filters", "--", *readable]
+            blobs = self.git.git(*command).decode().split() if readable else []
+            self._seen |= dict.fromkeys(part, ((), ""))  # what cannot be read
+            self._seen |= {path: (_version(path), blob) for path, blob in zip(readable, blobs, strict=True)}
+
+    def _keep(self, content: bytes, keep: bool = True) -> str:
+        return self.git.git("hash-object", *["-w"] * keep, "--stdin", stdin=content).decode().strip()
+
+    # ------------------------------------------------------------------------------------------------
+    # As it was
+    # ------------------------------------------------------------------------------------------------
+
+    def _put_back(self, change: Change, kept: Path) -> Change:
+        path, away = change.path, ""
+        inside = [place for place in reversed(path.parents) if place != self.root and self.root in place.parents]
+        for place in (*inside, path):
+            if place.is_symlink() or (place.exists() and (place == path or not place.is_dir())):
+                away = _move_away(place, kept / place.relative_to(self.root))
+        mode, blob = self.entries.get(str(path), ("", ""))
+        if blob:
+            content = self.git.git("cat-file", "blob", blob)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write(path, mode, content)
+        return replace(change, kept="" if change.is_cache else away)
+
+
+def _difference(before: tuple[str, str] | None, now: tuple[str, str] | None) -> str:
+    if before is None or now is None:
+        return "new" if before is None else "deleted"
+    return "mode" if before[1] == now[1] and {before[0], now[0]} == {FILE, PROGRAM} else "changed"
+
+
+def _is_no_work(path: Path) -> bool:
+    return any(NOT_WORK.fullmatch(part) for part in path.parts)
+
+
+def _walk(path: Path, without: re.Pattern[str]) -> Iterator[Path]:
+    """The path itself, or all that is in a folder and is no folder."""
+    if path.is_symlink() or not path.is_dir():
+        yield path
+        return
+    for folder, folders, files in os.walk(path):
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        folders[:] = [name for name in folders if name not in links and not without.fullmatch(name)]
+        yield from (Path(folder, name) for name in (*files, *links) if not NOT_WORK.fullmatch(name))
+
+
+def _mode(path: Path) -> str:
+    """As git writes it, "" for nothing and for a folder."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return ""
+    if stat.S_ISLNK(status.st_mode):
+        return LINK
+    if stat.S_ISDIR(status.st_mode):
+        return ""
+    if not stat.S_ISREG(status.st_mode):
+        return OTHER
+    return PROGRAM if status.st_mode & stat.S_IXUSR else FILE
+
+
+def _version(path: str) -> object:
+    """What changes with a file's content; nobody but the kernel sets the time of its last change."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    settled = time.time_ns() - status.st_ctime_ns > SETTLED
+    return (status.st_mode, status.st_size, status.st_ctime_ns, status.st_ino) if settled else object()
+
+
+def _move_away(path: Path, place: Path) -> str:
+    """Move what is at `path` to a place of its own; where it is now."""
+    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    number = 1
+    while (free := place.with_name(f"{place.name}.{number}" if number > 1 else place.name)).exists() or (
+        free.is_symlink()
+    ):
+        number += 1
+    shutil.move(path, free)
+    return str(free)
+
+
+def _write(path: Path, mode: str, content: bytes) -> None:
+    if mode == LINK:
+        path.symlink_to(os.fsdecode(content))
+        return
+    path.write_bytes(content)
+    path.chmod(0o755 if mode == PROGRAM else 0o644)
