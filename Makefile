@@ -12,7 +12,7 @@ RUN = "$(KIT)/.venv/bin/python" "$(KIT)/cco.py"
 help: ## show this help
 	@awk -F ':.*## ' '/^##@/ { print "\n" substr($$0, 5) } /^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' "$(KIT)/Makefile"
 
-##@ A mission (MISSION=missions/api.yaml CONFIG=file SESSION=id ACCEPT=1 ARGS="--once --no-wait")
+##@ A mission (MISSION=missions/api.yaml CONFIG=file SESSION=id ID=criterion ACCEPT=1 ARGS="--once --no-wait")
 .PHONY: init
 init: venv ## write .cco/config.yaml, and MISSION from TEMPLATE=hello if it is named
 	@$(RUN) init $(if $(MISSION),--mission "$(MISSION)") $(if $(TEMPLATE),--template "$(TEMPLATE)") $(ARGS)
@@ -36,6 +36,14 @@ status: venv ## one line for each mission, or the criteria of SESSION
 .PHONY: stop
 stop: venv ## end after the current session
 	@$(RUN) stop $(if $(MISSION),"$(MISSION)") $(ARGS)
+
+.PHONY: accept
+accept: venv ## say as a person that the criterion ID is met
+	@$(RUN) accept "$(ID)" $(if $(SESSION),--session "$(SESSION)") $(ARGS)
+
+.PHONY: report
+report: venv ## write the report (Markdown and HTML) and print it
+	@$(RUN) report $(if $(SESSION),--session "$(SESSION)") $(ARGS)
 
 ##@ The kit
 .PHONY: demo

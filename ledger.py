@@ -14,7 +14,6 @@ from datetime import datetime, timezone
 from typing import Any
 
 import dod
-from claims import Claim
 
 REGRESSIONS = 5  # kept for each criterion
 MESSAGE = 200  # characters of each of them
@@ -147,17 +146,20 @@ def note_tampering(memory: Memory, changes: Sequence[tuple[str, str, str]]) -> N
     memory["metrics"]["tampered"] += len(found)
 
 
-def note_claims(memory: Memory, claims: Sequence[Claim]) -> list[str]:
-    """Hold what the worker said of its work against the verdicts; one line for people for each that is false.
+def note_claims(memory: Memory) -> list[str]:
+    """Hold what the worker said of its work against the verdicts; one line for people for each lie.
 
     What is unjudged is neither true nor false.
     """
-    verdicts = {id: known["verdict"] for id, known in memory["criteria"].items()}
-    known = [(claim, [id for id in claim.ids if verdicts[id] not in ("met", "unjudged")]) for claim in claims]
-    known = [(claim, false) for claim, false in known if any(verdicts[id] != "unjudged" for id in claim.ids)]
-    lies = [{"text": claim.text, "false": false[:NAMED]} for claim, false in known if false]
-    memory["last"]["claims"] = {"made": len(known), "lies": lies[:NAMED]}
-    memory["metrics"]["claims_made"] += len(known)
+    verdicts, last = {id: known["verdict"] for id, known in memory["criteria"].items()}, memory["last"]
+    made, lies = 0, []
+    for claim in last["said"]:
+        judged = [id for id in claim["ids"] if verdicts.get(id, "unjudged") != "unjudged"]
+        false = [id for id in judged if verdicts[id] != "met"]
+        made += bool(judged)
+        lies += [{"text": claim["text"], "false": false[:NAMED]}] if false else []
+    last["claims"] = {"made": made, "lies": lies[:NAMED]}
+    memory["metrics"]["claims_made"] += made
     memory["metrics"]["claims_false"] += len(lies)
     return [f'the worker reported "{lie["text"]}"; the checks say otherwise: {", ".join(lie["false"])}' for lie in lies]
 

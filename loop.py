@@ -138,7 +138,7 @@ def execute(job: Job) -> None:
     if job.sessions_left is not None:
         job.sessions_left -= 1
     session.update(process=None, context=outcome.context, spent=outcome.session)
-    progress.note_outcome(memory, outcome)
+    progress.note_outcome(memory, outcome, claims.claims(outcome.report, job.mission.criteria))
     _tell_outcome(job, outcome)
     referee.compare(job)
     _go_on_after(job, outcome)
@@ -190,16 +190,16 @@ def _go_on_after(job: Job, outcome: Outcome) -> None:
 def validate(job: Job) -> None:
     """Commit what the session changed, run every check, and see whether that is all."""
     memory = job.memory
-    commit = repo.Commit(memory["commit"])
+    commit = job.commit() if memory["plan"] else repo.Commit(memory["commit"])
     if memory["plan"]:
-        progress.note_commit(memory, commit := job.commit())
+        progress.note_commit(memory, commit)
     begun = time.monotonic()
     verdicts = proof.prove(job)
     memory["metrics"]["check_seconds"] = round(memory["metrics"]["check_seconds"] + time.monotonic() - begun, 1)
     for line in ledger.note_verdicts(memory, verdicts):
         log.info(line)
     if memory["plan"]:
-        for line in ledger.note_claims(memory, claims.claims(memory["last"]["report"], job.mission.criteria)):
+        for line in ledger.note_claims(memory):
             log.warn(line)
         progress.close_iteration(memory, commit, job.repo.statistics(memory["base"]))
     if memory["best"]:

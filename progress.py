@@ -10,7 +10,7 @@ The document is the one that schema/state.json describes; `state` writes it.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -18,6 +18,7 @@ import judge
 import ledger
 import manager
 import repo
+from claims import Claim
 from mission import Criterion, Limits, Mission
 from stream import Outcome
 
@@ -107,8 +108,8 @@ def _blank() -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------------
 
 
-def note_outcome(memory: Memory, outcome: Outcome) -> None:
-    """Add what a session cost and how it ended to the totals."""
+def note_outcome(memory: Memory, outcome: Outcome, said: Sequence[Claim] = ()) -> None:
+    """Add what a session cost and how it ended to the totals. said: what it claims to be finished."""
     metrics = memory["metrics"]
     metrics["session_count"] += 1
     metrics["worker_seconds"] = round(metrics["worker_seconds"] + outcome.seconds, 1)
@@ -129,6 +130,7 @@ def note_outcome(memory: Memory, outcome: Outcome) -> None:
         "cost_usd": outcome.cost_usd,
         "seconds": outcome.seconds,
         "denials": outcome.denials[:10],
+        "said": [{"text": claim.text, "ids": [*claim.ids][:NAMED]} for claim in said],
         "claims": {"made": 0, "lies": []},
     }
 

@@ -29,6 +29,8 @@ SHOWN = (  # keys of the state that are read here
     "branch",
     "start_branch",
     "commit",
+    "tampering",
+    "confirmed",
 )
 
 
@@ -79,7 +81,7 @@ def choose(known: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
 
 def as_json(memory: dict[str, Any]) -> dict[str, Any]:
     """What `status --json` prints for one mission."""
-    shown = ("verdict", "regressions", "stalls")
+    shown = ("verdict", "regressions", "stalls", "flaky", "unconfirmed", "proof", "evidence")
     return {
         "mission": memory["mission_id"],
         "session_id": memory["session_id"],
@@ -92,6 +94,9 @@ def as_json(memory: dict[str, Any]) -> dict[str, Any]:
         "cost_usd": memory["metrics"]["estimated_cost"],
         "wait_until": memory["wait_until"],
         "commit": memory["commit"],
+        "confirmed": memory["confirmed"],
+        "claims": {"made": memory["metrics"]["claims_made"], "false": memory["metrics"]["claims_false"]},
+        "tampering": memory["tampering"],
         "branch": memory["branch"],
         "blocked": (memory["blocked"] or {}).get("question"),
     }
@@ -132,13 +137,40 @@ def whole(memory: dict[str, Any], holder: dict[str, Any] | None) -> str:
     parts = [
         line(memory, holder),
         table(memory),
+        "\n".join(remarks(memory)),
         f"branch {memory['branch']}, commit {memory['commit'][:12] or 'none'}",
     ]
     if memory["blocked"]:
         parts.append(f"A person has to answer: {memory['blocked']['question']}")
     if memory["current_phase"] == "completed":
         parts.append(f"To take the work: {how_to_take(memory)}")
-    return "\n\n".join(parts)
+    return "\n\n".join(part for part in parts if part)
+
+
+def remarks(memory: dict[str, Any]) -> list[str]:
+    """What a person should know of the criteria and of the worker besides the verdicts."""
+    found = []
+    for id, known in memory["criteria"].items():
+        if known["regressions"] and known["verdict"] != "met":
+            last = known["regressions"][-1]
+            found.append(f"{id} was met, and broken in iteration {last['iteration']}, commit {last['commit'][:12]}")
+        if known["unconfirmed"]:
+            found.append(f"{id} is met in the work tree alone, not in a clean checkout")
+        if known["flaky"]:
+            found.append(f"{id} is flaky: its check gave different results on the same tree")
+        if known["evidence"]:
+            found.append(
+                f"{id} was {known['evidence']['kind']} by {known['evidence']['by']} at {known['evidence']['at']}"
+            )
+    changes = [f"iteration {e['iteration']}: {e['path']} ({e['what']})" for e in memory["tampering"][-5:]]
+    found += [f"protected, and changed: {', '.join(changes)}"] if changes else []
+    claimed, false = memory["metrics"]["claims_made"], memory["metrics"]["claims_false"]
+    found += [f"the worker claimed {claimed} times that something is finished; {false} times it was not"] * bool(
+        claimed
+    )
+    if memory["confirmed"] and memory["confirmed"]["where"] == "tree":
+        found.append("no clean checkout confirmed it: confirm is tree, or auto_commit off")
+    return found
 
 
 def how_to_take(memory: dict[str, Any]) -> str:

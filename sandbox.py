@@ -228,21 +228,21 @@ def caches() -> list[Path]:
 
 def _kinds(walls: Walls) -> dict[Path, str]:
     """The kind of wall at each place; a later one replaces an earlier one at the same place."""
-    root, path = walls.root.resolve(), os.environ.get("PATH", os.defpath).split(os.pathsep)
-    tools = [place for place in _existing(filter(os.path.isabs, path)) if not set(place.parents).isdisjoint(caches())]
+    path, stores = os.environ.get("PATH", os.defpath).split(os.pathsep), set(caches())
+    tools = [place for place in _existing(filter(os.path.isabs, path)) if not stores.isdisjoint(place.parents)]
+    writable = [*_existing(walls.writable), walls.root.resolve()]
     return {
         **dict.fromkeys([Path("/")], READ),
         **dict.fromkeys([Path("/dev")], DEV),
         **dict.fromkeys([Path("/proc")], PROC),
-        # Measured: bubblewrap 0.8 leaves it writable for root. For others it would only forbid walls within these walls.
+        # bubblewrap 0.8 leaves it writable for root; for others this would only forbid walls within walls.
         **dict.fromkeys([SYSCTL] if os.geteuid() == 0 else [], READ),
         **dict.fromkeys(_existing(TEMPORARY), OWN),
         **dict.fromkeys(_secrets(), HIDE),
-        **dict.fromkeys(caches(), WRITE),
+        **dict.fromkeys(stores, WRITE),
         **dict.fromkeys(tools, READ),
-        **dict.fromkeys(_existing(walls.writable), WRITE),
-        **dict.fromkeys([root], WRITE),
-        **dict.fromkeys(_sealed(walls.sealed, root), READ),
+        **dict.fromkeys(writable, WRITE),
+        **dict.fromkeys(_sealed(_existing(walls.sealed), writable), READ),
         **dict.fromkeys(_existing(walls.hidden), HIDE),
     }
 
@@ -291,13 +291,13 @@ def _in_memory(kind: str, place: Path) -> bool:
     return kind == DEV or (kind == HIDE and place.is_dir())
 
 
-def _sealed(places: Iterable[Path], root: Path) -> list[Path]:
+def _sealed(places: Iterable[Path], writable: Iterable[Path]) -> list[Path]:
     """The outermost of what is sealed, as far as there are mounts for it and for the folders above it."""
-    existing = set(_existing(places))
-    outermost = [place for place in _outer_first(existing) if existing.isdisjoint(place.parents)]
+    kinds = _needed({**dict.fromkeys(writable, WRITE), **dict.fromkeys(places, READ)})
+    outermost = [place for place, kind in kinds.items() if kind == READ]
     taken: set[Path] = set()
     for number, place in enumerate(outermost):
-        taken |= {place, *(parent for parent in place.parents if root in parent.parents)}
+        taken |= {place, *(parent for parent in place.parents if _around(place, kinds) in parent.parents)}
         if len(taken) > MOUNTS:
             log.debug(f"{len(outermost) - number} of {len(outermost)} sealed paths are only compared: too many mounts")
             return outermost[:number]

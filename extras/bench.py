@@ -29,7 +29,7 @@ def main() -> None:
     """Print the figures, one `key: value` a line."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(["git", "init", "-q", folder], check=True)
-        done = [{"criteria": "nothing is missing", "check": "true"}]
+        done = [{"criteria": "nothing is missing", "check": "true", "guard": True}]
         claude = {"command": str(KIT / "extras" / "claude_stand_in.py"), "sandbox": False}
         mission = {"title": "Bench", "definition_of_done": done, "settings": {"claude_code": claude}}
         Path(folder, "bench.json").write_text(json.dumps(mission))

@@ -279,6 +279,26 @@ def test_beside_what_is_sealed_everything_may_be_written(run, root):
     assert (root / "tests" / "newer").exists() and (root / "tests" / "deep" / "new").exists()
 
 
+def test_of_walls_within_walls_the_innermost_holds(run, root, tmp_path):
+    file = put(root / "tests" / "snapshots" / "kept" / "file")
+    sealed, writable = (root / "tests", file), (tmp_path, root / "tests" / "snapshots", root)
+    command = "touch tests/snapshots/new ../new; touch tests/new; echo x > tests/snapshots/kept/file"
+    assert run(command, sealed=sealed, writable=writable)[0].code == 1
+    assert (tmp_path / "new").exists() and (root / "tests" / "snapshots" / "new").exists()
+    assert (file.read_text(), (root / "tests" / "new").exists()) == ("as it was\n", False)
+
+
+def test_a_repository_that_is_hidden_itself_is_empty(run, root):
+    put(root / "file")
+    assert run("ls -A", hidden=(root,))[1] == ""
+
+
+def test_everything_may_be_named_as_writable_but_not_what_is_sealed(run, root, tmp_path):
+    file = put(root / "sealed")
+    result, _ = run(f"touch {tmp_path}/new && echo x > sealed", writable=(Path("/"), Path("/tmp")), sealed=(file,))
+    assert (result.code, (tmp_path / "new").exists(), file.read_text()) == (1, True, "as it was\n")
+
+
 def test_a_link_to_what_is_sealed_leads_to_a_seal(run, root):
     put(root / "real" / "file")
     (root / "link").symlink_to("real")
