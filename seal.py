@@ -58,13 +58,13 @@ class Seal:
         """protect: globs below the root. kit: the folder of the kit. apart: files that are watched by others."""
         self.git, self.root, self.protect, self.kit = git, git.root, protect, kit
         self.apart = {*apart}
-        self.entries: dict[str, tuple[str, str]] = {}  # path: mode and blob
+        self.entries: dict[str, tuple[str, str]] = {}  # path: mode, and name of the blob or where the link leads
         self._seen: dict[str, tuple[object, str]] = {}  # path: what identifies a version, and its blob
 
     def take(self) -> str:
         """Seal what is there now; the name by which `load` finds it again. Raises repo.GitError."""
         self.entries = self._look(keep=True)
-        return self._keep(json.dumps(self.entries).encode())
+        return self.git.keep(json.dumps(self.entries).encode())
 
     def load(self, name: str) -> bool:
         """Go on with what `take` sealed in an earlier run; whether it is still known."""
@@ -97,26 +97,32 @@ class Seal:
         """Mode and blob of every sealed path. keep: let git keep the contents."""
         modes = {str(path): mode for path in self._paths() if (mode := _mode(path))}
         self._hash([path for path, mode in modes.items() if mode in (FILE, PROGRAM)], keep)
-        for path in (path for path, mode in modes.items() if mode == LINK):
-            self._seen[path] = ((), self._keep(os.fsencode(os.readlink(path)), keep))
-        return {path: (mode, self._seen[path][1] if mode != OTHER else "") for path, mode in modes.items()}
+        return {path: (mode, self._content(path, mode)) for path, mode in modes.items()}
+
+    def _content(self, path: str, mode: str) -> str:
+        if mode == LINK:
+            return os.readlink(path)
+        return self._seen[path][1] if mode != OTHER else ""
 
     def _paths(self) -> set[Path]:
-        found = {path for pattern in self.protect for path in self.root.glob(STARS.sub("*", pattern))}
-        work = (path for path in found if path != self.root and not _is_no_work(path.relative_to(self.root)))
-        below = {file for path in work for file in self._files(path)}
-        return (below | {*_walk(self.kit, NOT_KIT)}) - self.apart
+        """Every sealed path that is no folder, and what links among them lead to in the repository."""
+        todo = [path for pattern in self.protect for path in self.root.glob(STARS.sub("*", pattern))]
+        found: set[Path] = set()
+        while todo:
+            new = {file for path in todo if self._is_work(path) for file in self._files(path)} - found
+            found |= new
+            todo = [Path(os.path.realpath(file)) for file in new if file.is_symlink()]
+        return (found | {*_walk(self.kit, NOT_KIT)}) - self.apart
+
+    def _is_work(self, path: Path) -> bool:
+        inside = self.root in path.parents
+        return inside and not any(NOT_WORK.fullmatch(part) for part in path.relative_to(self.root).parts)
 
     def _files(self, path: Path) -> Iterator[Path]:
-        """What a path stands for: itself, all files of a folder, or a link and what it points to in the repository."""
+        """What a path stands for: itself, all files of a folder, or the link that stands in its way."""
         above = [path, *path.parents[: len(path.relative_to(self.root).parts) - 1]]
-        if link := next((place for place in reversed(above) if place.is_symlink()), None):
-            yield link
-            target = Path(os.path.realpath(link))
-            if target != self.root and target.is_relative_to(self.root) and target not in (path, *path.parents):
-                yield from self._files(target)
-        else:
-            yield from _walk(path, NOT_WORK)
+        link = next((place for place in reversed(above) if place.is_symlink()), None)
+        yield from [link] if link else _walk(path, NOT_WORK)
 
     def _hash(self, paths: Sequence[str], keep: bool) -> None:
         """Learn the blobs of files whose times have changed since they were looked at."""
@@ -134,9 +140,6 @@ class Seal:
             self._seen |= dict.fromkeys(part, ((), ""))  # what cannot be read
             self._seen |= {path: (_version(path), blob) for path, blob in zip(readable, blobs, strict=True)}
 
-    def _keep(self, content: bytes, keep: bool = True) -> str:
-        return self.git.git("hash-object", *["-w"] * keep, "--stdin", stdin=content).decode().strip()
-
     # ------------------------------------------------------------------------------------------------
     # As it was
     # ------------------------------------------------------------------------------------------------
@@ -147,11 +150,14 @@ class Seal:
         for place in (*inside, path):
             if place.is_symlink() or (place.exists() and (place == path or not place.is_dir())):
                 away = _move_away(place, kept / place.relative_to(self.root))
-        mode, blob = self.entries.get(str(path), ("", ""))
-        if blob:
-            content = self.git.git("cat-file", "blob", blob)
+        mode, content = self.entries.get(str(path), ("", ""))
+        if content and mode != OTHER:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _write(path, mode, content)
+            if mode == LINK:
+                path.symlink_to(content)
+            else:
+                path.write_bytes(self.git.git("cat-file", "blob", content))
+                path.chmod(0o755 if mode == PROGRAM else 0o644)
         return replace(change, kept="" if change.is_cache else away)
 
 
@@ -159,10 +165,6 @@ def _difference(before: tuple[str, str] | None, now: tuple[str, str] | None) -> 
     if before is None or now is None:
         return "new" if before is None else "deleted"
     return "mode" if before[1] == now[1] and {before[0], now[0]} == {FILE, PROGRAM} else "changed"
-
-
-def _is_no_work(path: Path) -> bool:
-    return any(NOT_WORK.fullmatch(part) for part in path.parts)
 
 
 def _walk(path: Path, without: re.Pattern[str]) -> Iterator[Path]:
@@ -173,7 +175,7 @@ def _walk(path: Path, without: re.Pattern[str]) -> Iterator[Path]:
     for folder, folders, files in os.walk(path):
         links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
         folders[:] = [name for name in folders if name not in links and not without.fullmatch(name)]
-        yield from (Path(folder, name) for name in (*files, *links) if not NOT_WORK.fullmatch(name))
+        yield from (Path(folder, name) for name in (*files, *links) if not without.fullmatch(name))
 
 
 def _mode(path: Path) -> str:
@@ -211,11 +213,3 @@ def _move_away(path: Path, place: Path) -> str:
         number += 1
     shutil.move(path, free)
     return str(free)
-
-
-def _write(path: Path, mode: str, content: bytes) -> None:
-    if mode == LINK:
-        path.symlink_to(os.fsdecode(content))
-        return
-    path.write_bytes(content)
-    path.chmod(0o755 if mode == PROGRAM else 0o644)

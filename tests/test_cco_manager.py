@@ -22,6 +22,7 @@ PROMPTS = HERE / "prompts"
 SECRET = "correct-horse-battery-staple"
 KEY = f"sk-or-v1-{'0123456789abcdef' * 4}"
 URL = "http://router.invalid/api/v1"
+BROKEN = "broken in iteration 3, commit 0123456789ab, while working on c2"
 GOOD = {
     "focus": "c1",
     "title": "Mend the parser",
@@ -99,8 +100,8 @@ def secret(fresh_mask) -> str:
         ([standing("c1"), standing("c2")], "c1"),
         ([standing("c1", "met"), standing("c2")], "c2"),
         ([standing("c1", priority="low"), standing("c2", priority="high"), standing("c3", priority="critical")], "c3"),
-        ([standing("c1"), standing("c2", regressed=True)], "c2"),
-        ([standing("c1", priority="critical"), standing("c2", regressed=True)], "c1"),
+        ([standing("c1"), standing("c2", broken_by=BROKEN)], "c2"),
+        ([standing("c1", priority="critical"), standing("c2", broken_by=BROKEN)], "c1"),
         ([standing("c1", stalls=3), standing("c2")], "c1"),
         ([standing("c1", stalls=4), standing("c2")], "c2"),
         ([standing("c1", stalls=9, priority="critical"), standing("c2", stalls=3, priority="low")], "c2"),
@@ -151,12 +152,43 @@ def test_when_only_criteria_without_a_check_are_left_the_question_names_all_of_t
 
 def test_the_instruction_says_what_proves_it_what_has_to_stay_and_what_comes_next():
     others = [standing("c2", "met"), standing("c3", "met"), standing("c4", "broken"), standing("c5", "unjudged")]
-    plan = rules(situation(standing("c1", regressed=True), *others))
+    plan = rules(situation(standing("c1", broken_by=BROKEN), *others))
     assert '"c1 works"' in plan.instruction
     assert "\n    make c1\n" in plan.instruction
-    assert "It was met before" in plan.instruction
+    assert f"It was met before and is not any more: {BROKEN}. " in plan.instruction
     assert "have to stay met: c2, c3." in plan.instruction
     assert "go on with the next of these: c4." in plan.instruction
+
+
+def test_what_is_met_in_the_work_tree_alone_is_told_where_it_has_to_be_met():
+    plan = rules(situation(standing("c1", unconfirmed=True), standing("c2", "met")))
+    assert "not in a clean checkout of the commit" in plan.instruction
+    assert "files that git tracks" in plan.instruction
+    assert "clean checkout" not in rules(situation(standing("c1"))).instruction
+
+
+def test_a_flaky_check_is_to_be_made_steady():
+    plan = rules(situation(standing("c1", "flaky", flaky=True)))
+    assert "different results on the same tree" in plan.instruction
+    assert "three times in a row" in plan.instruction
+    assert "three times" not in rules(situation(standing("c1"))).instruction
+
+
+def test_a_judged_criterion_is_worked_on_as_one_that_quotes_close():
+    plan = rules(situation(standing("tone", check=None, tail="the README does not say how to stop it")))
+    assert (plan.focus, plan.strategy) == ("tone", "retry_modified")
+    assert "closes it only by quotes" in plan.instruction
+    assert "Its check is this command" not in plan.instruction
+    assert "None" not in plan.instruction
+
+
+def test_a_judged_criterion_that_is_stuck_is_asked_about_without_a_command():
+    plan = rules(situation(standing("tone", check=None, stalls=4)))
+    assert plan.strategy == "escalate"
+    assert "4 sessions on tone (tone works)" in plan.question
+    assert "it is judged" in plan.question
+    assert "None" not in plan.question
+    assert "`" not in plan.question
 
 
 def test_the_title_is_one_short_line_however_long_the_criterion():
@@ -211,11 +243,12 @@ def test_no_call_is_made_when_the_rules_are_to_decide_or_have_to_ask_a_person(st
 def test_no_known_secret_leaves_wherever_it_was_printed_or_written(secret):
     mission = mission_of(description=f"log in with {secret}", context=secret, constraints=[f"not {secret}"])
     told = {"last": f"ended; refused to it: Bash echo {secret}", "report": secret, "tried": [f"1: c1: {secret}"]}
+    told |= {"lies": [f'"{secret} works"'], "tampering": [f"tests/{secret} (new)"]}
     here = situation(standing(tail=f"{secret} is wrong, and {KEY} as well"), mission=mission, **told)
     with OpenRouterAPI(content=lambda request: good()) as api:
         ask(here, settings(api.url))
     sent = json.dumps(body_sent(api))
-    assert sent.count("***") >= 8
+    assert sent.count("***") >= 10
     assert secret not in sent
     assert KEY not in sent
 
@@ -404,14 +437,14 @@ def test_a_fresh_session_is_told_everything():
     standings = [
         standing("c1", tail="NameError: x"),
         standing("c2", "met", "high", tail="fine"),
-        standing("c3", "broken", regressed=True, tail="sh: make: not found"),
+        standing("c3", "broken", broken_by=BROKEN, tail="sh: make: not found"),
         standing("c4", "unjudged", check=None, tail="it has no check"),
     ]
     prompt = worker_prompt(situation(*standings, mission=mission, tried=["6: c1 (partial): ended"]), PLAN)
     assert prompt.startswith("# Mission: A parser\n\nWrite a parser.\n\nPython 3\n\nConstraints:\n- no regexes\n")
     assert "- c1 (medium): c1 works [unmet]\n  check: make c1\n" in prompt
     assert "- c2 (high): c2 works [met]\n  check: make c2\n" in prompt
-    assert "- c3 (medium): c3 works [broken, was met before]\n  check: make c3\n" in prompt
+    assert f"- c3 (medium): c3 works [broken, was met before: {BROKEN}]\n  check: make c3\n" in prompt
     assert "- c4 (medium): c4 works [unjudged]\n" in prompt
     assert GOOD["instruction"] in prompt
     assert "check c1:\n<data>\nNameError: x\n</data>\n" in prompt
@@ -429,6 +462,56 @@ def test_a_session_that_goes_on_is_told_what_is_new_only():
     assert all(words in prompt for words in ("[unmet]", "[met]", GOOD["instruction"], "<data>\nNameError: x\n</data>"))
     assert not any(words in prompt for words in ("Write a parser", "Python 3", "no regexes", "6: c1", "A parser"))
     assert len(prompt) < 500
+
+
+@pytest.mark.parametrize(
+    ("more", "shown"),
+    [
+        ({}, "unmet"),
+        ({"broken_by": BROKEN}, f"unmet, was met before: {BROKEN}"),
+        ({"unconfirmed": True}, "unmet, only in the work tree"),
+        ({"flaky": True, "verdict": "flaky"}, "flaky, flaky"),
+        ({"flaky": True}, "unmet, flaky"),
+        (
+            {"broken_by": BROKEN, "unconfirmed": True, "flaky": True, "stalls": 4},
+            f"unmet, was met before: {BROKEN}, only in the work tree, flaky, sessions on it without a change: 4,"
+            " set aside for now",
+        ),
+    ],
+)
+def test_the_line_of_a_criterion_says_all_that_is_odd_about_it(more, shown):
+    here = situation(standing(**more), standing("c2"))
+    line = f"- c1 (medium): c1 works [{shown}]\n  check: make c1\n"
+    for prompt in (worker_prompt(here, PLAN), worker_prompt(here, Plan(**GOOD)), user_prompt(here)):
+        assert line in prompt
+
+
+def test_a_judged_criterion_has_no_line_for_a_check_and_shows_the_judges_reason():
+    here = situation(standing("tone", check=None, tail="nothing says how to stop it"), standing("c2"))
+    for prompt in (worker_prompt(here, PLAN), worker_prompt(here, Plan(**GOOD)), user_prompt(here)):
+        assert "- tone (medium): tone works [unmet]\n- c2" in prompt
+        assert "<data>\nnothing says how to stop it\n</data>" in prompt
+        assert "None" not in prompt
+
+
+LIE = '"all tests pass": the checks say otherwise of c1'
+TOUCHED = "tests/acceptance/test_api.py (changed)"
+
+
+def test_every_prompt_tells_the_worker_what_was_not_so_and_what_was_put_back():
+    here = situation(lies=[LIE, "another"], tampering=[TOUCHED])
+    for prompt in (worker_prompt(here, PLAN), worker_prompt(here, Plan(**GOOD)), user_prompt(here)):
+        assert f"The last report said what is not so:\n<data>\n- {LIE}\n- another\n</data>\n" in prompt
+        assert "Protected files were changed. They have been put back" in prompt
+        assert f"<data>\n- {TOUCHED}\n</data>\n" in prompt
+
+
+@pytest.mark.parametrize(("told", "silent"), [("lies", "Protected files"), ("tampering", "not so"), ("", "not so")])
+def test_what_did_not_happen_is_not_spoken_of(told, silent):
+    here = situation(**({told: ["x"]} if told else {}))
+    for prompt in (worker_prompt(here, PLAN), worker_prompt(here, Plan(**GOOD)), user_prompt(here)):
+        assert silent not in prompt
+        assert "\n\n\n" not in prompt
 
 
 def test_what_a_mission_leaves_out_leaves_no_gap():
@@ -456,7 +539,8 @@ def test_the_three_most_important_failures_are_shown():
     ],
 )
 def test_output_cannot_close_the_fence_it_stands_in(output):
-    here = situation(standing(tail=output), report=output, last=output, tried=[output])
+    said = {name: [output] for name in ("tried", "lies", "tampering")}
+    here = situation(standing(tail=output), report=output, last=output, **said)
     for prompt in (worker_prompt(here, PLAN), worker_prompt(here, Plan(**GOOD)), user_prompt(here)):
         assert len(re.findall(r"<\s*/\s*data", prompt, re.I)) == prompt.count("<data>") == prompt.count("</data>\n")
         outside = re.sub(r"<data>.*?</data>", "", prompt, flags=re.S)
@@ -467,7 +551,7 @@ def test_output_cannot_close_the_fence_it_stands_in(output):
 def user_prompt(here: Situation) -> str:
     """What the LLM is told beside the system prompt."""
     with responses.RequestsMock() as network:
-        network.post(f"{URL}/chat/completions", json=completion(good()))
+        network.post(f"{URL}/chat/completions", json=completion(good(focus=rules(here).focus)))
         ask(here, settings())
         return str(json.loads(network.calls[0].request.body)["messages"][1]["content"])
 

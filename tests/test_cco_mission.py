@@ -62,6 +62,7 @@ context: Python
 constraints: [small, tested]
 repository: .
 setup: make install
+confirm: tree
 protect: ["tests/acceptance/**"]
 network: [pypi.org, "*.npmjs.org"]
 limits:
@@ -82,6 +83,8 @@ definition_of_done:
     timeout: 5m
     when: last
     retries: 2
+    guard: true
+    exclusive: true
   - description: The README explains it
 """
 
@@ -124,12 +127,37 @@ def test_every_field_arrives(tmp_path):
         "Python",
     )
     assert (loaded.constraints, loaded.setup) == (("small", "tested"), "make install")
+    assert loaded.confirm == "tree"
     assert (loaded.protect, loaded.network) == (("tests/acceptance/**",), ("pypi.org", "*.npmjs.org"))
     assert loaded.limits == mission.Limits(cost_usd=12.5, iterations=40, hours=8, tokens=1_000_000)
     assert loaded.settings == {"claude_code": {"timeout": "1h"}}
     tests, readme = loaded.criteria
-    assert tests == mission.Criterion("tests", "All tests pass", "critical", True, "make test\n", 300, "last", 2)
-    assert readme == mission.Criterion("c2", "The README explains it", "medium", True, None, 600, "always", 0)
+    assert tests == mission.Criterion(
+        "tests", "All tests pass", "critical", True, "make test\n", 300, "last", 2, guard=True, exclusive=True
+    )
+    assert readme == mission.Criterion(
+        "c2", "The README explains it", "medium", True, None, 600, "always", 0, guard=False, exclusive=False
+    )
+
+
+@pytest.mark.parametrize(("text", "where"), [("", "clean"), ("confirm:", "clean"), ("confirm: clean", "clean")])
+def test_the_end_is_confirmed_in_a_clean_checkout_unless_the_mission_says_otherwise(tmp_path, text, where):
+    assert load(tmp_path, f"title: t\n{text}\n{DONE}").confirm == where
+
+
+@pytest.mark.parametrize("root", ("", "mission:\n"))
+def test_a_refusal_names_the_line_of_each_check_that_proves_nothing(tmp_path, root):
+    lines = ["title: t", "definition_of_done:", *(f"- {{id: {id}, criteria: c, check: 'true'}}" for id in "abc")]
+    loaded = load(tmp_path, root + "\n".join(f"{' ' * bool(root)}{line}" for line in lines))
+    refused = mission.refusal(loaded, {"c": "it passes anywhere", "a": "it passes in an empty folder too"})
+    first, second = (line.removeprefix(f"{tmp_path}/") for line in refused.problems)
+    above, prefix = (1, "mission.") if root else (0, "")
+    assert first == (
+        f"mission.yaml:{3 + above}: {prefix}definition_of_done[0].check:"
+        " the check of a proves nothing: it passes in an empty folder too"
+    )
+    assert second.startswith(f"mission.yaml:{5 + above}: {prefix}definition_of_done[2].check: the check of c ")
+    assert isinstance(refused, MissionError)
 
 
 def test_text_path_and_digest_are_those_of_the_file(tmp_path, monkeypatch):
@@ -270,6 +298,8 @@ WRONG_FIELDS = [
     ("repository: 7", "repository: found 7, expected a path"),
     ("setup: true", "setup: found true, expected a shell command"),
     ("setup: ' '", "setup: found ' ', expected a shell command"),
+    ("confirm: never", "confirm: found 'never', expected one of clean or tree"),
+    ("confirm: true", "confirm: found true, expected one of clean or tree"),
     ("protect: tests", "protect: found 'tests', expected a list of globs"),
     ("protect: [/etc/passwd]", "protect[0]: found '/etc/passwd', expected a glob below the root of the repository"),
     ("protect: [a, a/../../b]", "protect[1]: found 'a/../../b', expected a glob below"),
@@ -331,6 +361,9 @@ WRONG_IN_CRITERION = [
     ("when: never", "found 'never', expected one of always or last", ""),
     ("retries: -1", "found -1, expected a whole number from 0 to 10", ""),
     ("retries: 99", "found 99, expected a whole number from 0 to 10", ""),
+    ("guard: 1", "found 1, expected true or false", ""),
+    ("guard:", "found nothing, expected true or false", ""),
+    ("exclusive: 'yes'", "found 'yes', expected true or false", ""),
     ("id: ../x", "found '../x', expected a name", ""),
     ("chek: make", "unknown; did you mean check?", ""),
     ("completed: true", "unknown, expected one of id, criteria, description, priority", ""),

@@ -555,6 +555,7 @@ def test_what_a_process_uses_is_measured(mark, tmp_path):
         for pid in marked(mark):
             os.kill(pid, signal.SIGKILL)
         process.wait()
+        until(lambda: not marked(mark), "its child has ended too")
 
 
 # --------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from conftest import KIT
 
+import ledger
 import progress
 import report
 import state
@@ -28,10 +29,14 @@ CONTRACT = {  # of `status --json`, see the design
     "cost_usd": (int, float),
     "wait_until": (type(None), int, float),
     "commit": str,
+    "confirmed": (type(None), dict),
+    "claims": dict,
+    "tampering": list,
     "branch": str,
     "blocked": (type(None), str),
 }
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+BROKE = {"iteration": 3, "commit": COMMIT, "session": "s", "focus": "c1"}
 
 
 @pytest.fixture
@@ -61,7 +66,7 @@ def saved(folder: Path, name: str = "api", *verdicts: str, **more: Any) -> dict[
     memory = progress.begin(mission, f"cco/{name}", COMMIT, 0, "cc")
     progress.adopt(memory, mission)
     found = {c.id: Verdict(c.id, verdict, 1) for c, verdict in zip(mission.criteria, shown, strict=True)}
-    progress.note_verdicts(memory, found)
+    ledger.note_verdicts(memory, found)
     memory.update(more)
     state.save(folder / f"{name}.json", memory)
     return memory
@@ -84,7 +89,7 @@ def test_the_keys_and_types_of_the_json_are_the_contract(folder):
     assert list(found) == list(CONTRACT)
     assert all(isinstance(found[key], kind) for key, kind in CONTRACT.items())
     assert [list(criterion) for criterion in found["criteria"]] == [
-        ["id", "criteria", "priority", "verdict", "regressions", "stalls"]
+        ["id", "criteria", "priority", "verdict", "regressions", "stalls", "flaky", "unconfirmed", "proof", "evidence"]
     ] * 2
 
 
@@ -98,6 +103,10 @@ def test_the_json_says_what_the_memory_holds(folder):
         "verdict": "met",
         "regressions": [],
         "stalls": 0,
+        "flaky": False,
+        "unconfirmed": False,
+        "proof": None,
+        "evidence": None,
     }
     assert [criterion["verdict"] for criterion in found.pop("criteria")] == ["timeout"]
     assert found == {
@@ -108,6 +117,9 @@ def test_the_json_says_what_the_memory_holds(folder):
         "cost_usd": 0,
         "wait_until": None,
         "commit": COMMIT,
+        "confirmed": None,
+        "claims": {"made": 0, "false": 0},
+        "tampering": [],
         "branch": "cco/api",
         "blocked": None,
     }
@@ -199,7 +211,7 @@ def test_a_lock_of_another_mission_does_not_make_this_one_run(folder):
 
 def test_the_table_shows_every_criterion_as_it_stands(folder):
     memory = saved(folder, "api", "met", "unmet", "unjudged", "broken")
-    memory["criteria"]["c2"].update(stalls=3, regressions=[{}, {}])
+    memory["criteria"]["c2"].update(stalls=3, regressions=[BROKE, BROKE])
     state.save(folder / "api.json", memory)
     line, _, header, _, *rows = status(folder, "api").split("\n\nbranch")[0].splitlines()
     assert line == "api: validation, 1/4 met, iteration 0, $0.00"
@@ -226,6 +238,36 @@ def test_a_criterion_takes_one_line_of_the_table_however_it_was_written(folder):
     assert last.startswith("[x]  c1 ")
     assert "All tests pass, really" in last
     assert len(last) < 140
+
+
+def test_what_is_odd_about_criteria_and_worker_is_said_below_the_table(folder):
+    evidence = {"kind": "accepted", "by": "ada", "at": "2026-01-01T00:00:00+00:00", "commit": COMMIT, "quotes": []}
+    memory = saved(folder, "api", "unmet", "met", "met", "met")
+    for id, known in zip(
+        memory["criteria"],
+        ({"regressions": [BROKE]}, {"regressions": [BROKE], "flaky": True}, {"unconfirmed": True}, {"evidence": evidence}),
+        strict=True,
+    ):
+        memory["criteria"][id].update(known)
+    memory["tampering"] = [{"iteration": n, "path": f"tests/{n}", "what": "changed", "kept": ""} for n in range(7)]
+    memory["metrics"].update(claims_made=4, claims_false=1)
+    memory["confirmed"] = {"commit": COMMIT, "at": "", "where": "tree", "seconds": 0.0, "setup": None}
+    state.save(folder / "api.json", memory)
+    changed = ", ".join(f"iteration {n}: tests/{n} (changed)" for n in range(2, 7))
+    assert status(folder, "api").split("\n\n")[2].splitlines() == [
+        "c1 was met, and broken in iteration 3, commit 0123456789ab",
+        "c2 is flaky: its check gave different results on the same tree",
+        "c3 is met in the work tree alone, not in a clean checkout",
+        "c4 was accepted by ada at 2026-01-01T00:00:00+00:00",
+        f"protected, and changed: {changed}",
+        "the worker claimed 4 times that something is finished; 1 times it was not",
+        "no clean checkout confirmed it: confirm is tree, or auto_commit off",
+    ]
+    found = as_json(folder)
+    assert found["claims"] == {"made": 4, "false": 1}
+    assert found["confirmed"]["where"] == "tree"
+    assert [entry["path"] for entry in found["tampering"]] == [f"tests/{n}" for n in range(7)]
+    assert found["criteria"][3]["evidence"] == evidence
 
 
 def test_the_branch_and_commit_are_named_and_what_to_do_next(folder):

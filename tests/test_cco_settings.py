@@ -45,6 +45,7 @@ monitoring:
   dashboard_port: 8080
 """  # noqa: W293 (to the letter)
 SECRET = "sk-or-v1-0123456789abcdef"
+WRITABLE = ["~/.config/tool", "/run/docker.sock"]
 
 
 @pytest.fixture
@@ -87,6 +88,16 @@ def test_defaults_alone_are_complete():
     assert settings.session.max_context == 0.6
     assert settings.monitoring.log_level == "INFO"
     assert settings.manager.provider is None
+    assert vars(settings.checks) == {
+        "sandbox": True,
+        "network": True,
+        "writable": [],
+        "jobs": 1,
+        "cpu": 7200,
+        "memory": 8 << 30,
+        "processes": 1000,
+        "file_size": 2 << 30,
+    }
 
 
 def test_changing_one_result_does_not_change_the_next():
@@ -163,6 +174,15 @@ def test_switches_take_the_words_of_yaml(config, text, value):
         ("CCO_SESSION_MAX_CONTEXT", "1", "session", "max_context", 1),
         ("CCO_MONITORING_LOG_LEVEL", "debug", "monitoring", "log_level", "DEBUG"),
         ("CCO_REPOSITORY_BRANCH", "work/2024", "repository", "branch", "work/2024"),
+        ("CCO_CHECKS_SANDBOX", "off", "checks", "sandbox", False),
+        ("CCO_CHECKS_NETWORK", "no", "checks", "network", False),
+        ("CCO_CHECKS_WRITABLE", "[~/.config/tool, /run/docker.sock]", "checks", "writable", WRITABLE),
+        ("CCO_CHECKS_JOBS", "4", "checks", "jobs", 4),
+        ("CCO_CHECKS_CPU", "30m", "checks", "cpu", 1800),
+        ("CCO_CHECKS_CPU", "null", "checks", "cpu", None),
+        ("CCO_CHECKS_MEMORY", "512MB", "checks", "memory", 512 << 20),
+        ("CCO_CHECKS_PROCESSES", "null", "checks", "processes", None),
+        ("CCO_CHECKS_FILE_SIZE", "1000", "checks", "file_size", 1000),
         ("CCO_NO_SKIPS", "1", "manager", "provider", None),
         ("CCO_UNHEARD_OF", "1", "manager", "provider", None),
     ],
@@ -188,6 +208,13 @@ def test_a_variable_sets_a_key(name, text, section, key, value):
         ("CCO_ORCHESTRATOR_MODE", "swarm", "found 'swarm', expected single_instance"),
         ("CCO_SESSION_MAX_CONTEXT", "60", "found 60, expected a number from 0.1 to 1, or a percentage such as 60%"),
         ("CCO_SESSION_MAX_CONTEXT", "5%", "found '5%', expected a number from 0.1 to 1"),
+        ("CCO_CHECKS_SANDBOX", "maybe", "found 'maybe', expected true or false"),
+        ("CCO_CHECKS_WRITABLE", "[tmp]", "found 'tmp', expected a path that starts with / or ~"),
+        ("CCO_CHECKS_JOBS", "0", "found 0, expected a whole number from 1 to 64"),
+        ("CCO_CHECKS_CPU", "long", "found 'long', expected a duration"),
+        ("CCO_CHECKS_MEMORY", "much", "found 'much', expected a size"),
+        ("CCO_CHECKS_PROCESSES", "0", "found 0, expected a whole number from 1 to 1000000"),
+        ("CCO_CHECKS_PROCESS", "5", "checks.process: unknown; did you mean processes?"),
         ("CCO_CLAUDE_CODE_SANDBOX", "maybe", "found 'maybe', expected true or false"),
         ("CCO_CLAUDE_CODE_MAX_FILE_SIZE", "big", "found 'big', expected a size such as 512 (bytes), 100KB"),
         ("CCO_CLAUDE_CODE_PERMISSION_MODE", "acceptedits", "did you mean acceptEdits?"),
