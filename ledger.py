@@ -9,6 +9,7 @@ Part of the document that schema/state.json describes, like progress.py. No file
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
@@ -22,6 +23,8 @@ TAMPERING = 20  # changes of the referee kept in all
 QUOTES = 5  # kept of a judge's evidence
 NAMED = 10  # criteria or claims kept of one session
 STREAK = 3  # iterations in a row below the best commit, after which it is gone back to
+CONFLICT = 3  # times that one criterion became met while another broke, until they are called conflicting
+STUCK = 6  # iterations without a newly met criterion, until morale is low
 RETURNS = 2  # times that one commit is gone back to
 
 Memory = dict[str, Any]
@@ -162,6 +165,31 @@ def note_claims(memory: Memory) -> list[str]:
     memory["metrics"]["claims_made"] += made
     memory["metrics"]["claims_false"] += len(lies)
     return [f'the worker reported "{lie["text"]}"; the checks say otherwise: {", ".join(lie["false"])}' for lie in lies]
+
+
+def conflicts(memory: Memory) -> list[tuple[str, str]]:
+    """Pairs of criteria of which, three times, one became met in the very iteration in which the other broke."""
+    turns = {id: dict(known["changes"]) for id, known in memory["criteria"].items() if known["regressions"]}
+    found = []
+    for first, second in itertools.combinations(turns, 2):
+        both = turns[first].keys() & turns[second].keys()
+        met_and_broken = [n for n in both if {turns[first][n], turns[second][n]} == {"m", "r"}]
+        found += [(first, second)] * (len(met_and_broken) >= CONFLICT)
+    return found
+
+
+def morale(memory: Memory) -> str:
+    """rising, steady, struggling or stuck, by what the last iterations brought."""
+    best, gains = 0, list[bool]()
+    for entry in memory["history"]:
+        gains.append(entry["met"] > best)
+        best = max(best, entry["met"])
+    if gains[-1:] == [True]:
+        return "rising"
+    if len(gains) >= STUCK and not any(gains[-STUCK:]):
+        return "stuck"
+    setback = bool(memory["history"] and memory["history"][-1]["broke"])
+    return "struggling" if setback or (len(gains) > 1 and not any(gains[-2:])) else "steady"
 
 
 def way_back(memory: Memory) -> str:

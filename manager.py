@@ -25,6 +25,12 @@ STRATEGIES = ("retry_modified", "alternative", "partial", "escalate")  # the lad
 RUNGS = (2, 4)  # stalled iterations from which on another approach, and setting aside, are due
 FAILURES_SHOWN = 3  # failing checks whose output goes into a prompt
 FAILURE_TAIL = 2500  # characters of each of them
+TONES = {  # one sentence; what is to be done stands elsewhere
+    "rising": "Well done: the last session made a criterion true that was not before.",
+    "steady": "",
+    "struggling": "The last session brought nothing new. Take one small step, and run its check before you finish.",
+    "stuck": "Many sessions brought nothing new. Doubt what was taken for granted, and begin at the failing output.",
+}
 TITLE = 100  # characters of a plan's title
 
 
@@ -65,6 +71,10 @@ class Situation:
     """The worker's last words."""
     tried: Sequence[str] = ()
     """One line per session, newest last."""
+    conflicts: Sequence[tuple[str, str]] = ()
+    """Criteria that keep breaking each other."""
+    morale: str = "steady"
+    """rising, steady, struggling or stuck: it sets the tone, never the content."""
     lies: Sequence[str] = ()
     """What the worker said of its last session, where the checks say otherwise."""
     tampering: Sequence[str] = ()
@@ -256,7 +266,12 @@ def _feedback(situation: Situation) -> str:
     """What the last session has to hear of its report, and of what it touched."""
     said = "\n".join(f"- {as_data(line)}" for line in situation.lies)
     touched = "\n".join(f"- {as_data(line)}" for line in situation.tampering)
+    pairs = ", ".join(f"{first} and {second}" for first, second in situation.conflicts)
     parts = (
+        TONES[situation.morale],
+        f"In conflict so far: {pairs}. When one became met, the other broke. Find what they share, and make both true."
+        if pairs
+        else "",
         f"The last report said what is not so:\n<data>\n{said}\n</data>" if said else "",
         "Protected files were changed. They have been put back, and it is on record. Change the work, not what proves"
         f" it:\n<data>\n{touched}\n</data>"

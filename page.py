@@ -18,6 +18,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import ledger
 import log
 import paper
 import report
@@ -194,6 +195,8 @@ def _warnings(memory: dict[str, Any], mission: Mission) -> list[Block]:
         never = id in checked - guards and known["verdict"] == "met" and not known.get("seen_red", True)
         found = {**known, "guard": id in guards, "never": never}
         rows += [(Code(id), text) for key, text in WARNINGS.items() if found.get(key)]
+    for first, second in ledger.conflicts(memory):
+        rows.append((Code(f"{first}, {second}"), "in conflict: when one became met, the other broke, several times"))
     return _table("criterion, what to know about it", rows)
 
 

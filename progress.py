@@ -221,6 +221,8 @@ def situation(memory: Memory, mission: Mission, tails: Mapping[str, str], max_co
         lies=[
             f'"{lie["text"]}": the checks say otherwise of {", ".join(lie["false"])}' for lie in last["claims"]["lies"]
         ],
+        conflicts=ledger.conflicts(memory),
+        morale=ledger.morale(memory),
         tampering=[
             f"{entry['path']} ({entry['what']})"
             for entry in memory["tampering"]

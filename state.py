@@ -37,6 +37,16 @@ VERBATIM = [
     "completed_tasks",
     "pending_tasks",
 ]
+NO_PLACE = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ELOOP,
+)
 SCHEMA = os.path.join(os.path.dirname(os.path.realpath(__file__)), "schema", "state.json")
 
 
@@ -151,23 +161,39 @@ def _seal(document: dict[str, Any]) -> str:
 
 
 def _key() -> bytes:
-    """This user's key, made when first needed, where no worker in its sandbox and no check can read it."""
+    """This user's key, made when first needed, where no worker in its sandbox and no check can read it.
+
+    b"" where none can be kept. Raises OSError for a passing reason not to get it: unsealed, the state would be forged.
+    """
     folder = os.path.join(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"), "cco")
     path = os.path.join(folder, "key")
     try:
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(handle, "wb") as file:
-            file.write(os.urandom(32))
-    except FileExistsError:
-        pass
-    except OSError:
-        return b""
+        return _read(path) or _make_key(folder, path)
+    except OSError as error:
+        if error.errno in NO_PLACE:
+            return b""
+        raise
+
+
+def _read(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
             return file.read()
-    except OSError:
+    except FileNotFoundError:
         return b""
+
+
+def _make_key(folder: str, path: str) -> bytes:
+    """Whoever gets the lock first makes it; nobody takes one that is half written."""
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if not (key := file.read()):
+            key = os.urandom(32)
+            file.write(key)
+            file.flush()
+            os.fsync(file.fileno())
+    return key
 
 
 def _sync_folder(folder: Path) -> None:

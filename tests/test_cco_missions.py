@@ -68,6 +68,7 @@ PACKAGE = {
         "coverage": "node --test --experimental-test-coverage tests/",
     },
 }
+LOCK = {"name": "task-api", "lockfileVersion": 3, "requires": True, "packages": {"": {"name": "task-api"}}}
 OPENAPI = "openapi: 3.1.0\npaths:\n  /tasks: {}\n  /tasks/{id}: {}\n"
 
 
@@ -89,6 +90,7 @@ def start(project: Path, home: Path, claude: Path, file: str, replies: list[dict
             "ANTHROPIC_BASE_URL": api.url,
             "ANTHROPIC_API_KEY": "no-key-is-needed",
             "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+            "NPM_CONFIG_OFFLINE": "true",
         }
         command = [sys.executable, str(KIT / "cco.py"), "start", file]
         done = subprocess.run(
@@ -112,14 +114,16 @@ def test_the_task_api_of_the_specification_runs_to_done(project, git, tmp_path, 
         *writing("Validation is tested.", **{"tests/validation.test.mjs": VALIDATION}),
         *writing("Documented.", **{"docs/openapi.yaml": OPENAPI}),
         *writing("In a container.", Dockerfile="FROM node:22\nCMD node src/app.mjs\n", **{".dockerignore": ".git\n"}),
+        *writing("It can be installed.", **{"package-lock.json": json.dumps(LOCK)}),
     ]
     code, said = start(project, tmp_path, real_claude, "api.yaml", replies)
     assert code == 0, said
     status = json.loads((project / ".cco" / "api.json").read_text())
     assert status["completed_tasks"] == ["crud", "validation", "coverage", "documented", "containerized"]
-    assert status["iterations"] == 5
-    assert git(project, "rev-list", "--count", "main..cco/api") == "5"
-    assert "0 of 5 criteria met" in said  # the first session's words changed nothing
+    assert status["iterations"] == 6
+    assert git(project, "rev-list", "--count", "main..cco/api") == "6"
+    assert said.count("0 of 5 criteria met") == 2  # after the first session's words, and where `npm ci` had no lock file
+    assert (status["confirmed"]["where"], status["confirmed"]["setup"]["code"]) == ("checkout", 0)
 
 
 def test_hello_runs_to_done(project, git, tmp_path, real_claude):

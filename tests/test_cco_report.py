@@ -213,8 +213,10 @@ def test_the_table_shows_every_criterion_as_it_stands(folder):
     memory = saved(folder, "api", "met", "unmet", "unjudged", "broken")
     memory["criteria"]["c2"].update(stalls=3, regressions=[BROKE, BROKE])
     state.save(folder / "api.json", memory)
-    line, _, header, _, *rows = status(folder, "api").split("\n\nbranch")[0].splitlines()
+    line, shown, remark, _ = status(folder, "api").split("\n\n")
+    header, _, *rows = shown.splitlines()
     assert line == "api: validation, 1/4 met, iteration 0, $0.00"
+    assert remark == "c2 was met, and broken in iteration 3, commit 0123456789ab"
     assert header.split() == ["id", "verdict", "priority", "regressions", "stalls", "criterion"]
     assert [row.split() for row in rows] == [
         ["[x]", "c1", "met", "medium", "number", "1"],

@@ -48,6 +48,12 @@ def document(**changes: Any) -> dict[str, Any]:
     return {**smallest(SCHEMA), **changes}
 
 
+def unsealed(loaded: dict[str, Any]) -> dict[str, Any]:
+    """What was saved, of a document that bears our seal."""
+    assert state.is_sealed(loaded)
+    return {name: value for name, value in loaded.items() if name != "seal"}
+
+
 @pytest.fixture
 def path(tmp_path) -> Path:
     (tmp_path / "of a mission").mkdir()
@@ -75,8 +81,8 @@ def run(code: str, *args: object, shell: tuple[str, ...] = ()) -> subprocess.Com
 def test_what_is_saved_is_loaded(path):
     saved = document(plan={"instruction": "ä € \U0001f600 \n\0", "deep": [[{"n": 0.1, "big": 2**70}]]}, wait_until=1.5)
     state.save(path, saved)
-    assert state.load(path) == saved
-    assert state.load(str(path), validate=False) == saved
+    assert unsealed(state.load(path)) == saved
+    assert unsealed(state.load(str(path), validate=False)) == saved
 
 
 def test_lone_surrogates_survive(path):
@@ -86,8 +92,8 @@ def test_lone_surrogates_survive(path):
 
 def test_the_version_comes_first_whatever_was_given(path):
     state.save(path, {**document(), "version": 99})
-    assert path.read_bytes().startswith(b'{\n "version": 1,\n')
-    assert state.load(path)["version"] == 1
+    assert path.read_bytes().startswith(b'{\n "version": 2,\n')
+    assert state.load(path)["version"] == 2
 
 
 def test_the_file_is_plain_ascii_and_its_owners_alone(path):
@@ -127,12 +133,12 @@ def test_what_could_not_be_read_back_is_not_written(path, number):
             lambda text: text.replace(b'"plan": null', b'"plan": ' + b"[" * 100_000 + b"]" * 100_000),
             "not a readable state",
         ),
-        (lambda text: text.replace(b'"version": 1', b'"version": 2'), "expected a state of version 1, found 2"),
-        (lambda text: text.replace(b'"version": 1', b'"version": "1"'), "expected a state of version 1, found '1'"),
-        (lambda text: text.replace(b'"version": 1,', b""), "expected a state of version 1, found None"),
-        (lambda text: b"[" + text + b"]", "expected a state of version 1, found 'list'"),
-        (lambda text: b"null", "expected a state of version 1, found 'NoneType'"),
-        (lambda text: b'"version"', "expected a state of version 1, found 'str'"),
+        (lambda text: text.replace(b'"version": 2', b'"version": 3'), "expected a state of version 2, found 3"),
+        (lambda text: text.replace(b'"version": 2', b'"version": "2"'), "expected a state of version 2, found '2'"),
+        (lambda text: text.replace(b'"version": 2,', b""), "expected a state of version 2, found None"),
+        (lambda text: b"[" + text + b"]", "expected a state of version 2, found 'list'"),
+        (lambda text: b"null", "expected a state of version 2, found 'NoneType'"),
+        (lambda text: b'"version"', "expected a state of version 2, found 'str'"),
     ],
     ids=[
         *(
@@ -197,7 +203,7 @@ def test_a_state_of_the_wrong_shape_is_refused_and_a_quick_look_is_not(path, cha
     state.save(path, document(**changes))
     with pytest.raises(state.StateError, match=re.escape(f"{path}: {where}: ")):
         state.load(path)
-    assert state.load(path, validate=False)["version"] == 1
+    assert state.load(path, validate=False)["version"] == 2
 
 
 @pytest.mark.parametrize("missing", SCHEMA["required"][1:])
@@ -253,7 +259,7 @@ def test_a_state_stays_small_however_long_the_mission_runs(path):
 def test_a_mission_larger_than_the_limit_is_saved_whole(path):
     saved = document(mission={**smallest(SCHEMA["properties"]["mission"]), "text": "x" * 200_000}, history=[])
     state.save(path, saved)
-    assert state.load(path) == saved
+    assert unsealed(state.load(path)) == saved
 
 
 def test_what_a_killed_save_left_is_removed_and_nothing_else(path):
@@ -299,8 +305,11 @@ class Faults:
 
         return call
 
-    def open(self, handle: int, mode: str) -> io.BufferedWriter:
+    def open(self, handle: Any, mode: str) -> Any:
         hit = self.hit
+        if mode == "rb":
+            hit("key")
+            return open(handle, mode)
 
         class Raw(io.FileIO):
             def write(self, data: Any) -> int:
@@ -334,11 +343,11 @@ def test_a_save_that_fails_anywhere_leaves_the_old_or_the_new_state(path, monkey
                 raised = True
         assert raised == (len(faults.calls) >= nth)
         renamed = "replace" in faults.calls[: len(faults.calls) if not raised else nth - 1]
-        assert state.load(path) == (new if renamed else old)
+        assert unsealed(state.load(path)) == (new if renamed else old)
         assert list(path.parent.iterdir()) == [path]
         if not raised:
             break
-    assert set(faults.calls) == {"mkstemp", "open", "write", "fsync", "close", "replace"}
+    assert set(faults.calls) == {"key", "mkstemp", "open", "write", "fsync", "close", "replace"}
     assert faults.calls[-4:] == ["close", "replace", "open", "fsync"]
     assert faults.calls.index("fsync") > max(n for n, name in enumerate(faults.calls) if name == "write")
 
@@ -356,7 +365,7 @@ def test_a_file_system_that_cannot_sync_a_folder_will_do(path, monkeypatch, numb
     monkeypatch.setattr(os, "fsync", fsync)
     state.save(path, document())
     assert folders
-    assert state.load(path) == document()
+    assert unsealed(state.load(path)) == document()
 
 
 SAVE = """
