@@ -74,7 +74,7 @@ def write(folder: Path, memory: dict[str, Any], mission: Mission) -> tuple[Path,
 
 def _sections(memory: dict[str, Any], mission: Mission) -> list[tuple[str, list[Block]]]:
     """Headings, written here, with what stands below them; the first has none, and begins with the verdict."""
-    left_out = [(Code(text),) for text in memory.get("left_out") or ()]
+    left_out = [(Code(text),) for text in memory["left_out"]]
     told = [
         ("", [_verdict(memory), *_circumstances(memory, mission)]),
         ("Criteria", _criteria(memory, mission)),
@@ -101,13 +101,13 @@ def _table(head: str, rows: Iterable[Sequence[Text]]) -> list[Block]:
 
 def _verdict(memory: dict[str, Any]) -> Text:
     """The whole in one sentence."""
-    known, confirmed = memory["criteria"].values(), memory.get("confirmed") or {}
+    known, confirmed = memory["criteria"].values(), memory["confirmed"] or {}
     met = sum(c["verdict"] == "met" for c in known)
     if memory["current_phase"] != "completed":
         return f"✘ Not done: {met} of {len(known)} criteria are met", *_next(memory, met == len(known))
     commit, where = Code(confirmed.get("commit") or memory["commit"]), PLACES.get(confirmed.get("where", ""), "")
     everything = "the only criterion is" if len(known) == 1 else f"all {len(known)} criteria are"
-    kinds = Counter((c.get("evidence") or {"kind": "proven"})["kind"] for c in known)
+    kinds = Counter((c["evidence"] or {"kind": "proven"})["kind"] for c in known)
     if kinds["proven"] == len(known):
         return f"✔ Done: {everything} proven on commit ", commit, f"{where}."
     words = {"proven": f"proven by checks{where}", "judged": "judged by a model", "accepted": "accepted by a person"}
@@ -117,9 +117,9 @@ def _verdict(memory: dict[str, Any]) -> Text:
 
 def _next(memory: dict[str, Any], all_met: bool) -> Sequence[str]:
     """What a mission that is not done is waiting for."""
-    if memory.get("blocked"):
+    if memory["blocked"]:
         return ". A person has to answer: ", memory["blocked"]["question"]
-    if memory["current_phase"] == "waiting" and memory.get("wait_until"):
+    if memory["current_phase"] == "waiting" and memory["wait_until"]:
         until = datetime.fromtimestamp(memory["wait_until"], timezone.utc).isoformat()
         return (f". It waits until {_when(until)}.",)
     return (", but they are not confirmed yet." if all_met else f". It is in phase {memory['current_phase']}.",)
@@ -139,13 +139,13 @@ def _circumstances(memory: dict[str, Any], mission: Mission) -> list[Block]:
         commit,
     )
     told: list[Block] = [(*which, *where, f"; as of {_when(memory['timestamp'])}.")]
-    confirmed = memory.get("confirmed") or {}
+    confirmed = memory["confirmed"] or {}
     if confirmed:
         how = f" was confirmed{PLACES.get(confirmed['where'], '')} in {_time(confirmed['seconds'])}, "
         setup = confirmed.get("setup")
         ran = (" Setup ", Code(mission.setup or ""), ": ", *_ran(setup), ".") if setup else ()
         told.append(("Commit ", Code(confirmed["commit"]), how, f"{_when(confirmed['at'])}.", *ran))
-    if confirmed.get("where", getattr(mission, "confirm", "clean")) == "tree":
+    if confirmed.get("where", mission.confirm) == "tree":
         told.append(ONLY_TREE)
     return told
 
@@ -161,7 +161,7 @@ def _criteria(memory: dict[str, Any], mission: Mission) -> list[Block]:
         ", id, what, verdict, priority, how proven",
         (
             (Sign(_states(known, now)), Code(id), known["criteria"], known["verdict"], known["priority"])
-            + ((*_proof(known.get("proof"), checks.get(id)), *_evidence(known.get("evidence"))),)
+            + ((*_proof(known["proof"], checks.get(id)), *_evidence(known["evidence"])),)
             for id, known in memory["criteria"].items()
         ),
     )
@@ -171,7 +171,7 @@ def _proof(proof: dict[str, Any] | None, check: str | None) -> Sequence[str]:
     command = (Code(check), BREAK) if check else ()
     if not proof:
         return command
-    runs = f", run {proof['runs']} times" if proof.get("runs", 1) > 1 else ""
+    runs = f", run {proof['runs']} times" if proof["runs"] > 1 else ""
     where = (f"{PLACES.get(proof['where'], '')[1:]}{runs}, {_when(proof['at'])}, commit ", Code(proof["commit"][:SHA]))
     return *command, *where, BREAK, *_ran(proof), BREAK
 
@@ -181,18 +181,18 @@ def _evidence(evidence: dict[str, Any] | None) -> Sequence[str]:
     if not evidence:
         return ()
     parts = [f"{evidence['kind']} by ", evidence["by"], f", {_when(evidence['at'])}, commit "]
-    parts += [Code(evidence["commit"][:SHA]), ": ", evidence.get("reason") or "no reason given", BREAK]
-    for quote in evidence.get("quotes") or ():
+    parts += [Code(evidence["commit"][:SHA]), ": ", evidence["reason"], BREAK]
+    for quote in evidence["quotes"]:
         parts += ["“", quote["text"], "” in ", Code(quote["path"]), ", blob ", Code(quote["blob"][:SHA]), BREAK]
     return parts
 
 
 def _warnings(memory: dict[str, Any], mission: Mission) -> list[Block]:
     checked = {c.id for c in mission.criteria if c.check}
-    guards = {c.id for c in mission.criteria if getattr(c, "guard", False)}
+    guards = {c.id for c in mission.criteria if c.guard}
     rows = []
     for id, known in memory["criteria"].items():
-        never = id in checked - guards and known["verdict"] == "met" and not known.get("seen_red", True)
+        never = id in checked - guards and known["verdict"] == "met" and not known["seen_red"]
         found = {**known, "guard": id in guards, "never": never}
         rows += [(Code(id), text) for key, text in WARNINGS.items() if found.get(key)]
     for first, second in ledger.conflicts(memory):
@@ -204,9 +204,9 @@ def _grid(memory: dict[str, Any]) -> list[Block]:
     """Every criterion, and the referee, at each iteration; 0 is before the first session."""
     last, history = memory["iterations"], memory["history"]
     columns = range(last - COLUMNS + 1 if last > COLUMNS else 0, last + 1)
-    tampered = {entry["iteration"] for entry in memory.get("tampering") or ()}
-    tampered |= {entry["iteration"] for entry in history if entry.get("tampered")}
-    watched = {entry["iteration"] for entry in history if "tampered" in entry}
+    tampered = {entry["iteration"] for entry in memory["tampering"]}
+    tampered |= {entry["iteration"] for entry in history if entry["tampered"]}
+    watched = {entry["iteration"] for entry in history}
     referee = "".join("t" if i in tampered else "-" if i in watched else "." for i in columns)
     rows = [*((id, _states(known, columns)) for id, known in memory["criteria"].items()), ("referee", referee)]
     note = "Iteration 0 is what was found before the first session."
@@ -217,7 +217,7 @@ def _grid(memory: dict[str, Any]) -> list[Block]:
 
 def _states(known: dict[str, Any], columns: range) -> str:
     """The letter of a criterion at each iteration: that of its last change until then."""
-    changes = known.get("changes") or [[known["since"], LETTERS.get(known["verdict"], "u")]]
+    changes = known["changes"] or [[known["since"], LETTERS.get(known["verdict"], "u")]]
     letters = (next((letter for when, letter in reversed(changes) if when <= i), ".") for i in columns)
     return "".join(letter if letter in STATES else "." for letter in letters)
 
@@ -230,8 +230,8 @@ def _regressions(memory: dict[str, Any]) -> list[Block]:
                 Code(id),
                 r["iteration"],
                 Code(r["commit"][:SHA]),
-                Code(r.get("session") or ""),
-                Code(r.get("focus") or ""),
+                Code(r["session"]),
+                Code(r["focus"]),
             )
             for id, known in memory["criteria"].items()
             for r in known["regressions"]
@@ -242,11 +242,10 @@ def _regressions(memory: dict[str, Any]) -> list[Block]:
 def _sessions(history: Sequence[dict[str, Any]]) -> list[Block]:
     head = ", worked on, strategy, ended, turns, cost, time, commit, met, tampered, broke, it said"
     rows = []
-    nothing = dict.fromkeys(("focus", "strategy", "source", "turns", "commit", "met", "tampered", "report"), "")
-    for known in ({**nothing, **entry} for entry in history):
+    for known in history:
         plan = Code(known["focus"]), (known["strategy"], ", by ", known["source"])
-        used = f"${known.get('cost_usd', 0):.2f}", _time(known.get("seconds", 0))
-        after = Code(known["commit"]), known["met"], known["tampered"], Code(", ".join(known.get("broke", ())))
+        used = f"${known['cost_usd']:.2f}", _time(known["seconds"])
+        after = Code(known["commit"]), known["met"], known["tampered"], Code(", ".join(known["broke"]))
         rows.append((known["iteration"], *plan, known["kind"], known["turns"], *used, *after, known["report"]))
     return _table(head, rows)
 
@@ -259,35 +258,35 @@ def _cost(metrics: dict[str, Any]) -> list[Block]:
         "questions to the manager's model": metrics["api_calls_total"],
         "worker time": _time(metrics["worker_seconds"]),
         "check time": _time(metrics["check_seconds"]),
-        "waits": f"{metrics.get('waits', 0)}, {_time(metrics.get('wait_seconds', 0))}",
+        "waits": f"{metrics['waits']}, {_time(metrics['wait_seconds'])}",
     }
     return _table("what, how much", rows.items())
 
 
 def _claims(memory: dict[str, Any]) -> list[Block]:
     """What the worker said is met, held against what was."""
-    made, false = (memory["metrics"].get(f"claims_{name}", 0) for name in ("made", "false"))
+    made, false = (memory["metrics"][f"claims_{name}"] for name in ("made", "false"))
     if not made:
         return ["None: no claim of the worker was found."]
-    told = [(entry["iteration"], *(entry.get("claims") or (0, 0))) for entry in memory["history"]]
+    told = [(entry["iteration"], *entry["claims"]) for entry in memory["history"]]
     rows = ((iteration, claimed, claimed - lies, lies) for iteration, claimed, lies in told if claimed)
     total = f"Claimed {made}, true {made - false}, false {false or 'none'}."
     return [total, *_table("iteration, claimed, true, false", rows)]
 
 
 def _tampering(memory: dict[str, Any]) -> list[Block]:
-    listed = memory.get("tampering") or ()
-    if not (count := max(memory["metrics"].get("tampered", 0), len(listed))):
+    listed = memory["tampering"]
+    if not (count := max(memory["metrics"]["tampered"], len(listed))):
         return ["None: no change of the referee was found."]
-    rows = ((t["iteration"], Code(t["path"]), t["what"], Code(t.get("kept") or "")) for t in listed)
+    rows = ((t["iteration"], Code(t["path"]), t["what"], Code(t["kept"])) for t in listed)
     table = _table("iteration, path, what, the changed version is kept in", rows)
     return [f"Files of the referee that were touched: {count}. The last {len(listed)}:", *table]
 
 
 def _accepted(memory: dict[str, Any]) -> list[Block]:
-    said = [(id, known.get("evidence") or {}) for id, known in memory["criteria"].items()]
+    said = [(id, known["evidence"] or {}) for id, known in memory["criteria"].items()]
     rows = (
-        (Code(id), e["by"], _when(e["at"]), Code(e["commit"][:SHA]), e.get("reason") or "")
+        (Code(id), e["by"], _when(e["at"]), Code(e["commit"][:SHA]), e["reason"])
         for id, e in said
         if e.get("kind") == "accepted"
     )
@@ -295,7 +294,7 @@ def _accepted(memory: dict[str, Any]) -> list[Block]:
 
 
 def _best(memory: dict[str, Any]) -> list[Block]:
-    if not (best := memory.get("best")):
+    if not (best := memory["best"]):
         return []
     met = f" of iteration {best['iteration']}: {best['met']} criteria met. Times returned to it: {best['returns']}."
     return [("Commit ", Code(best["commit"]), met)]

@@ -37,16 +37,8 @@ VERBATIM = [
     "completed_tasks",
     "pending_tasks",
 ]
-NO_PLACE = (
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOENT,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.EEXIST,
-    errno.ELOOP,
-)
+# Why no key can be kept at all, other than for now.
+NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 SCHEMA = os.path.join(os.path.dirname(os.path.realpath(__file__)), "schema", "state.json")
 
 

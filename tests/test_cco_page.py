@@ -317,24 +317,6 @@ def test_a_new_mission_leaves_out_what_has_no_content_and_says_that_nobody_cheat
     assert told("None: no change of the referee was found.", memory, mission)
 
 
-def test_a_memory_of_the_former_version_is_reported_with_what_it_has():
-    memory, mission = begin("a")
-    keys = ("criteria", "priority", "verdict", "since", "first_met", "regressions", "stalls", "failure")
-    memory["criteria"]["a"] = {k: v for k, v in memory["criteria"]["a"].items() if k in keys} | {
-        "verdict": "met",
-        "since": 1,
-    }
-    memory["criteria"]["a"]["regressions"] = [{"iteration": 1, "commit": COMMIT}]
-    memory["iterations"] = 2
-    memory["history"] = [{"iteration": 2, "kind": "ended"}]
-    for key in ("tampering", "best", "confirmed", "left_out"):
-        memory.pop(key, None)
-    for key in ("claims_made", "claims_false", "waits", "wait_seconds", "tampered"):
-        memory["metrics"].pop(key, None)
-    assert squares(page.html(memory, mission)) == {"a": ".mm", "referee": "..."}
-    assert told(f"a 1 {COMMIT[:12]}", memory, mission)
-
-
 # Commands
 
 

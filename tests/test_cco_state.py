@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import io
 import json
 import os
@@ -276,6 +277,193 @@ def test_a_state_that_is_a_link_is_replaced_and_its_target_left_alone(path, tmp_
     state.save(path, document())
     assert (tmp_path / "target").read_text() == "precious"
     assert not path.is_symlink()
+
+
+# --------------------------------------------------------------------------------------------------------
+# The seal
+# --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def key(tmp_path, monkeypatch) -> Path:
+    """Where the key of this test alone is kept; nothing is there yet."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state home"))
+    return tmp_path / "state home" / "cco" / "key"
+
+
+def test_what_is_saved_is_sealed_and_the_digest_is_that_of_the_file(path, key):
+    digest = state.save(path, document())
+    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    loaded = state.load(path)
+    assert re.fullmatch("[0-9a-f]{8}:[0-9a-f]{64}", loaded["seal"])
+    assert state.is_sealed(loaded)
+    assert state.save(path, loaded) == digest
+    assert key.read_bytes() not in path.read_bytes()
+    assert key.read_bytes().hex() not in path.read_text()
+
+
+def test_a_document_that_was_changed_since_it_was_loaded_is_not_sealed(path):
+    state.save(path, document())
+    loaded = state.load(path)
+    loaded["iterations"] = 5
+    assert not state.is_sealed(loaded)
+    state.save(path, loaded)
+    assert state.is_sealed(state.load(path))
+
+
+def test_a_byte_that_is_changed_anywhere_is_noticed_unless_the_document_stays_the_same(path):
+    state.save(path, document(plan={"ä": [1.5, True, None, "x"]}, wait_until=0.25))
+    whole, saved = path.read_bytes(), state.load(path)
+    forged = 0
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] = damaged[place] + 1 if whole[place] != ord("9") else ord("0")
+        path.write_bytes(damaged)
+        try:
+            loaded = state.load(path)
+        except state.StateError as error:
+            forged += isinstance(error, state.Forged)
+            continue
+        assert loaded == saved or not state.is_sealed(loaded), f"byte {place}: {whole[place : place + 20]!r}"
+    assert forged > len(whole) / 10
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"iterations": 7},
+        {"metrics": {"estimated_cost": 0}},
+        {"current_phase": "completed"},
+        {"completed_tasks": ["api"]},
+        {"sealed": "0" * 40},
+        {"something": "more"},
+    ],
+)
+def test_whoever_edits_the_file_without_the_key_is_found_out(path, change):
+    state.save(path, document())
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(state.Forged, match="it was changed by somebody else than CCO") as caught:
+        state.load(path)
+    assert str(path) in str(caught.value)
+    assert state.load(path, validate=False)["version"] == 2
+
+
+def test_keys_in_another_order_are_a_change(path):
+    state.save(path, document())
+    path.write_text(json.dumps(dict(reversed(json.loads(path.read_text()).items()))))
+    with pytest.raises(state.Forged):
+        state.load(path)
+
+
+def test_another_layout_of_the_same_document_is_none(path):
+    state.save(path, document())
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=7))
+    assert state.is_sealed(state.load(path))
+
+
+@pytest.mark.parametrize("seal", [None, "", ":", ":abc"])
+def test_a_seal_that_was_taken_off_is_no_way_around_it(path, seal):
+    state.save(path, document())
+    found = {name: value for name, value in json.loads(path.read_text()).items() if name != "seal"}
+    path.write_text(json.dumps({**found, **({} if seal is None else {"seal": seal})}))
+    with pytest.raises(state.Forged):
+        state.load(path)
+
+
+def test_a_state_of_another_machine_is_loaded_but_proves_nothing(path, key):
+    state.save(path, document(iterations=3))
+    key.unlink()
+    loaded = state.load(path)
+    assert loaded["iterations"] == 3
+    assert not state.is_sealed(loaded)
+    state.save(path, loaded)
+    assert state.is_sealed(state.load(path))
+
+
+@pytest.mark.parametrize("blocked", ["a file", "a file above", "a folder of its name"])
+def test_where_no_key_can_be_kept_it_works_without_a_seal(path, tmp_path, key, blocked):
+    if blocked == "a folder of its name":
+        key.mkdir(parents=True)
+    else:
+        place = key.parent if blocked == "a file" else key.parent.parent
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text("no folder")
+    digest = state.save(path, document())
+    loaded = state.load(path)
+    assert loaded == {**document(), "seal": ""}
+    assert not state.is_sealed(loaded)
+    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_the_key_lies_in_the_home_directory_where_nothing_else_is_said(path, tmp_path, monkeypatch):
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    state.save(path, document())
+    assert len((tmp_path / "home/.local/state/cco/key").read_bytes()) == 32
+
+
+def test_the_key_is_made_once_and_is_its_owners_alone(path, key):
+    before = os.umask(0)
+    try:
+        state.save(path, document())
+    finally:
+        os.umask(before)
+    made = key.read_bytes()
+    assert len(made) == 32
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert stat.S_IMODE(key.parent.stat().st_mode) == 0o700
+    state.save(path, document())
+    assert key.read_bytes() == made
+
+
+def test_a_key_that_was_not_written_before_the_power_failed_is_made_again(path, key):
+    key.parent.mkdir(parents=True)
+    key.touch(mode=0o600)
+    state.save(path, document())
+    assert len(key.read_bytes()) == 32
+    assert state.is_sealed(state.load(path))
+
+
+def test_a_key_that_cannot_be_read_just_now_leaves_the_old_state(path, key, monkeypatch):
+    """Saved without a seal, it would be taken for a forged one at the next start."""
+
+    def exhausted(*_: object) -> Any:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    state.save(path, document(iterations=1))
+    with monkeypatch.context() as machine:
+        machine.setattr(state, "open", exhausted, raising=False)
+        with pytest.raises(OSError, match="Too many open files"):
+            state.save(path, document(iterations=2))
+    assert unsealed(state.load(path)) == document(iterations=1)
+
+
+FIRST = """
+import json, state
+from pathlib import Path
+folder, name = Path(sys.argv[1]), sys.argv[2]
+document = json.loads((folder / "document").read_text())
+print("ready", flush=True)
+sys.stdin.readline()
+state.save(folder / f"{name}.json", document)
+print(state.is_sealed(state.load(folder / f"{name}.json")))
+"""
+
+
+def test_of_several_that_start_at_the_same_time_all_have_the_same_key(tmp_path, key):
+    (tmp_path / "document").write_text(json.dumps(document()))
+    command = [sys.executable, "-IB", "-c", f"import sys\nsys.path.insert(0, {str(KIT)!r})\n{FIRST}", str(tmp_path)]
+    for number in range(5):
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started = [subprocess.Popen([*command, f"{number}-{n}"], **pipes) for n in range(4)]
+        for process in started:
+            assert process.stdout.readline() == "ready\n"
+        for process in started:
+            process.stdin.write("\n")
+            process.stdin.flush()
+        assert [process.communicate(timeout=60) for process in started] == [("True\n", "")] * 4
+        assert all(state.is_sealed(state.load(tmp_path / f"{number}-{n}.json")) for n in range(4))
+        key.unlink()
 
 
 # --------------------------------------------------------------------------------------------------------
