@@ -12,10 +12,12 @@ What is not covered: without bubblewrap a check runs what the worker wrote with 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -45,6 +47,7 @@ VARIABLE = re.compile(  # what differs from run to run: that, paths, UUIDs, addr
     re.I,
 )
 CANNOT_RUN = (126, 127)  # the shell's exit codes for "not executable" and "not found"
+WALLS_FAILED = b"bwrap: "  # how bubblewrap's own complaints begin
 BEYOND = {"cpu": "processor time", "memory": "memory", "processes": "processes"}
 
 
@@ -277,9 +280,9 @@ class _Trial:
 
     def _take(self, result: proc.Result) -> None:
         """Count one run."""
-        verdict = _verdict(result)
+        verdict = _verdict(result, proc.read(self.output, 0, len(WALLS_FAILED)))
         why = self.place.why if verdict != "met" else ""
-        digest = _keep(self.output, _note(result) + why, self.place.outputs / f"{self.criterion.id}.log")
+        digest = _keep(self.output, _note(result, self.output) + why, self.place.outputs / f"{self.criterion.id}.log")
         self._tidy()
         tail = last_output(self.criterion.id, self.place.outputs)
         self.last = Verdict(self.criterion.id, verdict, result.code, digest=digest, tail=tail)
@@ -307,10 +310,10 @@ def _command(command: str, place: Place, scratch: Path) -> tuple[list[str], dict
 # --------------------------------------------------------------------------------------------------------
 
 
-def _verdict(result: proc.Result) -> str:
+def _verdict(result: proc.Result, beginning: bytes) -> str:
     if result.stopped == "timeout":
         return "timeout"
-    if result.error or result.code in CANNOT_RUN:
+    if result.error or result.code in CANNOT_RUN or (result.code == 1 and beginning == WALLS_FAILED):
         return "broken"
     return "met" if result.code == 0 and not result.stopped and result.size <= MAX_OUTPUT else "unmet"
 
@@ -320,7 +323,13 @@ def _unproven(criterion: Criterion, reason: str, place: Place) -> Verdict:
     return Verdict(criterion.id, "unmet", tail=reason[-TAIL:], where="checkout")
 
 
-def _note(result: proc.Result) -> str:
+def _too_large(result: proc.Result, output: IO[bytes]) -> bool:
+    """Whether a file would have become too large: some are killed then, others told."""
+    killed = result.code in (-signal.SIGXFSZ, 128 + signal.SIGXFSZ)
+    return killed or (bool(result.code) and os.strerror(errno.EFBIG) in proc.tail(output, TAIL))
+
+
+def _note(result: proc.Result, output: IO[bytes]) -> str:
     """What the output cannot say."""
     left = " ".join("; ".join(sorted(result.swept)[:NAMED]).split())
     notes = [
@@ -328,6 +337,7 @@ def _note(result: proc.Result) -> str:
         f"ended: it used more {BEYOND[result.stopped]} than checks.{result.stopped} allows"
         if result.stopped in BEYOND
         else "",
+        "it wanted to write a larger file than checks.file_size allows" if _too_large(result, output) else "",
         f"it printed more than {MAX_OUTPUT} bytes" if result.size > MAX_OUTPUT else "",
         f"could not be started: {result.error}" if result.error else "",
         f"{LEFT} ({len(result.swept)}): {left}" if left else "",

@@ -16,7 +16,7 @@ from typing import Any
 
 import dod
 
-REGRESSIONS = 5  # kept for each criterion
+REGRESSIONS = 6  # kept for each criterion, of many criteria fewer
 MESSAGE = 200  # characters of each of them
 CHANGES = 60  # changes of verdict kept for each criterion
 TAMPERING = 20  # changes of the referee kept in all
@@ -45,7 +45,7 @@ def note_verdicts(memory: Memory, verdicts: Mapping[str, dod.Verdict]) -> list[s
         if verdict.verdict != known["verdict"]:
             broke = _regressed(known, verdict)
             if broke:
-                known["regressions"] = [*known["regressions"], _whose_work(memory)][-REGRESSIONS:]
+                known["regressions"] = [*known["regressions"], _whose_work(memory)][-_share(memory, REGRESSIONS) :]
             if verdict.verdict == "met" and known["first_met"] is None:
                 known["first_met"] = memory["iterations"]
             why = f" (regression: {broken_by(known)})" if broke else ""
@@ -89,7 +89,7 @@ def _whose_work(memory: Memory) -> dict[str, Any]:
     """The iteration, commit, session and focus that a regression is put down to; without a session, to a person."""
     plan = memory["plan"]
     session = memory["worker"]["session"] if plan and memory["worker"] else ""
-    here = {"iteration": memory["iterations"], "commit": memory["commit"]}
+    here = {"iteration": memory["iterations"], "commit": memory["commit"][:12]}
     return {**here, "session": session, "focus": plan["focus"] if plan else ""}
 
 
@@ -110,7 +110,12 @@ def _note_change(memory: Memory, known: dict[str, Any]) -> None:
     changes = [change for change in known["changes"] if change[0] != memory["iterations"]]
     if not changes or changes[-1][1] != letter:
         changes.append([memory["iterations"], letter])
-    known["changes"] = changes[-CHANGES:]
+    known["changes"] = changes[-_share(memory, CHANGES) :]
+
+
+def _share(memory: Memory, most: int) -> int:
+    """How many entries each of the criteria may keep, so that the state of a large mission stays small."""
+    return max(most // 6, min(most, most * 20 // len(memory["criteria"])))
 
 
 def _last_met(known: Mapping[str, Any]) -> int:
@@ -118,9 +123,11 @@ def _last_met(known: Mapping[str, Any]) -> int:
 
 
 def _note_best(memory: Memory) -> None:
-    met = len(memory["completed_tasks"])
-    if met and met >= (memory["best"] or {"met": 0})["met"]:
-        memory["best"] = {"commit": memory["commit"], "met": met, "iteration": memory["iterations"], "returns": 0}
+    met, best = len(memory["completed_tasks"]), memory["best"] or {"met": 0, "returns": 0}
+    if met and met >= best["met"]:
+        returns = best["returns"] if met == best["met"] else 0
+        here = {"commit": memory["commit"], "met": met, "iteration": memory["iterations"]}
+        memory["best"] = {**here, "returns": returns}
 
 
 def note_evidence(memory: Memory, id: str, kind: str, by: str, reason: str, quotes: list[dict[str, str]]) -> None:

@@ -91,7 +91,8 @@ def plan(job: Job) -> None:
     progress.note_plan(memory, decision)
     if decision.strategy == "escalate":
         memory["plan"] = None  # nothing is to be carried out
-        memory["blocked"] = {"question": decision.question, "seen": job.fingerprint()}
+        asks_again = manager.has_judge(job.settings) and memory["criteria"][decision.focus]["verdict"] == "unjudged"
+        memory["blocked"] = {"question": decision.question, "seen": "" if asks_again else job.fingerprint()}
         return job.save("blocked")
     memory["iterations"] += 1
     if decision.session == "fresh" or not memory["worker"]:

@@ -123,6 +123,11 @@ def decide(situation: Situation, settings: Any) -> Plan:
     return plan
 
 
+def has_judge(settings: Any) -> bool:
+    """Whether an LLM judges the criteria without a check."""
+    return provider(settings) == "openrouter"
+
+
 def provider(settings: Any) -> str:
     """Who decides by these settings: "openrouter" or "rules"."""
     return str(settings.manager.provider or ("openrouter" if settings.openrouter.api_key else "rules"))
@@ -192,8 +197,8 @@ def _escalate(stuck: Sequence[Standing]) -> Plan:
     if worst.verdict == "unjudged":
         ids = ", ".join(s.id for s in stuck)
         question = (
-            f"Nothing here can prove {ids}, so a person has to look at it. Is it met? Then say so:"
-            f" make accept ID={stuck[0].id}. Or add the shell command that shows it as `check` in the mission."
+            f"Nothing here can prove {ids} (no check, and no verdict of a judge), so a person has to look at it. Is it"
+            f" met? Then say so: make accept ID={worst.id}. Or add the shell command that shows it as `check`."
         )
     else:
         how = f"its check fails: `{worst.check}`. Is the check right" if worst.check else "it is judged. Is it clear"

@@ -129,8 +129,7 @@ def missing_setup(job: Job) -> str:
 
 def needs_person(job: Job) -> list[str]:
     """Ids of the criteria that nobody but a person can judge here."""
-    has_judge = manager.provider(job.settings) == "openrouter"
-    return [c.id for c in job.mission.criteria if c.check is None and not has_judge]
+    return [] if manager.has_judge(job.settings) else [c.id for c in job.mission.criteria if c.check is None]
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -211,7 +210,7 @@ def _judged(job: Job, verdicts: dict[str, Verdict]) -> dict[str, Verdict]:
             found[criterion.id] = Verdict(criterion.id, "met", tail=known["evidence"]["reason"])
     rest = [c for c in without if c.id not in found]
     checked = (verdicts[c.id] for c in job.mission.criteria if c.check is not None)
-    if rest and manager.provider(job.settings) == "openrouter" and dod.all_met(checked):
+    if rest and manager.has_judge(job.settings) and dod.all_met(checked):
         found |= _ask_judge(job, rest, files)
     return found
 

@@ -21,7 +21,7 @@ import ledger
 import log
 import sandbox
 import seal
-from job import PERSON, Job, Stop, digest
+from job import PERSON, Job, Stop, digest, is_running
 
 WITNESS = "accepted"  # name of what git remembers of a mission
 
@@ -45,7 +45,7 @@ def walls(job: Job, root: Path) -> sandbox.Walls | None:
     if root != job.root:
         hidden, sealed = [*hidden, job.root], [job.root / ".git", root / ".git"]
     writable = tuple(Path(os.path.expanduser(place)) for place in checks.writable)
-    return sandbox.Walls(root, tuple(sealed), tuple(hidden), writable, checks.network)
+    return sandbox.Walls(root, (*sealed, job.repo.folder()), tuple(hidden), writable, checks.network)
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -59,10 +59,11 @@ def inspect(job: Job) -> None:
     Raises repo.GitError, OSError.
     """
     memory = job.memory
-    if memory["plan"] is not None and not job.accept and job.seal.load(memory["sealed"]):
-        compare(job)  # a session was begun, and what became of it is not known yet
+    unwatched = is_running(memory) or (memory["plan"] is not None and memory["current_phase"] == "validation")
+    if unwatched and not job.accept and job.seal.load(memory["sealed"]):
+        compare(job, "since the last session began (if that was you: make start ACCEPT=1)")
     else:
-        memory["sealed"] = job.seal.take()  # between two sessions, what is there is a person's
+        memory["sealed"] = job.seal.take()  # nothing ran since it was compared, so what is there is a person's
     accepted = {"mission": memory["mission"]["digest"], "settings": memory["settings"]["digest"]}
     text = json.dumps({**accepted, "sealed": memory["sealed"]}).encode()
     job.repo.remember(f"{job.mission.id}/sealed", memory["sealed"])
@@ -87,7 +88,7 @@ def require_known(job: Job) -> None:
     _restore(job, "while the state was lost")
 
 
-def compare(job: Job) -> None:
+def compare(job: Job, when: str = "by the worker") -> None:
     """Put back what a session changed of the referee, remember it and name it. Raises repo.GitError, OSError."""
     if job.state_was_changed():
         _note(job, [seal.Change(job.file, "changed")])
@@ -100,7 +101,7 @@ def compare(job: Job) -> None:
             log.error(f"the {name} changed while the worker ran. That is not adopted; what was accepted counts.")
             known["suspect"] = found
             _note(job, [seal.Change(path, "changed")])
-    _restore(job, "by the worker")
+    _restore(job, when)
 
 
 def broken(job: Job) -> list[str]:

@@ -184,6 +184,10 @@ class Repo:
         """Make git keep some bytes; the name of the object, which `git cat-file blob` prints again."""
         return self.git("hash-object", "-w", "--stdin", stdin=content).decode().strip()
 
+    def folder(self) -> Path:
+        """Where git keeps its objects and settings: `.git`, or that of the main work tree."""
+        return Path(os.path.normpath(self.root / self._git("rev-parse", "--git-common-dir")))
+
     def remember(self, name: str, target: str) -> None:
         """Point refs/cco/NAME to an object, so that git keeps it and it is found again."""
         self._git("update-ref", f"refs/cco/{name}", target)

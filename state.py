@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 VERSION = 2  # of the document; a newer kit's file is refused, never guessed at
 MAX_SIZE = 100_000  # bytes; the oldest history is dropped above this, it lives on in the totals
+LEAST_HISTORY = 10  # entries that are kept whatever the size
 PATIENCE = 1.0  # seconds for which those who only ask for the lock's holder can keep it from us
 # A password like `password` may be part of a name; masked, the name would name nothing.
 VERBATIM = [
@@ -93,8 +94,9 @@ def save(path: Path, document: dict[str, Any]) -> str:
     import tempfile  # with `log` 15 ms, which a reader of the state does not pay
 
     document["version"] = VERSION
-    while len(text := _text(document)) > MAX_SIZE and (history := document.get("history")):
-        del history[: 1 + int(len(history) * (1 - MAX_SIZE / len(text)))]
+    history = document.get("history", [])
+    while len(text := _text(document)) > MAX_SIZE and (spare := len(history) - LEAST_HISTORY) > 0:
+        del history[: min(spare, 1 + int(len(history) * (1 - MAX_SIZE / len(text))))]
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with open(handle, "wb") as file:
@@ -124,7 +126,8 @@ def _text(document: dict[str, Any]) -> bytes:
 
 
 def _dump(document: dict[str, Any]) -> bytes:
-    return json.dumps(document, allow_nan=False, indent=1).encode("ascii") + b"\n"
+    lines = (f"{json.dumps(name)}: {json.dumps(value, allow_nan=False)}" for name, value in document.items())
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode("ascii")
 
 
 # --------------------------------------------------------------------------------------------------------

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
 
+import judge
+import ledger
 import manager
 import progress
 import repo
 import state
+from claims import Claim
 from dod import Verdict
 from manager import Plan
 from mission import Limits, Mission, parse
@@ -39,16 +43,21 @@ def outcome(kind: str = "ended", **more: Any) -> Outcome:
     return Outcome(kind, **{"cost_usd": 0.25, "turns": 3, "seconds": 60.0, "tokens": tokens, **more})
 
 
+def sha(number: int) -> str:
+    """The commit of an iteration."""
+    return f"{number:02x}" * 20
+
+
 class Memory:
     """A memory that is held against schema/state.json after every step."""
 
     def __init__(self, *ids: str):
-        self.mission = mission_of(*ids)
+        self.mission = mission_of(*(ids or ("a",)))
         self.memory = progress.begin(self.mission, "cco/api", FIRST, 0, "cc-worker-001")
         self.adopt(self.mission)
 
     def fits(self) -> None:
-        problems = [f"{p.json_path}: {p.message}" for p in SCHEMA.iter_errors({"version": 1, **self.memory})]
+        problems = [f"{p.json_path}: {p.message}" for p in SCHEMA.iter_errors({"version": 2, **self.memory})]
         assert problems == []
 
     def adopt(self, mission: Mission) -> None:
@@ -56,33 +65,46 @@ class Memory:
         progress.adopt(self.memory, mission)
         self.fits()
 
-    def see(self, *verdicts: str, output: str = "it failed") -> list[str]:
+    def see(self, *verdicts: str, output: str = "it failed", **more: Any) -> list[str]:
         """What the checks say now, in the order of the mission."""
         found = {
-            c.id: Verdict(c.id, verdict, int(verdict != "met"), tail=output)
+            c.id: Verdict(c.id, verdict, int(verdict != "met"), tail=output, **more)
             for c, verdict in zip(self.mission.criteria, verdicts, strict=True)
         }
-        lines = progress.note_verdicts(self.memory, found)
+        lines = ledger.note_verdicts(self.memory, found)
         self.fits()
         return lines
 
-    def ran(self, result: Outcome) -> None:
-        progress.note_outcome(self.memory, result)
+    def ran(self, result: Outcome, *said: Claim) -> None:
+        progress.note_outcome(self.memory, result, said)
         self.fits()
 
     def iterate(
-        self, focus: str, *verdicts: str, output: str = "it failed", result: Outcome | None = None
+        self,
+        focus: str,
+        *verdicts: str,
+        output: str = "it failed",
+        result: Outcome | None = None,
+        said: Sequence[Claim] = (),
+        **more: Any,
     ) -> list[str]:
-        """One iteration: plan, session, checks."""
+        """One iteration: plan, session, commit, checks."""
         self.memory["iterations"] += 1
         progress.note_plan(self.memory, plan(focus))
+        self.memory["worker"] = {"session": "0ccb0c9e", "begun": True, "context": 0.1, "failures": 0}
         self.fits()
-        self.ran(result or outcome())
-        self.memory["commit"] = f"{self.memory['iterations']:040x}"
-        lines = self.see(*verdicts, output=output)
-        progress.close_iteration(self.memory, repo.Commit(self.memory["commit"], ["src/a.py"]), STATISTICS)
+        self.ran(result or outcome(), *said)
+        commit = repo.Commit(sha(self.memory["iterations"]), ["src/a.py"])
+        progress.note_commit(self.memory, commit)
+        lines = self.see(*verdicts, output=output, **more) + ledger.note_claims(self.memory)
+        progress.close_iteration(self.memory, commit, STATISTICS)
         self.fits()
         return lines
+
+    def by_hand(self, *verdicts: str, commit: str = "e" * 40) -> list[str]:
+        """A person changes something between two runs."""
+        self.memory["commit"] = commit
+        return self.see(*verdicts)
 
     def known(self, id: str, key: str) -> Any:
         return self.memory["criteria"][id][key]
@@ -134,128 +156,46 @@ def test_an_edit_keeps_what_is_known_forgets_what_is_gone_and_adds_what_is_new()
     assert edited.see("unmet", "unmet", "met") == ["criterion d: unjudged -> unmet"]
 
 
+@pytest.mark.parametrize("changed", [{"check": "make other"}, {"guard": True}, {"check": None}])
+def test_a_criterion_that_is_proven_otherwise_is_forgotten_but_for_its_course(changed):
+    edited = Memory("a", "b")
+    edited.iterate("a", "met", "met", digest="d" * 64)
+    edited.memory["criteria"]["a"].update(flaky=True, seen_red=True, proves=True, unconfirmed=True)
+    edited.memory["best"] = {"commit": FIRST, "met": 2, "iteration": 1, "returns": 0}
+    entry = {"id": "a", "criteria": "a works", "check": "make a", **changed}
+    entries = [{name: value for name, value in entry.items() if value is not None}]
+    edited.adopt(mission_of(definition_of_done=[*entries, {"id": "b", "criteria": "b works", "check": "make b"}]))
+    forgotten = ("verdict", "first_met", "proof", "flaky", "seen_red", "proves", "unconfirmed", "evidence")
+    assert [edited.known("a", key) for key in forgotten] == ["unjudged", None, None, *[False] * 4, None]
+    assert edited.known("a", "changes") == [[1, "m"]]
+    assert (edited.known("b", "verdict"), edited.known("b", "first_met")) == ("met", 1)
+    assert edited.memory["best"] is None
+    assert edited.memory["completed_tasks"] == ["b"]
+
+
+def test_a_judged_criterion_in_other_words_has_to_be_judged_again():
+    judged = Memory()
+    entry = {"id": "tone", "criteria": "the README is friendly"}
+    judged.adopt(mission_of(definition_of_done=[entry]))
+    ledger.note_evidence(judged.memory, "tone", "judged", "m/n", "it greets", [])
+    judged.adopt(mission_of(definition_of_done=[entry], title="Another title"))
+    assert judged.known("tone", "evidence") is not None
+    judged.adopt(mission_of(definition_of_done=[{**entry, "criteria": "the README is short"}]))
+    assert judged.known("tone", "evidence") is None
+
+
+def test_a_check_in_other_words_proves_the_same():
+    edited = Memory("a")
+    edited.iterate("a", "met")
+    edited.adopt(mission_of(definition_of_done=[{"id": "a", "criteria": "in other words", "check": "make a"}]))
+    assert edited.known("a", "verdict") == "met"
+
+
 def test_an_edit_takes_over_new_words_and_priorities():
     edited = Memory("a")
     entry = {"id": "a", "criteria": "in other words", "check": "make a", "priority": "critical"}
     edited.adopt(mission_of(definition_of_done=[entry]))
     assert (edited.known("a", "criteria"), edited.known("a", "priority")) == ("in other words", "critical")
-
-
-# Verdicts
-
-
-def test_each_changed_verdict_is_one_line_and_an_unchanged_one_is_none():
-    seen = Memory("a", "b")
-    assert seen.see("unmet", "met") == ["criterion a: unjudged -> unmet", "criterion b: unjudged -> met"]
-    assert seen.see("unmet", "met") == []
-    assert seen.see("timeout", "met") == ["criterion a: unmet -> timeout"]
-
-
-def test_first_met_and_since_are_the_iterations_that_brought_it():
-    seen = Memory("a", "b")
-    seen.see("met", "unmet")
-    seen.iterate("b", "met", "unmet", output="another failure")
-    seen.iterate("b", "unmet", "met")
-    seen.iterate("a", "met", "met")
-    assert (seen.known("a", "first_met"), seen.known("a", "since")) == (0, 3)
-    assert (seen.known("b", "first_met"), seen.known("b", "since")) == (2, 2)
-
-
-def test_a_regression_is_said_and_kept_with_the_commit_that_brought_it():
-    seen = Memory("a", "b")
-    seen.see("met", "unmet")
-    assert seen.iterate("b", "broken", "unmet") == ["criterion a: met -> broken (regression)"]
-    assert seen.known("a", "regressions") == [{"iteration": 1, "commit": f"{1:040x}"}]
-    seen.iterate("a", "met", "unmet")
-    seen.iterate("b", "unmet", "met")
-    assert [entry["iteration"] for entry in seen.known("a", "regressions")] == [1, 3]
-
-
-def test_only_the_latest_regressions_are_kept():
-    seen = Memory("a")
-    for _ in range(30):
-        seen.iterate("a", "met")
-        seen.iterate("a", "unmet")
-    assert [entry["iteration"] for entry in seen.known("a", "regressions")] == [52, 54, 56, 58, 60]
-
-
-def test_what_runs_last_is_not_broken_by_waiting_for_the_others():
-    seen = Memory("a", "slow")
-    seen.see("met", "met")
-    assert seen.iterate("a", "unmet", "unjudged") == [
-        "criterion a: met -> unmet (regression",
-        "criterion slow: met -> unjudged",
-    ]
-    assert seen.known("slow", "regressions") == []
-    assert seen.iterate("a", "met", "unmet") == [
-        "criterion a: unmet -> met",
-        "criterion slow: unjudged -> unmet (regression)",
-    ]
-    assert [entry["iteration"] for entry in seen.known("slow", "regressions")] == [2]
-
-
-def test_what_was_never_met_does_not_regress():
-    seen = Memory("a")
-    for verdict in ("unmet", "timeout", "unjudged", "broken"):
-        seen.iterate("a", verdict)
-    assert seen.known("a", "regressions") == []
-
-
-def test_completion_is_measured():
-    seen = Memory("a", "b", "c")
-    seen.ran(outcome(cost_usd=0.3))
-    seen.see("met", "unmet", "unmet")
-    assert seen.memory["completed_tasks"] == ["a"]
-    assert seen.memory["pending_tasks"] == ["b", "c"]
-    assert seen.metric("completion_percentage") == 33.3
-    assert seen.metric("cost_per_criteria") == 0.3
-    seen.see("unmet", "unmet", "unmet")
-    assert (seen.metric("completion_percentage"), seen.metric("cost_per_criteria")) == (0.0, 0)
-
-
-# Stalls
-
-
-def test_stalls_are_counted_for_the_focus_alone():
-    seen = Memory("a", "b")
-    seen.see("unmet", "unmet")
-    for expected in (1, 2, 3):
-        seen.iterate("a", "unmet", "unmet")
-        assert (seen.known("a", "stalls"), seen.known("b", "stalls")) == (expected, 0)
-    seen.iterate("b", "unmet", "unmet")
-    assert (seen.known("a", "stalls"), seen.known("b", "stalls")) == (3, 1)
-
-
-@pytest.mark.parametrize(
-    ("verdict", "output", "stalls"),
-    [
-        ("unmet", "it failed", 3),
-        ("unmet", "it failed differently", 0),
-        ("timeout", "it failed", 0),
-        ("met", "it failed", 0),
-    ],
-)
-def test_any_change_in_the_failure_begins_the_count_anew(verdict, output, stalls):
-    seen = Memory("a")
-    seen.see("unmet")
-    seen.iterate("a", "unmet")
-    seen.iterate("a", "unmet")
-    seen.iterate("a", verdict, output=output)
-    assert seen.known("a", "stalls") == stalls
-
-
-def test_numbers_and_times_in_the_output_are_no_change():
-    seen = Memory("a")
-    seen.see("unmet", output="1 failed in 0.12s")
-    seen.iterate("a", "unmet", output="1 failed in 73.5s")
-    assert seen.known("a", "stalls") == 1
-
-
-def test_the_first_look_after_the_baseline_is_no_stall():
-    seen = Memory("a")
-    seen.see("unmet")
-    seen.see("unmet")
-    assert seen.known("a", "stalls") == 0
 
 
 # Sessions
@@ -331,13 +271,35 @@ def test_a_plan_of_the_rules_is_no_api_call_also_when_an_answer_of_no_use_was_pa
     assert planned.metric("estimated_cost") == 0.01
 
 
+def test_what_a_judge_cost_is_added_whether_or_not_it_answered():
+    judged = Memory("a")
+    progress.note_ruling(judged.memory, judge.Ruling(cost_usd=0.02, tokens={"input": 7, "output": 5}, calls=2))
+    judged.fits()
+    assert (judged.metric("estimated_cost"), judged.metric("api_calls_total")) == (0.02, 2)
+    assert (judged.metric("token_usage")["input"], judged.metric("token_usage")["output"]) == (7, 5)
+
+
+def test_what_a_session_claimed_is_kept_until_the_checks_have_spoken():
+    worked = Memory("a")
+    worked.ran(outcome(), Claim("all are complete", tuple(f"c{n}" for n in range(30))))
+    said = worked.memory["last"]["said"]
+    assert said == [{"text": "all are complete", "ids": [f"c{n}" for n in range(10)]}]
+    assert worked.memory["last"]["claims"] == {"made": 0, "lies": []}
+
+
 # History
 
 
 def test_a_closed_iteration_is_one_line_of_history():
     worked = Memory("a", "b")
     worked.see("unmet", "unmet")
-    worked.iterate("a", "met", "unmet", result=outcome(report="I did\n  this and that. " + "x" * 500))
+    said = [Claim("a and b are complete", ("a", "b")), Claim("a is complete", ("a",))]
+    report = "I did\n  this and that. " + "x" * 500
+    ledger.note_tampering(worked.memory, [("tests/old.py", "changed", "")])
+    worked.memory["iterations"] = 1  # tampering is found before the checks run
+    ledger.note_tampering(worked.memory, [("tests/a.py", "changed", ""), ("tests/b.py", "new", "/kept/b.py")])
+    worked.memory["iterations"] = 0
+    worked.iterate("a", "met", "unmet", result=outcome(report=report), said=said)
     (entry,) = worked.memory["history"]
     assert entry["report"].startswith("I did this and that. xxx")
     assert len(entry.pop("report")) == 120
@@ -350,12 +312,23 @@ def test_a_closed_iteration_is_one_line_of_history():
         "turns": 3,
         "cost_usd": 0.25,
         "seconds": 60.0,
-        "commit": f"{1:040x}"[:12],
+        "commit": sha(1)[:12],
         "met": 1,
+        "broke": [],
+        "claims": [2, 1],
+        "tampered": 2,
     }
     assert worked.memory["plan"] is None
     assert worked.metric("total_iterations") == 1
     assert worked.metric("lines_of_code_added") == 40
+
+
+def test_an_iteration_names_what_it_broke_and_no_later_one_does():
+    worked = Memory("a", "b", "c")
+    worked.iterate("a", "met", "met", "unmet")
+    worked.iterate("c", "unmet", "broken", "unmet")
+    worked.iterate("c", "unmet", "broken", "met")
+    assert [entry["broke"] for entry in worked.memory["history"]] == [[], ["a", "b"], []]
 
 
 def test_an_iteration_that_changed_nothing_has_no_commit_and_no_files():
@@ -363,6 +336,7 @@ def test_an_iteration_that_changed_nothing_has_no_commit_and_no_files():
     worked.memory["iterations"] = 1
     progress.note_plan(worked.memory, plan())
     worked.ran(outcome())
+    progress.note_commit(worked.memory, repo.Commit(FIRST))
     progress.close_iteration(worked.memory, repo.Commit(FIRST), STATISTICS)
     worked.fits()
     assert worked.memory["history"][0]["commit"] == ""
@@ -385,35 +359,52 @@ def test_an_iteration_that_changed_nothing_has_no_commit_and_no_files():
 )
 def test_files_of_a_commit_are_listed_with_their_kind(path, kind):
     worked = Memory("a")
-    worked.memory["iterations"] = 1
-    progress.note_plan(worked.memory, plan())
-    worked.ran(outcome())
-    progress.close_iteration(worked.memory, repo.Commit("c" * 40, [path]), STATISTICS)
+    progress.note_commit(worked.memory, repo.Commit("c" * 40, [path]))
     worked.fits()
+    assert worked.memory["commit"] == "c" * 40
     assert worked.memory["artifacts"] == [{"path": path, "type": kind, "version": "c" * 40}]
 
 
-@pytest.mark.parametrize(("letter", "iterations", "left"), [("x", 10_000, 100), ("測", 300, 10)])
-def test_the_state_stays_below_100_kilobytes_for_ever_with_long_reports(tmp_path, letter, iterations, left):
+def test_what_a_commit_left_out_is_kept_with_the_reasons_but_for_the_settings_of_tools():
+    worked = Memory("a")
+    left_out = {".claude/x": repo.TOOLS_OWN, **{f"{n}.bin": "it is too large" for n in range(50)}}
+    progress.note_commit(worked.memory, repo.Commit(FIRST, [f"{n}.py" for n in range(500)], left_out))
+    worked.fits()
+    assert worked.memory["left_out"] == [f"{n}.bin: it is too large" for n in range(20)]
+    assert len(worked.memory["artifacts"]) == 100
+
+
+@pytest.mark.parametrize(
+    ("letter", "iterations", "least", "size"), [("x", 10_000, 60, 100_000), ("測", 300, state.LEAST_HISTORY, 180_000)]
+)
+def test_the_state_stays_small_for_ever_with_long_reports_lies_and_tampering(tmp_path, letter, iterations, least, size):
     worked = Memory(*(f"criterion-{n}" for n in range(12)))
     ids, file = list(worked.memory["criteria"]), tmp_path / "api.json"
     paths = [f"src/some/package/module_{n}.py" for n in range(500)]
+    claim, touched = Claim(letter * 160, tuple(ids)), [(letter * 60, "changed", letter * 60)] * 30
+    quotes = [{"path": letter * 60, "blob": "b" * 40, "text": letter * 1000}] * 9
     for n in range(1, iterations + 1):
         worked.memory["iterations"] = n
         progress.note_plan(worked.memory, plan(ids[n % 12]))
         kind = ("ended", "timeout", "crashed")[n % 3]
         said = {"message": letter * 3000, "report": letter * 8000, "denials": [letter * 100] * 20}
-        progress.note_outcome(worked.memory, outcome(kind, **said))
-        worked.memory["commit"] = f"{n:040x}"
+        progress.note_outcome(worked.memory, outcome(kind, **said), [claim] * 20)
+        ledger.note_tampering(worked.memory, touched)
+        left_out = {letter * 60 + str(number): "it is too large" for number in range(50)}
+        progress.note_commit(worked.memory, repo.Commit(sha(n % 256), paths, left_out))
         verdict = "met" if n // 3 % 2 else "unmet"
-        progress.note_verdicts(worked.memory, {id: Verdict(id, verdict, 1, tail=str(n)) for id in ids})
-        progress.close_iteration(worked.memory, repo.Commit(f"{n:040x}", paths), STATISTICS)
+        found = {id: Verdict(id, verdict, 1, 1.0, "d" * 64, str(n), flaky=n % 2 == 1) for id in ids}
+        ledger.note_verdicts(worked.memory, found)
+        ledger.note_evidence(worked.memory, ids[n % 2], "judged", "m/n", letter * 1000, quotes)
+        ledger.note_claims(worked.memory)
+        progress.close_iteration(worked.memory, repo.Commit(sha(n % 256), paths), STATISTICS)
         if n in (iterations - 1, iterations):
             state.save(file, worked.memory)
-            assert file.stat().st_size <= 100_000
-            assert state.load(file)["history"] == worked.memory["history"]
+            assert file.stat().st_size <= size
+            loaded = state.load(file)
+            assert {name: value for name, value in loaded.items() if name != "seal"} == worked.memory
     numbers = [entry["iteration"] for entry in worked.memory["history"]]
-    assert left < len(numbers) <= progress.HISTORY
+    assert least <= len(numbers) <= progress.HISTORY
     assert numbers == list(range(iterations + 1 - len(numbers), iterations + 1))
     assert worked.metric("session_count") == worked.metric("total_iterations") == iterations
     assert worked.metric("estimated_cost") == iterations / 4
@@ -492,10 +483,11 @@ def test_a_situation_holds_every_criterion_as_it_stands():
     worked.iterate("b", "unmet", "unmet", "unmet", result=outcome(report="I tried."))
     here = worked.situation()
     assert (here.mission, here.iteration, here.report, here.last) == (worked.mission, 2, "I tried.", "ended, 3 turns")
-    assert [(s.id, s.verdict, s.regressed, s.stalls) for s in here.standings] == [
-        ("a", "unmet", True, 0),
-        ("b", "unmet", False, 1),
-        ("c", "unmet", False, 0),
+    broken = f"broken in iteration 1, commit {sha(1)[:12]}, while working on b"
+    assert [(s.id, s.verdict, s.broken_by, s.stalls) for s in here.standings] == [
+        ("a", "unmet", broken, 0),
+        ("b", "unmet", "", 1),
+        ("c", "unmet", "", 0),
     ]
     assert [(s.check, s.tail) for s in here.standings][1] == ("make b", "output of b")
     assert here.tried == ["1: b (retry_modified): ended, 0 met afterwards. It said: I tried."]
@@ -505,7 +497,28 @@ def test_what_is_met_again_is_no_regression_any_more():
     worked = Memory("a")
     for verdict in ("met", "unmet", "met"):
         worked.iterate("a", verdict)
-    assert [s.regressed for s in worked.situation().standings] == [False]
+    assert [s.broken_by for s in worked.situation().standings] == [""]
+
+
+def test_a_situation_says_what_is_flaky_and_what_a_clean_checkout_contradicted():
+    worked = Memory("a", "b")
+    worked.iterate("a", "met", "met")
+    worked.memory["criteria"]["a"]["flaky"] = worked.memory["criteria"]["b"]["unconfirmed"] = True
+    assert [(s.flaky, s.unconfirmed) for s in worked.situation().standings] == [(True, False), (False, True)]
+
+
+def test_a_situation_tells_of_the_lies_and_the_tampering_of_the_last_session_alone():
+    worked = Memory("a", "b")
+    worked.memory["iterations"] = 1
+    ledger.note_tampering(worked.memory, [("tests/a.py", "changed", "/kept/a.py")])
+    worked.memory["iterations"] = 0
+    worked.iterate("a", "unmet", "met", said=[Claim("both are complete", ("a", "b")), Claim("b is complete", ("b",))])
+    here = worked.situation()
+    assert here.lies == ['"both are complete": the checks say otherwise of a']
+    assert here.tampering == ["tests/a.py (changed)"]
+    worked.iterate("a", "unmet", "met")
+    here = worked.situation()
+    assert (here.lies, here.tampering) == ([], [])
 
 
 def test_a_situation_before_the_first_session_says_so():
