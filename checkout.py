@@ -3,15 +3,19 @@
     clean = checkout.Clean(git, commit, folder)     a new work tree in the folder
     clean.reset(made)                               as it was after setup
     checkout.remove(git, folder)                    also what a killed run left
+    folder = checkout.scratch(owner, "clean")       a temporary folder
+    checkout.remove_scratch(owner)                  all of an owner's, after a run that was killed
 
 What is not covered: objects that git-lfs or a partial clone would have to fetch are fetched as configured.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import stat
+import tempfile
 from pathlib import Path
 
 from repo import GITLINK, Repo
@@ -51,9 +55,25 @@ class Clean:
 
 
 def remove(git: Repo, folder: Path) -> None:
-    """Remove the work tree and its folder, whatever is left of them. Raises GitError."""
+    """Remove the work tree and its folder, whatever is left of them; no work tree of anybody else."""
     delete(folder)
-    git.git("worktree", "prune", "--expire=now")
+    git.git("worktree", "remove", "--force", "--force", str(folder / TREE), may_fail=True)
+
+
+def scratch(owner: str, kind: str) -> Path:
+    """A new temporary folder of an owner, such as a repository."""
+    return Path(tempfile.mkdtemp(prefix=f"{_prefix(owner)}{kind}-"))
+
+
+def remove_scratch(owner: str) -> None:
+    """Remove the owner's temporary folders. Only when nothing of it runs."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_prefix(owner)}*"):
+        if path.lstat().st_uid == os.getuid():
+            delete(path)
+
+
+def _prefix(owner: str) -> str:
+    return f"cco-{hashlib.sha256(os.fsencode(owner)).hexdigest()[:12]}-"
 
 
 def delete(path: Path) -> None:

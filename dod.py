@@ -265,7 +265,7 @@ class _Trial:
 
     def _start(self) -> None:
         self.output = tempfile.TemporaryFile()  # noqa: SIM115
-        self.scratch = Path(tempfile.mkdtemp(prefix="cco-"))
+        self.scratch = checkout.scratch(self.place.marker, "check")
         argv, env = _command(self.criterion.check or "", self.place, self.scratch)
         settings = self.place.settings
         limits = proc.Limits(

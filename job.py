@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import checkout
@@ -191,6 +192,7 @@ class Job:
         self.repo.remove_stale_lock(0 if ended else STALE)
         self.repo.remove_placeholders()
         state.remove_stale(self.folder)
+        checkout.remove_scratch(self.marker)
         self.stop_file.unlink(missing_ok=True)
         oldest = time.time() - self.settings.logging.retention_days * 86400
         for path in (*self.sessions.iterdir(), *(self.folder / "kept").glob("*")):
@@ -301,9 +303,15 @@ def open_job(path: Path, config: str | None, accept: bool = False) -> Job:
     Raises MissionError, Stop for a repository that cannot be worked on, OSError without write access.
     """
     log.know(os.environ)
-    mission = _accepted(path, accept)
-    require_repository(mission)
-    job = Job(mission, config, accept)
+    place = path.parent
+    try:
+        mission = _accepted(path, accept)
+        place = mission.repository
+        require_repository(mission)
+        job = Job(mission, config, accept)
+    except MissionError:
+        _end_left(place)
+        raise
     log.know(read_dotenv(job.root / ".env"))
     for secret in (job.settings.openrouter.api_key, job.settings.claude_code.api_key):
         log.know_value(secret)
@@ -339,10 +347,17 @@ def _accepted(path: Path, accept: bool) -> Mission:
 
 
 def _remembered(path: Path, place: Path) -> progress.Memory | None:
-    """The memory of the mission that was started from this file, whatever its id is now."""
+    """The memory of the mission that was started from this file, whatever its id is now; none that is forged."""
     folder = report.find_folder(str(place), os.getcwd())
-    found = report.memories(folder) if folder else []
-    return next((memory for memory in found if memory["mission"]["path"] == str(path)), None)
+    found = (memory for memory in (report.memories(folder) if folder else []) if memory["mission"]["path"] == str(path))
+    return next((memory for memory in found if state.is_sealed(memory) or not memory.get("seal")), None)
+
+
+def _end_left(place: Path) -> None:
+    """End what a killed run left, also where mission or settings cannot be read any more."""
+    if folder := report.find_folder(str(place), os.getcwd()):
+        with suppress(state.Busy, OSError), state.Lock(Path(folder, "lock"), processes.identity(os.getpid())):
+            processes.end_leftovers(str(Path(folder).parent.resolve()), None)
 
 
 def is_running(memory: progress.Memory) -> bool:

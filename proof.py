@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -129,7 +128,9 @@ def missing_setup(job: Job) -> str:
 
 def needs_person(job: Job) -> list[str]:
     """Ids of the criteria that nobody but a person can judge here."""
-    return [] if manager.has_judge(job.settings) else [c.id for c in job.mission.criteria if c.check is None]
+    known = job.memory["criteria"]
+    without = [c.id for c in job.mission.criteria if c.check is None and not known[c.id]["evidence"]]
+    return [] if manager.has_judge(job.settings) else without
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -182,13 +183,14 @@ def _remembered(job: Job, id: str) -> Verdict:
 def _proves_nothing(job: Job, criterion: Criterion) -> str:
     inside = (path for path in {job.mission.path, HERE} if path.is_relative_to(job.root))
     texts = [(path, str(path.relative_to(job.root))) for path in inside]
-    with tempfile.TemporaryDirectory(prefix="cco-empty-") as folder:
-        root, outputs = Path(folder, "empty"), Path(folder, "outputs")
+    folder = checkout.scratch(job.marker, "empty")
+    root, outputs = folder / "empty", folder / "outputs"
+    try:
         root.mkdir()
         outputs.mkdir()
-        found = dod.proves_nothing(criterion, replace(_place(job, root), broken=tuple, outputs=outputs), texts)
-        checkout.delete(root)  # whatever rights the check took away
-    return found
+        return dod.proves_nothing(criterion, replace(_place(job, root), broken=tuple, outputs=outputs), texts)
+    finally:
+        checkout.delete(folder)  # whatever rights the check took away
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -278,7 +280,7 @@ def _confirmed(job: Job, verdicts: dict[str, Verdict]) -> dict[str, Verdict]:
 @contextmanager
 def _clean(job: Job, commit: str) -> Iterator[checkout.Clean]:
     """A clean checkout that is removed afterwards; the next start removes it where this run is killed."""
-    folder = Path(tempfile.mkdtemp(prefix="cco-clean-"))
+    folder = checkout.scratch(job.marker, "clean")
     job.memory["checkout"] = str(folder)
     job.save()
     try:

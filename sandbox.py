@@ -82,7 +82,7 @@ SECRET_PLACES = (
     "~/.config/BraveSoftware",
     "~/.claude/.credentials.json",
 )
-OURS = ("~/.claude", "~/.claude.json", "~/.config/cco", "~/.local/state/cco")  # no business of a check
+OURS = ("~/.claude", "~/.claude.json", "~/.config/cco")  # no business of a check
 # Files that tools read in any case: hidden only with a login in them.
 CONFIGS = ("~/.npmrc", "~/.yarnrc.yml", "~/.m2/settings.xml", "~/.gradle/gradle.properties", "~/.config/pip/pip.conf")
 LOGIN = re.compile(rb"_auth|authtoken|password|://[^/\s:@]+:[^/\s@]+@", re.I)
@@ -226,6 +226,13 @@ def caches() -> list[Path]:
     return _existing(place.replace("~", home, 1) for home in _homes()[:1] for place in CACHES)
 
 
+def key_places() -> list[str]:
+    """Where the key that seals the states may be."""
+    given = os.environ.get("XDG_STATE_HOME")
+    states = [*([given] if given else []), *(os.path.join(home, ".local", "state") for home in _homes())]
+    return [os.path.abspath(os.path.join(place, "cco")) for place in states]
+
+
 def _kinds(walls: Walls) -> dict[Path, str]:
     """The kind of wall at each place; a later one replaces an earlier one at the same place."""
     path, stores = os.environ.get("PATH", os.defpath).split(os.pathsep), set(caches())
@@ -308,7 +315,7 @@ def _secrets() -> list[Path]:
     """What belongs to the user alone, and what takes commands for the outside."""
     at_home = [place.replace("~", home, 1) for home in _homes() for place in (*SECRET_PLACES, *OURS)]
     configs = [place.replace("~", home, 1) for home in _homes() for place in CONFIGS]
-    return _existing([*at_home, *filter(_holds_login, configs), *SOCKETS])
+    return _existing([*at_home, *key_places(), *filter(_holds_login, configs), *SOCKETS])
 
 
 def _holds_login(path: str) -> bool:

@@ -13,19 +13,22 @@ What is not covered: owner, times and empty folders; what a link points to outsi
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import shutil
 import stat
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import repo
 
 STARS = re.compile(r"(?<=[^/])\*\*+|\*\*+(?=[^/])")  # ** as part of a name, which Path.glob refuses, is a *
+ALL = re.compile(r"(\./)*\*\*/?")  # means folders to Path.glob, and with them the root, whose own files are missing
+ENTRIES = "entries"  # name of the list in the tree that git keeps
 CACHES = ("__pycache__", ".pytest_cache")  # made by every run of the tests; nothing in them is anybody's work
 NOT_WORK = re.compile(r"\.git|\.cco")  # what no glob means: git's own, and ours
 NOT_KIT = re.compile(r"\..*|node_modules|missions|tests|extras|deploy|.*\.(log|out)")  # what the kit does not run
@@ -64,11 +67,14 @@ class Seal:
     def take(self) -> str:
         """Seal what is there now; the name by which `load` finds it again. Raises repo.GitError."""
         self.entries = self._look(keep=True)
-        return self.git.keep(json.dumps(self.entries).encode())
+        blobs = {blob: blob for mode, blob in self.entries.values() if mode in (FILE, PROGRAM) and blob}
+        blobs[ENTRIES] = self.git.keep(json.dumps(self.entries).encode())
+        tree = "".join(f"{FILE} blob {blob}\t{name}\n" for name, blob in blobs.items())  # so that no gc removes them
+        return self.git.git("mktree", stdin=tree.encode()).decode().strip()
 
     def load(self, name: str) -> bool:
         """Go on with what `take` sealed in an earlier run; whether it is still known."""
-        text = self.git.git("cat-file", "blob", name, may_fail=True) if name else b""
+        text = self.git.git("cat-file", "blob", f"{name}:{ENTRIES}", may_fail=True) if name else b""
         self.entries = {path: (mode, blob) for path, (mode, blob) in json.loads(text or b"{}").items()}
         return bool(text)
 
@@ -87,7 +93,11 @@ class Seal:
         What lies outside of the repository is left as it is: others may use it, and have changed it for good reasons.
         Raises repo.GitError, OSError.
         """
-        return [self._put_back(c, kept) if c.path.is_relative_to(self.root) else c for c in changes]
+        ours = [change for change in changes if change.path.is_relative_to(self.root)]
+        away = {change.path: self._take_away(change.path, kept) for change in ours}
+        for change in ours:  # not before all that is wrong has gone: one may stand in the way of another
+            self._restore(change.path)
+        return [replace(change, kept="" if change.is_cache else away.get(change.path, "")) for change in changes]
 
     # ------------------------------------------------------------------------------------------------
     # What is there
@@ -95,7 +105,7 @@ class Seal:
 
     def _look(self, keep: bool = False) -> dict[str, tuple[str, str]]:
         """Mode and blob of every sealed path. keep: let git keep the contents."""
-        modes = {str(path): mode for path in self._paths() if (mode := _mode(path))}
+        modes = {str(path): mode for path in self._paths(everything=keep) if (mode := _mode(path))}
         self._hash([path for path, mode in modes.items() if mode in (FILE, PROGRAM)], keep)
         return {path: (mode, self._content(path, mode)) for path, mode in modes.items()}
 
@@ -104,15 +114,25 @@ class Seal:
             return os.readlink(path)
         return self._seen[path][1] if mode != OTHER else ""
 
-    def _paths(self) -> set[Path]:
-        """Every sealed path that is no folder, and what links among them lead to in the repository."""
-        todo = [path for pattern in self.protect for path in self.root.glob(STARS.sub("*", pattern))]
+    def _paths(self, everything: bool) -> set[Path]:
+        """Every sealed path that is no folder, and what links among them lead to in the repository.
+
+        everything: follow all links. Else only those that are as they were sealed: whoever made another link does not
+        thereby make the files that it leads to his own.
+        """
+        todo = [] if everything else [Path(path) for path in self.entries]
+        for pattern in (STARS.sub("*", pattern) for pattern in self.protect):
+            todo += [*self.root.glob(pattern), *(self.root.glob("*") if ALL.fullmatch(pattern) else ())]
         found: set[Path] = set()
         while todo:
             new = {file for path in todo if self._is_work(path) for file in self._files(path)} - found
             found |= new
-            todo = [Path(os.path.realpath(file)) for file in new if file.is_symlink()]
+            links = [file for file in new if file.is_symlink()]
+            todo = [place for link in links if everything or self._is_sealed(link) for place in _leads_to(link)]
         return (found | {*_walk(self.kit, NOT_KIT)}) - self.apart
+
+    def _is_sealed(self, link: Path) -> bool:
+        return self.entries.get(str(link)) == (LINK, os.readlink(link))
 
     def _is_work(self, path: Path) -> bool:
         inside = self.root in path.parents
@@ -135,30 +155,46 @@ class Seal:
                 count += 1
             part, todo = todo[:count], todo[count:]
             readable = [path for path in part if os.access(path, os.R_OK)]
-            command = ["hash-object", *["-w"] * keep, "--no-filters", "--", *readable]
-            blobs = self.git.git(*command).decode().split() if readable else []
             self._seen |= dict.fromkeys(part, ((), ""))  # what cannot be read
-            self._seen |= {path: (_version(path), blob) for path, blob in zip(readable, blobs, strict=True)}
+            if readable:
+                self._seen |= self._hashed(readable, keep)
+
+    def _hashed(self, paths: Sequence[str], keep: bool) -> dict[str, tuple[object, str]]:
+        command = ["hash-object", *["-w"] * keep, "--no-filters", "--", *paths]
+        try:
+            blobs = self.git.git(*command).decode().split()
+        except repo.GitError:
+            left = [path for path in paths if os.access(path, os.R_OK)]
+            if left == paths:
+                raise
+            return self._hashed(left, keep) if left else {}  # a check that still runs removed some
+        return {path: (_version(path), blob) for path, blob in zip(paths, blobs, strict=True)}
 
     # ------------------------------------------------------------------------------------------------
     # As it was
     # ------------------------------------------------------------------------------------------------
 
-    def _put_back(self, change: Change, kept: Path) -> Change:
-        path, away = change.path, ""
-        inside = [place for place in reversed(path.parents) if place != self.root and self.root in place.parents]
+    def _take_away(self, path: Path, kept: Path) -> str:
+        """Move away what is at the path, and what is no folder where its parents should be; where it is now."""
+        away = ""
+        inside = [place for place in reversed(path.parents) if self.root in place.parents]
         for place in (*inside, path):
             if place.is_symlink() or (place.exists() and (place == path or not place.is_dir())):
-                away = _move_away(place, kept / place.relative_to(self.root))
+                away = _move_away(place, kept, place.relative_to(self.root))
+            elif place.is_dir() and not os.access(place, os.R_OK | os.W_OK | os.X_OK):
+                place.chmod(0o755)
+        return away
+
+    def _restore(self, path: Path) -> None:
         mode, content = self.entries.get(str(path), ("", ""))
-        if content and mode != OTHER:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if mode == LINK:
-                path.symlink_to(content)
-            else:
-                path.write_bytes(self.git.git("cat-file", "blob", content))
-                path.chmod(0o755 if mode == PROGRAM else 0o644)
-        return replace(change, kept="" if change.is_cache else away)
+        if not content or mode == OTHER:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if mode == LINK:
+            path.symlink_to(content)
+        else:
+            path.write_bytes(self.git.git("cat-file", "blob", content))
+            path.chmod(0o755 if mode == PROGRAM else 0o644)
 
 
 def _difference(before: tuple[str, str] | None, now: tuple[str, str] | None) -> str:
@@ -203,13 +239,27 @@ def _version(path: str) -> object:
     return (status.st_mode, status.st_size, status.st_ctime_ns, status.st_ino) if settled else object()
 
 
-def _move_away(path: Path, place: Path) -> str:
-    """Move what is at `path` to a place of its own; where it is now."""
-    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    number = 1
-    while (free := place.with_name(f"{place.name}.{number}" if number > 1 else place.name)).exists() or (
-        free.is_symlink()
-    ):
-        number += 1
-    shutil.move(path, free)
-    return str(free)
+def _leads_to(link: Path) -> tuple[Path, Path]:
+    """The next place on the way of a link, which may be a link again, and the last one."""
+    return Path(os.path.normpath(link.parent / os.readlink(link))), Path(os.path.realpath(link))
+
+
+def _move_away(path: Path, folder: Path, name: Path) -> str:
+    """Move what is at `path` to a place of its own in the folder; where it is now. A cache is removed instead."""
+    if not {*name.parts}.isdisjoint(CACHES):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        return ""
+    for part in name.parent.parts:
+        folder = _free(
+            folder, part, lambda place: os.path.lexists(place) and (place.is_symlink() or not place.is_dir())
+        )
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    place = _free(folder, name.name, os.path.lexists)
+    shutil.move(path, place)
+    return str(place)
+
+
+def _free(folder: Path, name: str, is_taken: Callable[[Path], bool]) -> Path:
+    """The first of NAME, NAME.2, NAME.3 and so on that is not taken."""
+    places = (folder / (f"{name}.{number}" if number > 1 else name) for number in itertools.count(1))
+    return next(place for place in places if not is_taken(place))

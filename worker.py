@@ -212,8 +212,8 @@ def _walls(task: Task, settings: Any) -> dict[str, Any]:
     walled = settings.claude_code.sandbox
     hidden = sorted({*LOGIN_VARIABLES, *filter(log.is_secret_name, _environment(task, settings))})
     sealed = sorted({str(path) for given in task.sealed for path in (given, given.resolve())})
-    secrets = [path for path in map(os.path.expanduser, sandbox.SECRET_PLACES) if os.path.exists(path)]
-    secrets += [str(task.root / ".env")] * (task.root / ".env").exists()
+    places = [*map(os.path.expanduser, sandbox.SECRET_PLACES), *sandbox.key_places(), str(task.root / ".env")]
+    secrets = [path for path in places if os.path.exists(path)]
     rules = [_rule("Edit", path) for path in sealed] + [_rule("Read", path) for path in secrets]
     return {
         "permissions": {"deny": rules, "allow": ["Bash"] if walled else []},

@@ -110,7 +110,10 @@ EDIT = """\
 #!/usr/bin/env python3
 import json, sys
 def weaken(d):
-    d["mission"]["text"] = '{"title": "x", "definition_of_done": [{"criteria": "x", "check": "ls R*"}]}'
+    mission = json.loads(d["mission"]["text"])
+    for c in mission["definition_of_done"]:
+        c["check"] = "ls R*"
+    d["mission"]["text"] = json.dumps(mission)
 d = json.load(open(sys.argv[1]))
 exec(sys.argv[2])
 json.dump(d, open(sys.argv[1], "w"))
@@ -205,7 +208,7 @@ def scenario(seed: int, number: int) -> Scenario:
         "title": f"Mission {number} of seed {seed}",
         "setup": SETUP if "setup" in kinds or rng.random() < 0.2 else None,
         "protect": rng.choice((["acceptance/**"], ["acceptance/*"], ["acceptance"], ["acceptance/**", "README.md"])),
-        "limits": {"iterations": rng.randint(3, 10)},
+        "limits": {"iterations": rng.randint(4, 10)},
         "settings": settings,
         "definition_of_done": [one.fields for one in parts],
     }
@@ -252,11 +255,12 @@ class Worker:
 
     def sessions(self) -> list[list[dict[str, Any]]]:
         """The whole script: at some point, mostly, the honest work."""
-        made = [self.session() for _ in range(self.rng.randint(2, 7))]
-        for place in (self.rng.randrange(len(made)), len(made) - 1):
-            if self.rng.random() < 0.6:
-                made[place] = [*self.full(), {"say": "Everything is there."}]
-        return [*made, self.full()] if self.rng.random() < 0.7 else made
+        held = self.rng.choice(self.parts)  # left for the end
+        self.open = [one for one in self.parts if one is not held]
+        made = [self.session() for _ in range(self.rng.randint(1, 5))]
+        self.open = self.parts
+        made += [self.session() for _ in range(self.rng.randint(0, 3))]
+        return [*made, self.full()] if self.rng.random() < 0.8 else made
 
     def session(self) -> list[dict[str, Any]]:
         ways = (
@@ -274,11 +278,11 @@ class Worker:
         return [step for way in chosen for step in way()] + self.end()
 
     def partial(self) -> list[dict[str, Any]]:
-        some = self.rng.sample(self.parts, self.rng.randint(1, len(self.parts)))
+        some = self.rng.sample(self.open, self.rng.randint(0, len(self.open)))
         return [{"write": one.good} for one in some] + [{"bash": f"sleep {self.rng.choice((0, 0, 0.2, 0.5))}"}]
 
     def full(self) -> list[dict[str, Any]]:
-        return [{"write": one.good} for one in self.parts]
+        return [{"write": one.good} for one in self.open]
 
     def breaks(self) -> list[dict[str, Any]]:
         return [{"write": self.rng.choice(self.parts).bad}]
@@ -466,10 +470,22 @@ class Trial:
         if code == 4 and "without the accepted one" in said and memory:
             self.git("checkout", "-q", "-f", "-B", BRANCH, memory["commit"])
             return False, True
+        if code == 2 and "uncommitted changes" in said or "in the middle of" in said:
+            for words in (["rebase", "--quit"], ["add", "-A"], ["stash", "-q"], ["checkout", "-q", "-f", BRANCH]):
+                self.git(*words)
+            return False, True
+        if code == 2 and self.is_changed():
+            self.put_back()
+            return False, True
         if code == 4 and "index.lock" in said and (self.root / ".git/index.lock").exists():
             (self.root / ".git/index.lock").unlink()
             return False, True
         return False, code == 75
+
+    def is_changed(self) -> bool:
+        """Whether mission or settings are not what they were."""
+        written = any(path.exists() for path in (self.root / ".env", self.root / ".cco/config.yaml"))
+        return written or not self.file.exists() or self.file.read_bytes() != self.original
 
     def put_back(self) -> None:
         """Before a person accepts, they look at what the worker may have changed of the referee."""

@@ -9,6 +9,7 @@ import gzip
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -42,6 +43,10 @@ class Model(MessagesAPI):
         self.most = max(self.most, len(self.workers()))
         return super().answer(path, body)
 
+    def prompts(self) -> list[str]:
+        """What each session was begun or gone on with."""
+        return [request["text"] for request in self.requests if request["turn"] and not request["results"]]
+
     def told(self) -> str:
         """Everything that tools answered, in order."""
         return "\n".join(result["text"] for request in self.requests for result in request["results"])
@@ -56,6 +61,7 @@ class Host:
         self.home = folder / "home"
         self.home.mkdir()
         self.output = folder / "output"
+        self.kit = KIT
         self.url = "http://127.0.0.1:9"
         self.login = API_KEY
 
@@ -72,6 +78,35 @@ class Host:
         mission = {"title": "Work", "definition_of_done": dod, "settings": {"claude_code": claude}, **fields}
         self.mission.write_text(json.dumps(mission, indent=1))
         self.commit("first")
+
+    def put(self, *names: str, text: str = "as it was\n") -> list[Path]:
+        """Files in the repository."""
+        paths = [self.root / name for name in names]
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return paths
+
+    def copy_kit(self, folder: Path) -> None:
+        """A kit of its own, as a user has it."""
+        folder.mkdir()
+        for path in [*KIT.glob("*.py"), KIT / ".gitignore"]:
+            shutil.copy(path, folder)
+        for name in ("schema", "prompts"):
+            shutil.copytree(KIT / name, folder / name)
+        self.kit = folder
+
+    def files(self) -> dict[str, tuple[int, bytes]]:
+        """Mode and content of everything in the repository that nobody but a person changes."""
+        own = re.compile(
+            r"\.git/(?!config|hooks/|modules/sub/config|refs/heads/main)|\.cco/(?!config.yaml)|.*__pycache__"
+        )
+        found = {}
+        for path in (path for path in self.root.rglob("*") if path.is_symlink() or path.is_file()):
+            if not own.match(name := str(path.relative_to(self.root))):
+                content = os.readlink(path).encode() if path.is_symlink() else path.read_bytes()
+                found[name] = (path.lstat().st_mode, content)
+        return found
 
     def commit(self, title: str) -> None:
         self.git(self.root, "add", "-A")
@@ -92,7 +127,7 @@ class Host:
     @contextmanager
     def running(self, *args: str, **more: str) -> Iterator[subprocess.Popen[bytes]]:
         """`cco.py start` in the background; its output is in a file."""
-        argv = [sys.executable, str(KIT / "cco.py"), "start", str(self.mission), *args]
+        argv = [sys.executable, str(self.kit / "cco.py"), "start", str(self.mission), *args]
         with self.output.open("ab") as output:
             process = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=self.root,
@@ -191,6 +226,11 @@ def writes(name: str, text: str = "1\n") -> dict[str, Any]:
 
 def does(command: str) -> dict[str, Any]:
     return tool("Bash", command=command)
+
+
+def at_once(*replies: dict[str, Any]) -> dict[str, Any]:
+    """What several replies do, in one."""
+    return {"tools": [call for reply in replies for call in reply["tools"]]}
 
 
 def failure(status: int, message: str, **more: Any) -> dict[str, Any]:
@@ -306,56 +346,183 @@ def test_what_only_a_person_can_mend_ends_with_4_and_the_remedy(host, sandbox, l
 # --------------------------------------------------------------------------------------------------------
 
 
-def test_neither_file_tools_nor_commands_can_write_outside_or_to_the_referee(host, sandbox):
+# Tries all that a program can do to a file, and prints what was not refused.
+ATTACK = """
+import os, sys
+
+def write(path, mode):
+    with open(path, mode) as file:
+        file.write("evil\\n")
+
+def by_another_name(make, path):
+    make(path, "by another name")
+    try:
+        write("by another name", "a")
+    finally:
+        os.unlink("by another name")
+
+def put_over(path):
+    write("other", "w")
+    os.replace("other", path)
+
+def put_link_over(path):
+    os.symlink("a", "other")
+    os.replace("other", path)
+
+ATTACKS = {
+    "truncate": lambda path: write(path, "w"),
+    "append": lambda path: write(path, "a"),
+    "through a link": lambda path: by_another_name(os.symlink, path),
+    "through a hard link": lambda path: by_another_name(os.link, path),
+    "chmod": lambda path: os.chmod(path, 0o777),
+    "put over": put_over,
+    "put a link over": put_link_over,
+    "rename": lambda path: os.rename(path, path + ".gone"),
+    "delete": os.unlink,
+    "make a folder": os.mkdir,
+    "rename its folder": lambda path: os.rename(os.path.dirname(path), "gone"),
+}
+for path in sys.argv[2:]:
+    for name in sys.argv[1].split(",") if sys.argv[1] else ATTACKS:
+        try:
+            ATTACKS[name](path)
+            print("SUCCEEDED:", name, path)
+        except OSError:
+            pass
+        for left in ("other", "by another name"):
+            if os.path.lexists(left):
+                os.unlink(left)
+print("tried all of it on", len(sys.argv) - 2)
+"""
+BY_SHELL = """
+attempt() { "$@" && echo "SUCCEEDED: $*"; }
+attempt git mv tests/deep/test_a.py moved.py
+attempt git rm -q tests/deep/test_a.py
+attempt git checkout -q HEAD~1 -- tests
+attempt git checkout -q main
+attempt git config core.fsmonitor evil
+attempt git update-ref refs/heads/main HEAD
+attempt git commit -q --allow-empty -m evil
+attempt git -C sub commit -q --allow-empty -m evil
+attempt rm -r tests
+attempt ln -sfT real tests
+for folder in tests pages plan real sub .cco .git $KIT; do attempt mv "$folder" gone; done
+attempt sed -i s/was/is/ tests/deep/test_a.py
+attempt cp a tests/deep/test_a.py
+attempt rmdir tests/deep
+attempt unlink .env
+"""
+
+
+def a_repository_with_every_kind_of_sealed_path(host: Host) -> list[Path]:
+    """Make it; the paths that nobody but a person may change, or make where there is nothing yet."""
     host.root = host.folder / "a host [1]"
-    host.make(ONE, protect=["tests/**", "pages/*/page.ts", "**.lock"])
-    (host.folder / "outside").mkdir()
-    protected = ["tests/deep/test_a.py", "pages/[id]/page.ts", "yarn.lock"]
-    for name in protected:
-        (host.root / name).parent.mkdir(parents=True, exist_ok=True)
-        (host.root / name).write_text("as it was\n")
+    host.make(ONE, protect=["tests/**", "pages/*/page.ts", "**.lock", "linked/**"])
+    protected = host.put("tests/deep/test_a.py", "pages/[id]/page.ts", "yarn.lock", "ignored.lock", "real/inside.py")
+    (host.root / "linked").symlink_to("real")
+    (host.root / "link.py").symlink_to("tests/deep/test_a.py")
+    host.put(".gitignore", text="ignored.lock\n.env\n")
+    other = host.folder / "other"
+    host.git(host.folder, "init", "-q", "-b", "main", str(other))
+    identity = ("-c", "user.name=Test", "-c", "user.email=test@example.invalid")
+    host.git(other, *identity, "commit", "-q", "--allow-empty", "-m", "other")
+    host.git(host.root, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(other), "sub")
     host.commit("what is protected")
-    config = host.root / ".cco" / "config.yaml"
-    config.parent.mkdir(mode=0o700)
-    config.write_text("monitoring:\n  log_level: DEBUG\n")
+    (host.root / ".cco").mkdir(mode=0o700)
+    (config,) = host.put(".cco/config.yaml", text="monitoring:\n  log_level: DEBUG\n")
+    inside = "tests/new.py tests/deep/folder/new.py linked/inside.py linked/new.py .env .cco/work.json .cco/lock"
+    inside += " .cco/new.json .cco/logs/combined.log sub/.git .git/config .git/refs/heads/main .git/refs/heads/new"
+    inside += " .git/hooks/pre-commit .git/HEAD .git/index .git/modules/sub/config"
+    kit = [host.kit / name for name in ("cco.py", "planted.py", "schema/state.json")]
+    return [*protected, host.mission, config, *(host.root / name for name in inside.split()), *kit]
+
+
+@pytest.mark.parametrize("place", ["inside", "beside"])
+def test_neither_file_tools_nor_commands_can_write_outside_or_to_the_referee(host, sandbox, tmp_path, place):
+    """place: where the kit lies. Where it is inside, there is a .env too."""
+    (tmp_path / "outside").mkdir()
+    host.kit = host.folder / "a host [1]" / "kit" if place == "inside" else host.folder / "kit"
+    targets = [*a_repository_with_every_kind_of_sealed_path(host), tmp_path / "outside" / "planted"]
+    host.copy_kit(host.kit)
+    if place == "inside":
+        host.commit("the kit")
+        host.put(".env", text="A_PLAIN_VARIABLE=as it was\n")
     (host.home / ".ssh").mkdir()
     (host.home / ".ssh" / "id").write_text("a private thing\n")
-    targets = [
-        *(host.root / name for name in protected),
-        host.mission,
-        config,
-        host.root / ".cco" / "work.json",
-        host.root / ".git" / "config",
-        host.root / ".git" / "refs" / "heads" / "main",
-        host.root / ".git" / "hooks" / "pre-commit",
-        KIT / "cco.py",
-        KIT / "planted.py",
-        host.folder / "outside" / "planted",
-    ]
-    before = {path: path.read_bytes() for path in targets if path.exists() and path.name != "work.json"}
-    shell = "".join(f"echo evil >> '{path}'; rm -f '{path}'; mv '{path}' '{path}.gone'; " for path in targets)
-    folders = f"mv tests gone; mv .cco gone; mv .git gone; mv plan gone; rm -rf tests; cat {host.home}/.ssh/id; "
-    network = "curl -sS --max-time 5 $ANTHROPIC_BASE_URL; echo the key is $ANTHROPIC_API_KEY.; "
-    file_tools = [writes(str(path), "evil\n") for path in targets]
-    edits = [tool("Read", file_path=str(path)) for path in targets[:4]]
-    edits += [tool("Edit", file_path=str(path), old_string="as it was", new_string="evil") for path in targets[:4]]
-    with host.model(*file_tools, *edits, does(shell + folders + network), writes("a"), DONE) as model:
+    key = Path(os.environ["XDG_STATE_HOME"], "cco", "key")
+    before, kit = host.files(), {path: path.read_bytes() for path in host.kit.rglob("*.py")}
+    files = at_once(*(writes(str(path), "evil\n") for path in targets))
+    reads = at_once(*(tool("Read", file_path=str(path)) for path in [*targets, key]))
+    edits = at_once(*(tool("Edit", file_path=str(path), old_string="as it was", new_string="evil") for path in targets))
+    paths = " ".join(shlex.quote(str(path)) for path in targets)
+    through = shlex.quote(str(host.root / "link.py"))
+    attack = f"python3 attack.py '' {paths}; python3 attack.py truncate,append,chmod,'through a link' {through}"
+    shell = f"KIT={shlex.quote(str(host.kit))}\n{BY_SHELL}\n" + "".join(
+        f"echo evil >> {shlex.quote(str(path))} && echo SUCCEEDED: redirection {shlex.quote(str(path))}\n"
+        for path in [*targets, host.root / "link.py"]
+    )
+    curious = f"cat {host.home}/.ssh/id {shlex.quote(str(key))}; curl -sS --max-time 5 $ANTHROPIC_BASE_URL"
+    curious += "; echo the key is $ANTHROPIC_API_KEY."
+    commands = [does(attack), does(shell), does(curious)]
+    with host.model(writes("attack.py", ATTACK), files, reads, edits, *commands, writes("a"), DONE) as model:
         assert host.start() == 0, host.said()
-    assert {path: path.read_bytes() for path in before} == before
-    assert not [path for path in targets if path not in before and path.name != "work.json" and path.exists()]
-    assert (host.root / "tests" / "deep").is_dir()
-    assert host.state()["current_phase"] == "completed"
-    refused = "\n".join(line["msg"] for line in host.log() if line["msg"].startswith("refused to the worker"))
+    assert len(host.sessions()) == 1
+    assert host.state()["tampering"] == []  # nothing had to be put back
+    after = host.files()
+    assert set(after) - set(before) == {"a", "attack.py"}
+    assert {name: after.get(name) for name in before} == before
+    assert {path: path.read_bytes() for path in host.kit.rglob("*.py")} == kit
+    assert not (tmp_path / "outside" / "planted").exists()
+    said = model.told()
+    assert "SUCCEEDED" not in said
+    assert f"tried all of it on {len(targets)}\ntried all of it on 1" in said
+    refused = [line["msg"] for line in host.log() if line["msg"].startswith("refused to the worker")]
     for path in targets:
         assert f"refused to the worker: Write {path}" in refused
-    said = model.told()
-    assert said.count("Read-only file system") + said.count("Device or resource busy") >= 2 * len(targets)
+        assert f"refused to the worker: Edit {path}" in refused or not path.exists()
+    assert f"refused to the worker: Read {key}" in refused
     assert "a private thing" not in said
+    assert key.read_bytes() not in said.encode("utf-8", "surrogateescape")
     assert "the key is ." in said
     assert "none-is-needed" not in said
     changed = host.git(host.root, "-c", "core.quotePath=false", "diff", "--name-only", "main", "cco/work")
-    assert changed == "a"
+    assert changed == "a\nattack.py"
     assert host.litter() == []
+
+
+def test_what_the_sandbox_lets_through_is_put_back_named_and_told(host, sandbox):
+    """What does not exist yet in no sealed folder, a protected link itself, and a protected file's second name."""
+    host.make(ONE, protect=["tests/**", "**.lock", "later/**", "alias.py", "linked/**"])
+    host.put("tests/test_a.py", "main.py", "real/inside.py")
+    (host.root / "alias.py").symlink_to("main.py")
+    (host.root / "linked").symlink_to("real")
+    os.link(host.root / "tests" / "test_a.py", host.root / "second.py")
+    host.commit("what is protected")
+    before = host.files()
+    by_tools = at_once(writes("new.lock"), writes("later/test_b.py"))
+    shell = "echo evil >> second.py; ln -sfT second.py alias.py; ln -sfT /usr linked; echo evil > later/test_c.py"
+    with host.model(by_tools, does(shell), {"text": "Done."}, writes("a"), DONE) as model:
+        assert host.start() == 0, host.said()
+    after = host.files()
+    assert set(after) - set(before) == {"a"}
+    assert {name for name in before if after[name] != before[name]} == {"second.py"}
+    found = {entry["path"]: entry["what"] for entry in host.state()["tampering"]}
+    named = {"new.lock", "later/test_b.py", "later/test_c.py", "alias.py", "linked", "tests/test_a.py"}
+    assert named <= set(found)
+    assert found["tests/test_a.py"] == "changed"
+    for name in named:
+        assert re.search(f"ERROR .* by the worker: {re.escape(name)}, which is protected; put back", host.said()), name
+        assert name in model.prompts()[1], name
+    assert host.committed() == ["a", "alias.py", "linked", "main.py", "plan/work.yaml", "real/inside.py", "second.py",
+                                "tests/test_a.py"]  # fmt: skip
+
+
+def test_without_a_sandbox_the_same_is_done_and_put_back_named_and_told(host):
+    unwalled = {"sandbox": False, "permission_mode": "bypassPermissions"}
+    host.kit = host.folder / "a host [1]" / "kit"
+    host.make_walled = False
+    targets = a_repository_with_every_kind_of_sealed_path(host)
+    host.copy_kit(host.kit)
 
 
 def test_a_planted_key_is_in_no_file_no_commit_and_no_output(host, sandbox):
