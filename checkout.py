@@ -29,27 +29,40 @@ class Clean:
     def __init__(self, git: Repo, commit: str, folder: Path):
         """Check the commit out below the folder; of no commit, nothing. Raises GitError."""
         self.root, self.commit = folder / TREE, commit
-        self.git = Repo(self.root)
-        if not commit:
+        self.source, self.git, self.modules = git, Repo(self.root), list[Repo]()
+        if commit:
+            git.git("worktree", "add", "--quiet", "--force", "--detach", str(self.root), commit)
+            self._fill_modules()
+        else:
             self.root.mkdir()
-            return
-        git.git("worktree", "add", "--quiet", "--force", "--detach", str(self.root), commit)
+
+    def _fill_modules(self) -> None:
+        """Every submodule that the repository has checked out, at its commit."""
+        self.modules = []
         for mode, sha, name in self.git.tracked():
-            if mode == GITLINK and (git.root / name / ".git").exists():
-                source, target = str(git.root / name), str(self.root / name)
-                self.git.git("clone", "--quiet", "--no-checkout", "--shared", "--", source, target)
-                Repo(self.root / name).git("checkout", "--quiet", "--detach", sha)
+            source, target = self.source.root / name, self.root / name
+            if mode == GITLINK and (source / ".git").exists():
+                if not (target / ".git").exists():
+                    delete(target)
+                    self.git.git("clone", "--quiet", "--no-checkout", "--shared", "--", str(source), str(target))
+                self.modules.append(Repo(target))
+                self.modules[-1].git("checkout", "--quiet", "--force", "--detach", sha)
 
     def untracked(self) -> set[str]:
         """What is here and not in the commit, ignored or not; of a folder without anything tracked, its name."""
         if not self.commit:
             return {*os.listdir(self.root)}
-        return {*self.git.names("ls-files", "--others", "--directory", "-z")}
+        return {
+            os.path.relpath(place.root / name, self.root)
+            for place in (self.git, *self.modules)
+            for name in place.names("ls-files", "--others", "--directory", "-z")
+        }
 
     def reset(self, made: set[str]) -> None:
         """Undo what a check changed. made: what stays, see `untracked`. Raises GitError."""
-        if self.commit:
-            self.git.git("reset", "--quiet", "--hard", self.commit)
+        if self.commit:  # no `reset`: it would move a branch that a check has switched to
+            self.git.git("checkout", "--quiet", "--force", "--detach", self.commit)
+            self._fill_modules()
         for name in self.untracked() - made:
             delete(self.root / name)
 

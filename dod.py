@@ -280,6 +280,8 @@ class _Trial:
 
     def _take(self, result: proc.Result) -> None:
         """Count one run."""
+        if self.place.walls:
+            result.swept = []  # all of it ends with its walls; what was still about to is nobody's daemon
         verdict = _verdict(result, proc.read(self.output, 0, len(WALLS_FAILED)))
         why = self.place.why if verdict != "met" else ""
         digest = _keep(self.output, _note(result, self.output) + why, self.place.outputs / f"{self.criterion.id}.log")

@@ -120,13 +120,13 @@ class Job:
         self._tidy()
         try:
             self.memory = state.load(self.file) if self.file.exists() else {}
-            self._distrust()
         except state.Forged as error:
             self._require_word(error)
         except state.StateError as error:
             kept = self.file.with_suffix(f".json.unreadable-{int(time.time())}")
             self.file.rename(kept)
             log.error(f"{error}. It is kept as {kept.name}; iterations and commits are rebuilt from git.")
+        self._distrust()
         if self.memory:
             self._adopt_edits()
             self.recovering = self.memory["current_phase"] == "validation"
@@ -145,19 +145,28 @@ class Job:
         self.memory = state.load(self.file, validate=False)
 
     def _distrust(self) -> None:
-        """Prove anew what a state says that was not sealed on this machine; what ran when it was saved is gone."""
+        """Prove anew what a state says that was not sealed here, or was forged; what ran when it was saved is gone."""
         memory = self.memory
         if memory and not state.is_sealed(memory):
             log.warn("the state was not sealed on this machine; everything that it calls proven is proven again")
             for known in memory["criteria"].values():
                 known["evidence"] = None
-            if memory["current_phase"] == "completed":
-                progress.unblock(memory)
+            self._go_on_by_git()
         if memory:
             memory["tree"] = ""
         if memory and memory["checkout"]:
             checkout.remove(self.repo, Path(memory["checkout"]))
             memory["checkout"] = ""
+
+    def _go_on_by_git(self) -> None:
+        """Take a phase and a number of iterations that are not to be believed only as far as nothing speaks against."""
+        memory = self.memory
+        ended = memory["current_phase"] == "validation" and memory["last"] is not None
+        at_work = bool(memory["plan"] and memory["worker"] and not ended)
+        if memory["current_phase"] != "blocked" or not memory["blocked"]:
+            memory.update(current_phase="execution" if at_work else "validation", blocked=None)
+            memory["plan"] = memory["plan"] if at_work or ended else None
+        memory["iterations"] = max(memory["iterations"], self.repo.last_iteration(self.mission.id) + at_work)
 
     def enter(self) -> None:
         """Check out the mission's branch, and begin a memory if there is none. Raises Stop, OSError, repo.GitError."""

@@ -293,6 +293,9 @@ def _clean(job: Job, commit: str) -> Iterator[checkout.Clean]:
 def _why(job: Job, commit: str) -> str:
     """What may be the reason that a check passes in the work tree alone."""
     absent = {**job.repo.left_behind(), **dict(line.split(": ", 1) for line in job.memory["left_out"])}
+    marked = (line.split(" ", 1) for line in job.repo.names("ls-files", "-v", "-z"))  # S and small letters are skipped
+    skipped = [name for letter, name in marked if letter == "S" or letter.islower()]
+    absent |= {name: "git is told to skip it" for name in skipped if os.path.lexists(job.root / name)}
     names = "; ".join(f"{name} ({reason})" for name, reason in [*absent.items()][:NAMED])
     more = f"; and {len(absent) - NAMED} more" if len(absent) > NAMED else ""
     lacking = f" What the work tree has and the commit has not: {names}{more}." if names else ""

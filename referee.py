@@ -91,16 +91,20 @@ def require_known(job: Job) -> None:
 def compare(job: Job, when: str = "by the worker") -> None:
     """Put back what a session changed of the referee, remember it and name it. Raises repo.GitError, OSError."""
     if job.state_was_changed():
+        log.error(f"the state changed {when}: {_name(job, job.file)}. It is written again from memory.")
         _note(job, [seal.Change(job.file, "changed")])
-    for name, path, found in (
-        ("mission", job.mission.path, digest(job.mission.path)),
-        ("settings", job.config, job.settings_digest()),
+    for name, paths, found in (
+        ("mission", [job.mission.path], digest(job.mission.path)),
+        ("settings", [job.config, job.root / ".env"], job.settings_digest()),
     ):
         known = job.memory[name]
         if found not in (known["digest"], known["suspect"]):
-            log.error(f"the {name} changed while the worker ran. That is not adopted; what was accepted counts.")
+            pairs = zip(paths, known["digest"].split(" "), found.split(" "), strict=True)
+            changed = [path for path, before, now in pairs if before != now]
+            named = ", ".join(_name(job, path) for path in changed)
+            log.error(f"the {name} changed while the worker ran: {named}. Not adopted: what was accepted counts.")
             known["suspect"] = found
-            _note(job, [seal.Change(path, "changed")])
+            _note(job, [seal.Change(path, "changed") for path in changed])
     _restore(job, when)
 
 

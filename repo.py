@@ -171,9 +171,10 @@ class Repo:
         return {name: fields[2] for fields, name in plain if not self._is_never(name)}
 
     def diff(self, base: str, commit: str) -> str:
-        """What changed between two commits, the kit and the mission excepted."""
-        start = base or self._empty_tree()
-        return self._git("diff", "--no-ext-diff", "--no-textconv", start, commit, "--", *self._but_never())
+        """What changed between two commits, the kit and the mission excepted; "" stands for no commit yet."""
+        start, end = base or self._empty_tree(), commit or self._empty_tree()
+        plain = ("--no-ext-diff", "--no-textconv", "--no-color")
+        return self._git("diff", *plain, start, end, "--", *self._but_never())
 
     def left_behind(self) -> dict[str, str]:
         """What is in the work tree and not in the commit that is checked out, with the reason."""
@@ -414,9 +415,12 @@ class Repo:
         return printed if result.code == 0 else b""
 
     def _environment(self) -> dict[str, str]:
-        """No variable of a surrounding git command, no look at a repository around this one, no question, English."""
+        """No variable of a surrounding git command, no look at a repository around this one, no question, English.
+
+        And nothing that `git replace` puts in the place of what is committed: a clone would not have it.
+        """
         env = {n: v for n, v in surroundings.clean_env(os.environ).items() if not n.startswith("GIT_")}
-        ceiling = {"GIT_CEILING_DIRECTORIES": str(self.root.resolve().parent)}
+        ceiling = {"GIT_CEILING_DIRECTORIES": str(self.root.resolve().parent), "GIT_NO_REPLACE_OBJECTS": "1"}
         path = {"PATH": surroundings.trusted_first(env.get("PATH", os.defpath), self.root)}
         return {**env, **path, **ceiling, "GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
 

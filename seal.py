@@ -127,8 +127,9 @@ class Seal:
         while todo:
             new = {file for path in todo if self._is_work(path) for file in self._files(path)} - found
             found |= new
-            links = [file for file in new if file.is_symlink()]
-            todo = [place for link in links if everything or self._is_sealed(link) for place in _leads_to(link)]
+            links = [file for file in new if os.path.islink(file)]
+            todo = [_next(link) for link in links if everything or self._is_sealed(link)]
+            todo += [Path(os.path.realpath(link)) for link in links if everything]
         return (found | {*_walk(self.kit, NOT_KIT)}) - self.apart
 
     def _is_sealed(self, link: Path) -> bool:
@@ -141,7 +142,7 @@ class Seal:
     def _files(self, path: Path) -> Iterator[Path]:
         """What a path stands for: itself, all files of a folder, or the link that stands in its way."""
         above = [path, *path.parents[: len(path.relative_to(self.root).parts) - 1]]
-        link = next((place for place in reversed(above) if place.is_symlink()), None)
+        link = next((place for place in reversed(above) if os.path.islink(place)), None)
         yield from [link] if link else _walk(path, NOT_WORK)
 
     def _hash(self, paths: Sequence[str], keep: bool) -> None:
@@ -188,6 +189,7 @@ class Seal:
     def _restore(self, path: Path) -> None:
         mode, content = self.entries.get(str(path), ("", ""))
         if not content or mode == OTHER:
+            self.entries.pop(str(path), None)  # what cannot be made again is named once, not after every check
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         if mode == LINK:
@@ -205,7 +207,7 @@ def _difference(before: tuple[str, str] | None, now: tuple[str, str] | None) -> 
 
 def _walk(path: Path, without: re.Pattern[str]) -> Iterator[Path]:
     """The path itself, or all that is in a folder and is no folder."""
-    if path.is_symlink() or not path.is_dir():
+    if os.path.islink(path) or not os.path.isdir(path):
         yield path
         return
     for folder, folders, files in os.walk(path):
@@ -239,9 +241,9 @@ def _version(path: str) -> object:
     return (status.st_mode, status.st_size, status.st_ctime_ns, status.st_ino) if settled else object()
 
 
-def _leads_to(link: Path) -> tuple[Path, Path]:
-    """The next place on the way of a link, which may be a link again, and the last one."""
-    return Path(os.path.normpath(link.parent / os.readlink(link))), Path(os.path.realpath(link))
+def _next(link: Path) -> Path:
+    """Where a link leads at once; that may be, or lie below, a link again."""
+    return Path(os.path.normpath(link.parent / os.readlink(link)))
 
 
 def _move_away(path: Path, folder: Path, name: Path) -> str:

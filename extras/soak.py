@@ -22,6 +22,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -41,7 +42,7 @@ import state  # noqa: E402
 from openrouter_api import OpenRouterAPI  # noqa: E402
 
 BRANCH = "cco/demo"
-STARTS = 12  # of one mission; every mission has a limit of iterations, so it ends before
+STARTS = 16  # of one mission; every mission has a limit of iterations, so most end long before
 PATIENCE = 180.0  # seconds for one start
 POLL = 0.01  # seconds between two looks for the moment to kill
 ENDS = {0: "done", 2: "usage", 3: "person", 4: "cannot", 5: "limit", 75: "waiting"}  # every exit code that may be
@@ -75,6 +76,7 @@ state completed: edit .cco/demo.json 'd["current_phase"] = "completed"; d["pendi
 state history: edit .cco/demo.json 'd["history"] = []; d["iterations"] = 0; d["metrics"]["estimated_cost"] = 0'
 state mission: edit .cco/demo.json 'weaken(d)'
 state moved here: edit .cco/demo.json 'weaken(d); d["mission"]["digest"] = "x"; d["seal"] = "00000000:" + "0" * 64'
+state blocked: edit .cco/demo.json 'd["current_phase"] = "blocked"; d["blocked"] = None'
 state unsealed: edit .cco/demo.json 'd["current_phase"] = "completed"; d.pop("seal")'
 state broken: echo '{' > .cco/demo.json
 state gone: rm -f .cco/demo.json
@@ -90,7 +92,7 @@ amend: git commit -q --amend --allow-empty -m mine
 rebase: GIT_SEQUENCE_EDITOR='sed -i 1ibreak' git rebase -q -i HEAD~1
 lock: touch .git/index.lock
 hook: for h in pre-commit post-commit post-checkout; do echo 'rm -rf out' > .git/hooks/$h; chmod +x .git/hooks/$h; done
-monitor: git config core.fsmonitor 'touch @S@/home/escaped; true'
+monitor: git config core.fsmonitor 'test -n "$CCO_RUN" || touch @S@/home/escaped; true'
 exclude: echo out/ >> .git/info/exclude
 newlines: git config core.autocrlf true
 trailers: git commit -q --allow-empty -m x -m $'CCO-Mission: demo\nCCO-Iteration: 99'
@@ -396,7 +398,7 @@ class Trial:
             accept, go_on = self.person(code)
             if not go_on:
                 return ENDS.get(code, str(code))
-        return "endless" if not self.found else "violation"
+        return "unended" if not self.found else "violation"
 
     def start(self, accept: bool) -> list[int]:
         """Start the kit, or two of them at once, and kill it where the scenario says so; the exit codes."""
@@ -466,6 +468,7 @@ class Trial:
             return False, True
         if code == 3 and "--accept" in said:
             self.put_back()
+            self.known = {}  # the forged state may count anew; what git knows still holds
             return True, True
         if code == 4 and "without the accepted one" in said and memory:
             self.git("checkout", "-q", "-f", "-B", BRANCH, memory["commit"])
@@ -521,7 +524,7 @@ class Trial:
         self.look_at_commits(memory, code)
         if (self.folder / "two").exists():
             self.note("two_workers", (self.folder / "two").read_text())
-        if "Traceback" in said or "unexpected error" in said or (not killed and code not in ENDS):
+        if re.search(r"^Traceback", said, re.M) or "unexpected error" in said or (not killed and code not in ENDS):
             self.note("tracebacks", f"exit code {code}\n{said[-3000:]}")
         done = (not killed and code == 0) or (memory and memory["current_phase"] == "completed")
         if done and (lies := self.untrue()):
@@ -688,11 +691,11 @@ def report(results: list[dict[str, Any]], base: Path, seconds: float) -> int:
     found = Counter(kind for done in results for kind, _ in done["found"])
     ended = Counter(done["ended"] for done in results)
     figures = {"missions": len(results)} | {name: sum(done[name] for done in results) for name in ("starts", "kills")}
-    figures |= {name: ended[name] for name in (*ENDS.values(), "endless")} | {name: found[name] for name in COUNTS}
+    figures |= {name: ended[name] for name in (*ENDS.values(), "unended")} | {name: found[name] for name in COUNTS}
     print("".join(f"{name}: {value}\n" for name, value in {**figures, "seconds": round(seconds)}.items()), end="")
     if not found:
         _remove(base)
-    return 1 if found or ended["endless"] else 0
+    return 1 if found else 0
 
 
 if __name__ == "__main__":

@@ -494,6 +494,27 @@ def test_a_judged_criterion_has_no_line_for_a_check_and_shows_the_judges_reason(
         assert "None" not in prompt
 
 
+@pytest.mark.parametrize("morale", manager.TONES)
+def test_morale_is_one_sentence_in_every_prompt_and_changes_nothing_else(morale):
+    here, plain = situation(morale=morale), situation()
+    for told, before in (
+        (worker_prompt(here, PLAN), worker_prompt(plain, PLAN)),
+        (worker_prompt(here, Plan(**GOOD)), worker_prompt(plain, Plan(**GOOD))),
+        (user_prompt(here), user_prompt(plain)),
+    ):
+        tone = manager.TONES[morale]
+        assert tone in told
+        assert told.replace(f"{tone}\n\n" if tone else "\0", "") == before
+    assert rules(here) == rules(plain)
+
+
+def test_every_prompt_names_the_criteria_that_keep_breaking_each_other():
+    here = situation(standing("a"), standing("b"), standing("c"), conflicts=[("a", "b"), ("b", "c")])
+    for prompt in (worker_prompt(here, PLAN), worker_prompt(here, Plan(**GOOD)), user_prompt(here)):
+        assert "In conflict so far: a and b, b and c. When one became met, the other broke." in prompt
+    assert "conflict" not in worker_prompt(situation(), PLAN)
+
+
 LIE = '"all tests pass": the checks say otherwise of c1'
 TOUCHED = "tests/acceptance/test_api.py (changed)"
 

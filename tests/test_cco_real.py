@@ -87,6 +87,12 @@ class Host:
             path.write_text(text)
         return paths
 
+    def set_claude(self, **settings: Any) -> None:
+        """Change the mission's settings for the worker."""
+        fields = json.loads(self.mission.read_text())
+        fields["settings"]["claude_code"].update(settings)
+        self.mission.write_text(json.dumps(fields, indent=1))
+
     def copy_kit(self, folder: Path) -> None:
         """A kit of its own, as a user has it."""
         folder.mkdir()
@@ -99,7 +105,7 @@ class Host:
     def files(self) -> dict[str, tuple[int, bytes]]:
         """Mode and content of everything in the repository that nobody but a person changes."""
         own = re.compile(
-            r"\.git/(?!config|hooks/|modules/sub/config|refs/heads/main)|\.cco/(?!config.yaml)|.*__pycache__"
+            r"\.git/(?!config$|hooks/|modules/sub/config|refs/heads/main)|\.cco/(?!config.yaml)|.*__pycache__"
         )
         found = {}
         for path in (path for path in self.root.rglob("*") if path.is_symlink() or path.is_file()):
@@ -265,6 +271,31 @@ def test_three_criteria_are_done_in_one_conversation_over_several_sessions(host,
     assert model.most == 1
 
 
+def test_neither_a_lie_nor_work_that_no_commit_holds_is_done(host, sandbox):
+    host.make({"a": 'test "$(cat data/answer)" = 42'}, setup="echo ready")
+    host.put(".gitignore", text="data/\n")
+    host.commit("what is ignored")
+    lie = {"text": "Criterion a is complete: data/answer holds 42, and all tests pass."}
+    ignored = [writes("data/answer", "42\n"), DONE]
+    proper = [does("rm .gitignore; mkdir -p data; echo 42 > data/answer"), DONE]
+    with host.model(lie, *ignored, *proper) as model:
+        assert host.start() == 0, host.said()
+    assert (host.status()["phase"], host.status()["iterations"]) == ("completed", 3)
+    assert host.commits() == ["3"]  # there was nothing to commit before
+    assert "criterion a passes in the work tree, but not in a clean checkout" in host.said()
+    first, lied, alone = model.prompts()
+    assert "data/answer holds 42" in lied  # held against it
+    assert "data" in alone and "clean checkout" in alone
+    confirmed = host.state()["confirmed"]
+    assert (confirmed["where"], confirmed["setup"]["code"]) == ("checkout", 0)
+    assert confirmed["commit"] == host.git(host.root, "rev-parse", "cco/work")
+    assert host.git(host.root, "show", "cco/work:data/answer") == "42"
+    for name in ("work.md", "work.html"):
+        assert confirmed["commit"][:12] in (host.root / ".cco" / "reports" / name).read_text()
+    assert host.git(host.root, "worktree", "list").count("\n") == 0
+    assert host.git(host.root, "status", "--porcelain") == ""
+
+
 def test_a_full_context_is_followed_by_a_fresh_session(host, sandbox):
     host.make(ONE)
     full = failure(400, "prompt is too long: 250000 tokens > 200000 maximum", repeat="forever")
@@ -380,7 +411,7 @@ ATTACKS = {
     "rename": lambda path: os.rename(path, path + ".gone"),
     "delete": os.unlink,
     "make a folder": os.mkdir,
-    "rename its folder": lambda path: os.rename(os.path.dirname(path), "gone"),
+    "rename its folder": lambda path: os.rename(os.path.dirname(os.path.realpath(path)), "gone"),
 }
 for path in sys.argv[2:]:
     for name in sys.argv[1].split(",") if sys.argv[1] else ATTACKS:
@@ -406,7 +437,7 @@ attempt git commit -q --allow-empty -m evil
 attempt git -C sub commit -q --allow-empty -m evil
 attempt rm -r tests
 attempt ln -sfT real tests
-for folder in tests pages plan real sub .cco .git $KIT; do attempt mv "$folder" gone; done
+for folder in tests pages plan real sub .cco .git kit; do attempt mv "$folder" gone; done
 attempt sed -i s/was/is/ tests/deep/test_a.py
 attempt cp a tests/deep/test_a.py
 attempt rmdir tests/deep
@@ -457,7 +488,7 @@ def test_neither_file_tools_nor_commands_can_write_outside_or_to_the_referee(hos
     paths = " ".join(shlex.quote(str(path)) for path in targets)
     through = shlex.quote(str(host.root / "link.py"))
     attack = f"python3 attack.py '' {paths}; python3 attack.py truncate,append,chmod,'through a link' {through}"
-    shell = f"KIT={shlex.quote(str(host.kit))}\n{BY_SHELL}\n" + "".join(
+    shell = BY_SHELL + "".join(
         f"echo evil >> {shlex.quote(str(path))} && echo SUCCEEDED: redirection {shlex.quote(str(path))}\n"
         for path in [*targets, host.root / "link.py"]
     )
@@ -512,17 +543,77 @@ def test_what_the_sandbox_lets_through_is_put_back_named_and_told(host, sandbox)
     assert found["tests/test_a.py"] == "changed"
     for name in named:
         assert re.search(f"ERROR .* by the worker: {re.escape(name)}, which is protected; put back", host.said()), name
-        assert name in model.prompts()[1], name
+        assert name in model.prompts()[1], model.prompts()[1]
     assert host.committed() == ["a", "alias.py", "linked", "main.py", "plan/work.yaml", "real/inside.py", "second.py",
                                 "tests/test_a.py"]  # fmt: skip
 
 
+EVIL = """
+import os, pathlib, shutil, subprocess
+
+for name in ("tests/deep/test_a.py", "kit/cco.py", ".cco/config.yaml"):
+    with open(name, "a") as file:
+        file.write("# evil\\n")
+for name in ("tests/new.py", "new.lock", "kit/planted.py", ".env", ".git/hooks/pre-commit"):
+    pathlib.Path(name).write_text("touch EVIL-RAN")
+os.chmod(".git/hooks/pre-commit", 0o755)
+subprocess.run(["git", "config", "core.fsmonitor", "touch EVIL-RAN; false"])
+mission, state = pathlib.Path("plan/work.yaml"), pathlib.Path(".cco/work.json")
+mission.write_text(mission.read_text().replace("test -e a", "true"))
+state.write_text(state.read_text().replace('"execution"', '"completed"'))
+os.unlink("ignored.lock")
+os.chmod("yarn.lock", 0o755)
+shutil.move("pages", "gone")
+os.unlink("linked")
+os.symlink("/usr", "linked")
+"""
+
+
 def test_without_a_sandbox_the_same_is_done_and_put_back_named_and_told(host):
-    unwalled = {"sandbox": False, "permission_mode": "bypassPermissions"}
     host.kit = host.folder / "a host [1]" / "kit"
-    host.make_walled = False
-    targets = a_repository_with_every_kind_of_sealed_path(host)
+    a_repository_with_every_kind_of_sealed_path(host)
     host.copy_kit(host.kit)
+    host.set_claude(sandbox=False, permission_mode="bypassPermissions")
+    host.commit("the kit, and no sandbox")
+    before, kit = host.files(), {path: path.read_bytes() for path in host.kit.rglob("*.py")}
+    refused = at_once(writes("tests/new.py"), writes("plan/work.yaml"), writes(".cco/config.yaml"))
+    script = [refused, writes("evil.py", EVIL), does("python3 evil.py"), DONE, writes("a"), DONE]
+    with host.model(*script) as model:
+        assert host.start(IS_SANDBOX="1") == 0, host.said()  # as root it insists on that
+    assert model.told().count("denied by your permission settings") == 3  # the file tools keep to it
+    assert host.state()["iterations"] == 2
+    assert not [*host.root.rglob("EVIL-RAN")]
+    put_back = {
+        "tests/deep/test_a.py": "changed",
+        "tests/new.py": "new",
+        "new.lock": "new",
+        "ignored.lock": "deleted",
+        "yarn.lock": "mode",
+        "pages/[id]/page.ts": "deleted",
+        "linked": "changed",
+        "kit/cco.py": "changed",
+        "kit/planted.py": "new",
+    }
+    not_used = {
+        "plan/work.yaml": "mission",
+        ".cco/config.yaml": "settings",
+        ".env": "settings",
+        ".cco/work.json": "state",
+    }
+    told = {**put_back, **dict.fromkeys(not_used, "changed")}
+    assert {e["path"]: e["what"] for e in host.state()["tampering"]} == told
+    assert [name for name, what in told.items() if f"- {name} ({what})\n" not in model.prompts()[1]] == []
+    errors = [line["msg"] for line in host.log() if line["level"] == "ERROR"]
+    for name, what in put_back.items():
+        assert [e for e in errors if e.startswith(f"{what} by the worker: {name}, which is protected; put back")], name
+    for name, kind in not_used.items():
+        assert [error for error in errors if error.startswith(f"the {kind} changed ") and name in error], name
+    after, left = host.files(), {"plan/work.yaml", ".cco/config.yaml", ".env", ".git/config", ".git/hooks/pre-commit"}
+    made = {"a", "evil.py", "gone/[id]/page.ts"}
+    assert {name for name in {*before, *after} if after.get(name) != before.get(name)} == {*left, *made}
+    assert {path: path.read_bytes() for path in host.kit.rglob("*.py")} == kit
+    changed = host.git(host.root, "-c", "core.quotePath=false", "diff", "--name-only", "main", "cco/work")
+    assert changed.splitlines() == sorted(made)
 
 
 def test_a_planted_key_is_in_no_file_no_commit_and_no_output(host, sandbox):

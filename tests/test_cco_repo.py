@@ -933,6 +933,235 @@ def test_a_test_file_is_known_by_its_name(name, is_test):
 
 
 # --------------------------------------------------------------------------------------------------------
+# What is in a commit, what changed, and what is not in it
+# --------------------------------------------------------------------------------------------------------
+
+
+def test_the_files_of_a_commit_are_those_that_are_work(tree, git):
+    write(tree.root, "kit/cco.py", "missions/api.yaml", "missions/other.yaml", ".cco/x", "a/.claude/x", "src/app.py")
+    write(tree.root, *NAMES)
+    program(tree.root / "run.sh", "true")
+    (tree.root / "link").symlink_to("run.sh")
+    git(tree.root, "add", "-Af")
+    git(tree.root, "commit", "-qm", "x")
+    found = tree.files(tree.head())
+    assert {*found} == {"README.md", "missions/other.yaml", "src/app.py", "run.sh", *NAMES}
+    assert found["README.md"] == git(tree.root, "rev-parse", "HEAD:README.md")
+    assert tree.files("") == {}
+
+
+def test_the_files_of_a_commit_are_not_those_of_the_work_tree(tree, git, tmp_path):
+    first = tree.head()
+    module(tree, git, tmp_path)
+    write(tree.root, "uncommitted")
+    (tree.root / "README.md").unlink()
+    assert {*tree.files(tree.head())} == {"README.md", ".gitmodules"}
+    assert {*tree.files(first)} == {"README.md"}
+
+
+def test_a_diff_shows_the_work_between_two_commits_and_nothing_of_the_referee(tree, git):
+    first = tree.head()
+    write(tree.root, "kit/cco.py", ".claude/settings.json", content="referee\n")
+    write(tree.root, "src/app.py", content="work\n")
+    write(tree.root, os.fsdecode(b"latin-\xe4"), content=b"caf\xe9\n")
+    git(tree.root, "add", "-Af")
+    git(tree.root, "commit", "-qm", "x")
+    write(tree.root, "src/app.py", content="uncommitted\n")
+    shown = tree.diff(first, tree.head())
+    assert "+work" in shown
+    assert "caf\udce9" in shown
+    assert not any(word in shown for word in ("referee", "uncommitted", "# a project"))
+    assert "+# a project" in tree.diff("", tree.head())
+    assert "-work" in tree.diff(tree.head(), first)
+    assert tree.diff(first, first) == ""
+
+
+def test_a_diff_where_there_is_no_commit_yet_is_empty(empty):
+    assert empty.diff("", "") == ""
+
+
+@pytest.mark.parametrize(
+    "settings", [("color.ui", "always"), ("color.diff", "always"), ("diff.external", "false"), ("core.pager", "false")]
+)
+def test_a_diff_is_plain_whatever_a_user_likes(tree, git, settings):
+    first = tree.head()
+    write(tree.root, "a", content="work\n")
+    commit(tree)
+    git(tree.root, "config", *settings)
+    assert tree.diff(first, tree.head()).splitlines()[-1] == "+work"
+
+
+def test_no_text_converter_runs_for_a_diff(tree, git, tmp_path):
+    ran = program(tmp_path / "convert", f"touch '{tmp_path}/it ran'; cat \"$1\"")
+    git(tree.root, "config", "diff.odd.textconv", f"'{ran}'")
+    git(tree.root, "config", "diff.odd.command", f"'{ran}'")
+    write(tree.root, ".gitattributes", content="* diff=odd\n")
+    first = tree.head()
+    commit(tree)
+    assert "+* diff=odd" in tree.diff(first, tree.head())
+    assert not (tmp_path / "it ran").exists()
+
+
+def test_what_is_left_behind_is_named_with_the_reason(tree, git):
+    write(tree.root, ".gitignore", content="*.log\nnode_modules/\n")
+    git(tree.root, "add", "-A")
+    git(tree.root, "commit", "-qm", "x")
+    write(tree.root, "x.log", "node_modules/a/b.js", "new", "deep/er/new", "kit/x", "missions/api.yaml", ".cco/x")
+    write(tree.root, "README.md", content="changed\n")
+    write(tree.root, *NAMES)
+    names = {name.split("/")[0] for name in NAMES}
+    assert tree.left_behind() == {
+        "x.log": "git ignores it",
+        "node_modules": "git ignores it",
+        **dict.fromkeys(("new", "deep", "README.md", *names), "not committed"),
+    }
+
+
+def test_nothing_is_left_behind_of_a_clean_tree(tree):
+    assert tree.left_behind() == {}
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\0\xff\r\n", b"x" * 300_000])
+def test_git_keeps_bytes_and_remembers_them_under_a_name_also_through_a_gc(tree, git, content):
+    name = tree.keep(content)
+    tree.remember("api/sealed", name)
+    git(tree.root, "gc", "-q", "--prune=now")
+    assert tree.remembered("api/sealed") == name
+    assert tree.git("cat-file", "blob", name) == content
+    assert git(tree.root, "branch", "-a") == "* main"
+
+
+def test_what_is_remembered_is_replaced_by_the_next_and_unknown_before_the_first(tree):
+    assert tree.remembered("api/best") == ""
+    first, second = tree.keep(b"1"), tree.keep(b"2")
+    tree.remember("api/best", first)
+    tree.remember("web/best", second)
+    assert tree.remembered("api/best") == first
+    tree.remember("api/best", second)
+    assert (tree.remembered("api/best"), tree.remembered("web/best"), tree.remembered("api")) == (second, second, "")
+
+
+def test_the_folder_of_git_is_that_of_the_main_work_tree(tree, git, tmp_path):
+    git(tree.root, "worktree", "add", "-q", "-b", "other", str(tmp_path / "linked"))
+    assert tree.folder() == tree.root / ".git" == Repo(tmp_path / "linked").folder()
+
+
+# --------------------------------------------------------------------------------------------------------
+# Back to an earlier commit
+# --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def best(tree, git) -> str:
+    """A commit that is to be gone back to, and a later one."""
+    program(tree.root / "mode", "true")
+    (tree.root / "link").symlink_to("kept")
+    write(tree.root, "kept", "changed", "deleted", "folder/x", "tests/test_a.py", "deep/x.lock", *NAMES, content="1\n")
+    write(tree.root, "kit/cco.py", "missions/api.yaml", content="1\n")
+    git(tree.root, "add", "-Af")
+    git(tree.root, "commit", "-qm", "the best")
+    before = tree.head()
+    write(tree.root, "changed", "tests/test_a.py", "deep/x.lock", *NAMES, content="2\n")
+    write(tree.root, "kit/cco.py", "missions/api.yaml", content="2\n")
+    write(tree.root, "added", "more/added", "tests/test_b.py", content="2\n")
+    (tree.root / "deleted").unlink()
+    (tree.root / "mode").chmod(0o644)
+    (tree.root / "link").unlink()
+    (tree.root / "link").symlink_to("changed")
+    (tree.root / "folder/x").unlink()
+    (tree.root / "folder").rmdir()
+    write(tree.root, "folder", content="2\n")
+    git(tree.root, "add", "-Af")
+    git(tree.root, "commit", "-qm", "worse")
+    return str(before)
+
+
+def content(tree: Repo, *names: str) -> set[str]:
+    return {(tree.root / name).read_text() for name in names}
+
+
+def test_the_files_are_those_of_the_earlier_commit_and_the_later_one_stays_an_ancestor(tree, git, best):
+    worse = tree.head()
+    made = tree.go_back(best, "Go back to iteration 3", "api", [])
+    assert made == tree.head() == git(tree.root, "rev-parse", "main")
+    assert parents(git, tree.root) == [worse]
+    assert content(tree, "kept", "changed", "deleted", "folder/x", "tests/test_a.py", "deep/x.lock", *NAMES) == {"1\n"}
+    assert not any((tree.root / name).exists() for name in ("added", "more", "tests/test_b.py"))
+    assert os.access(tree.root / "mode", os.X_OK)
+    assert os.readlink(tree.root / "link") == "kept"
+    assert git(tree.root, "diff", "--name-only", best, "HEAD", "--").splitlines() == ["kit/cco.py", "missions/api.yaml"]
+    assert git(tree.root, "status", "--porcelain") == ""
+    assert git(tree.root, "log", "-1", "--format=%s") == "Go back to iteration 3"
+    assert git(tree.root, "log", "-1", f"--format=%(trailers:key={repo.MISSION},valueonly)") == "api"
+
+
+def test_the_referee_is_not_gone_back_with(tree, git, best):
+    write(tree.root, ".claude/settings.json", ".cco/api.json", content="3\n")
+    tree.go_back(best, "x", "api", [])
+    assert content(tree, "kit/cco.py", "missions/api.yaml") == {"2\n"}
+    assert content(tree, ".claude/settings.json", ".cco/api.json") == {"3\n"}
+
+
+@pytest.mark.parametrize(
+    ("protect", "stays"),
+    [
+        (["tests/**"], {"tests/test_a.py", "tests/test_b.py"}),
+        (["tests"], {"tests/test_a.py", "tests/test_b.py"}),
+        (["tests/"], {"tests/test_a.py", "tests/test_b.py"}),
+        (["./tests/**"], {"tests/test_a.py", "tests/test_b.py"}),
+        (["tests/*_a.py"], {"tests/test_a.py"}),
+        (["**/*.lock"], {"deep/x.lock"}),
+        (["*.lock", "*.py"], set()),
+        (["tests/[!x]*_b.py", "deep/**"], {"tests/test_b.py", "deep/x.lock"}),
+    ],
+)
+def test_protected_files_stay_as_they_are(tree, git, best, protect, stays):
+    tree.go_back(best, "x", "api", protect)
+    assert {name for name in ("tests/test_a.py", "deep/x.lock") if content(tree, name) == {"2\n"}} == stays - {
+        "tests/test_b.py"
+    }
+    assert (tree.root / "tests/test_b.py").exists() is ("tests/test_b.py" in stays)
+    assert content(tree, "changed") == {"1\n"}
+    assert git(tree.root, "status", "--porcelain") == ""
+
+
+def test_where_nothing_differs_no_commit_is_made(tree, best):
+    head = tree.head()
+    assert tree.go_back(head, "x", "api", []) == head
+    made = tree.go_back(best, "x", "api", [])
+    assert tree.go_back(best, "x", "api", []) == made
+
+
+def test_untracked_and_ignored_files_stay(tree, git, best):
+    write(tree.root, ".git/info/exclude", content="*.log\n")
+    write(tree.root, "x.log", "untracked", "more/untracked")
+    tree.go_back(best, "x", "api", [])
+    assert content(tree, "x.log", "untracked", "more/untracked") == {"x\n"}
+
+
+def test_no_hook_runs_when_going_back(tree, best, tmp_path):
+    for name in ("pre-commit", "commit-msg", "post-commit", "post-checkout"):
+        program(tree.root / ".git/hooks" / name, f"touch '{tmp_path}/it ran'; exit 1")
+    assert tree.go_back(best, "x", "api", []) != best
+    assert not (tmp_path / "it ran").exists()
+
+
+def test_a_commit_that_is_not_there_is_an_error_and_changes_nothing(tree, git, best):
+    head = tree.head()
+    with pytest.raises(GitError, match="git restore"):
+        tree.go_back("0" * 40, "x", "api", [])
+    assert (tree.head(), git(tree.root, "status", "--porcelain")) == (head, "")
+
+
+def test_the_next_session_goes_on_from_there(tree, git, best):
+    made = tree.go_back(best, "x", "api", [])
+    assert tree.last_iteration("api") == 0
+    write(tree.root, "added", content="3\n")
+    assert commit(tree, made).changed == ["added"]
+    assert parents(git, tree.root) == [made]
+
+
+# --------------------------------------------------------------------------------------------------------
 # What a killed sandbox leaves
 # --------------------------------------------------------------------------------------------------------
 

@@ -247,7 +247,12 @@ def test_what_is_odd_about_criteria_and_worker_is_said_below_the_table(folder):
     memory = saved(folder, "api", "unmet", "met", "met", "met")
     for id, known in zip(
         memory["criteria"],
-        ({"regressions": [BROKE]}, {"regressions": [BROKE], "flaky": True}, {"unconfirmed": True}, {"evidence": evidence}),
+        (
+            {"regressions": [BROKE]},
+            {"regressions": [BROKE], "flaky": True},
+            {"unconfirmed": True},
+            {"evidence": evidence},
+        ),
         strict=True,
     ):
         memory["criteria"][id].update(known)

@@ -93,7 +93,7 @@ def test_lone_surrogates_survive(path):
 
 def test_the_version_comes_first_whatever_was_given(path):
     state.save(path, {**document(), "version": 99})
-    assert path.read_bytes().startswith(b'{\n "version": 2,\n')
+    assert path.read_bytes().startswith(b'{\n"version": 2,\n')
     assert state.load(path)["version"] == 2
 
 
@@ -257,10 +257,12 @@ def test_a_state_stays_small_however_long_the_mission_runs(path):
     assert saved["history"][-1]["iteration"] == 10_019
 
 
-def test_a_mission_larger_than_the_limit_is_saved_whole(path):
-    saved = document(mission={**smallest(SCHEMA["properties"]["mission"]), "text": "x" * 200_000}, history=[])
+def test_a_mission_larger_than_the_limit_is_saved_whole_with_the_latest_of_its_history(path):
+    history = [{"iteration": n, "kind": "ended"} for n in range(50)]
+    saved = document(mission={**smallest(SCHEMA["properties"]["mission"]), "text": "x" * 200_000}, history=history)
     state.save(path, saved)
     assert unsealed(state.load(path)) == saved
+    assert [entry["iteration"] for entry in saved["history"]] == list(range(40, 50))
 
 
 def test_what_a_killed_save_left_is_removed_and_nothing_else(path):

@@ -28,7 +28,9 @@ from conftest import KIT, marked, until
 import log
 import mission
 import proc
+import processes
 import sandbox
+import state as store
 import stream
 import worker
 
@@ -587,9 +589,23 @@ def test_a_users_secrets_are_hidden_where_there_are_any(bench, monkeypatch, tmp_
     (tmp_path / ".ssh").mkdir()
     (bench.root / ".env").touch()
     walls = bench.walls()
-    secrets = [str(tmp_path / ".ssh"), str(bench.root / ".env")]
-    assert walls["sandbox"]["filesystem"]["denyRead"] == secrets
+    hidden, secrets = walls["sandbox"]["filesystem"]["denyRead"], [str(tmp_path / ".ssh"), str(bench.root / ".env")]
+    assert [path for path in hidden if path.startswith(str(tmp_path))] == secrets
     assert {f"Read(/{secrets[0]}/**)", f"Read(/{secrets[1]})"} <= {*walls["permissions"]["deny"]}
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["named by XDG_STATE_HOME", "in the home directory"])
+def test_the_key_that_seals_states_is_hidden_from_the_worker_and_from_checks(bench, monkeypatch, tmp_path, named):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "states") if named else "")
+    store.save(tmp_path / "work.json", {})  # makes the key
+    folder = tmp_path / ("states/cco" if named else "home/.local/state/cco")
+    assert [path.name for path in folder.iterdir()] == ["key"]
+    walls = bench.walls()
+    assert str(folder) in walls["sandbox"]["filesystem"]["denyRead"]
+    assert f"Read(/{folder}/**)" in walls["permissions"]["deny"]
+    for_checks = sandbox.command(["true"], sandbox.Walls(bench.root, (), (), (), network=False), tmp_path)
+    assert ["--tmpfs", str(folder)] in [for_checks[n : n + 2] for n in range(len(for_checks))]
 
 
 def test_the_sandbox_is_on_and_its_network_holds_the_missions_hosts_alone(bench):
@@ -657,7 +673,7 @@ def sandbox_of(folder: Path, monkeypatch: pytest.MonkeyPatch, **programs: str) -
     (folder / "bin").mkdir(exist_ok=True)
     monkeypatch.setenv("PATH", str(folder / "bin"))
     monkeypatch.setattr(sandbox, "SYSCTL", folder / "sys")
-    monkeypatch.setattr(proc, "LINUX", True)
+    monkeypatch.setattr(processes, "LINUX", True)
     monkeypatch.delenv("container", raising=False)
 
 
