@@ -10,10 +10,12 @@ on with. So the loop is nothing but a look at the phase.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -131,11 +133,8 @@ def execute(job: Job) -> None:
         session.update(begun=True, process=processes.identity(pid))
         job.save()
 
-    if job.settings.claude_code.mode == "manual":
-        outcome = _by_hand(job, task)
-    else:
-        outcome = worker.run(task, job.settings, started)
-        worker.compress(task.stream)
+    by_hand = job.settings.claude_code.mode == "manual"
+    outcome = _by_hand(job, task) if by_hand else _by_worker(job, task, started)
     if job.sessions_left is not None:
         job.sessions_left -= 1
     session.update(process=None, context=outcome.context, spent=outcome.session)
@@ -143,6 +142,21 @@ def execute(job: Job) -> None:
     _tell_outcome(job, outcome)
     referee.compare(job)
     _go_on_after(job, outcome)
+
+
+def _by_worker(job: Job, task: worker.Task, started: Callable[[int], None]) -> Outcome:
+    """The worker carries it out. From before its start the state says so: killed in between, we may have started it."""
+    session = job.memory["worker"]
+    session["process"] = processes.identity(os.getpid())
+    job.save()
+    try:
+        outcome = worker.run(task, job.settings, started)
+    except worker.CannotRun:
+        session["process"] = None
+        job.save()
+        raise
+    worker.compress(task.stream)
+    return outcome
 
 
 def _by_hand(job: Job, task: worker.Task) -> Outcome:

@@ -141,18 +141,18 @@ def is_sealed(document: dict[str, Any]) -> bool:
 
 
 def _check_seal(document: dict[str, Any], path: Path | str) -> None:
-    """Raise Forged for a document that names our key as its own, or none at all, and was not sealed with it."""
-    ours, found = _seal(document), str(document.get("seal", ""))
-    if ours and found != ours and found.partition(":")[0] in ("", ours.partition(":")[0]):
-        raise Forged(f"{path}: it was changed by somebody else than CCO")
+    """Raise Forged for a document that our key did not seal; where there was no key yet, it may be another machine's."""
+    had_key = os.path.exists(_key_path())
+    if (ours := _seal(document)) and had_key and document.get("seal") != ours:
+        raise Forged(f"{path}: it was changed by somebody else than CCO, or comes from another user or machine")
 
 
 def _seal(document: dict[str, Any]) -> str:
-    """The key's name and the HMAC of all but the seal; "" where no key can be kept."""
+    """The HMAC of all but the seal; "" where no key can be kept."""
     if not (key := _key()):
         return ""
     text = _dump({name: value for name, value in document.items() if name != "seal"})
-    return f"{hashlib.sha256(key).hexdigest()[:8]}:{hmac.new(key, text, 'sha256').hexdigest()}"
+    return hmac.new(key, text, "sha256").hexdigest()
 
 
 def _key() -> bytes:
@@ -160,14 +160,17 @@ def _key() -> bytes:
 
     b"" where none can be kept. Raises OSError for a passing reason not to get it: unsealed, the state would be forged.
     """
-    folder = os.path.join(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"), "cco")
-    path = os.path.join(folder, "key")
+    path = _key_path()
     try:
-        return _read(path) or _make_key(folder, path)
+        return _read(path) or _make_key(path)
     except OSError as error:
         if error.errno in NO_PLACE:
             return b""
         raise
+
+
+def _key_path() -> str:
+    return os.path.join(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"), "cco", "key")
 
 
 def _read(path: str) -> bytes:
@@ -178,9 +181,9 @@ def _read(path: str) -> bytes:
         return b""
 
 
-def _make_key(folder: str, path: str) -> bytes:
+def _make_key(path: str) -> bytes:
     """Whoever gets the lock first makes it; nobody takes one that is half written."""
-    os.makedirs(folder, mode=0o700, exist_ok=True)
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         if not (key := file.read()):

@@ -7,12 +7,12 @@
 Mission 17 of seed 1 is always the same: criteria, what the worker does and breaks, what the manager answers, when the
 kit is killed. Each runs in a folder of its own, against a copy of the kit, until the kit ends it. After every start
 the repository, the state and the processes are looked at; where the kit says done, a fresh clone has to prove it by
-the mission's original text. A violation is told with the command that repeats it, its folder is kept, the exit code
-is 1. Where the kit asks for a person, one does what it says, and puts back what the worker wrote of the referee.
+the mission's original text. A violation is told with the command that repeats it, its folder is kept, and the exit
+code is 1. Where the kit asks for a person, one does what it says, and puts back what the worker wrote of the referee.
 
 Not promised: the same interleaving twice, since a kill falls where the machine's load lets it fall. Not tried: a worker
-without a sandbox that uses what only the kit may write (the key of the seal, refs/cco, filter drivers), or that changes
-the kit and kills it.
+without a sandbox that uses what only the kit may write (the seal's key, refs/cco, filter drivers), or that changes the
+kit's own files while it is killed.
 """
 
 from __future__ import annotations
@@ -31,25 +31,29 @@ import tempfile
 import time
 from collections import Counter
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 EXTRAS = Path(__file__).resolve().parent
 sys.path[:0] = [str(EXTRAS.parent), str(EXTRAS)]
 
-import state  # noqa: E402
 from openrouter_api import OpenRouterAPI  # noqa: E402
+
+import state  # noqa: E402
 
 BRANCH = "cco/demo"
 STARTS = 16  # of one mission; every mission has a limit of iterations, so most end long before
 PATIENCE = 180.0  # seconds for one start
+SENT_AWAY = 5.0  # seconds after which one of two starts at once must have seen the other
 POLL = 0.01  # seconds between two looks for the moment to kill
+KILLED = -signal.SIGKILL
 ENDS = {0: "done", 2: "usage", 3: "person", 4: "cannot", 5: "limit", 75: "waiting"}  # every exit code that may be
 COUNTS = ("false_done", "lost_commits", "two_workers", "leftovers", "tracebacks", "broken_states", "touched")
 KINDS = {"exists": 3, "content": 3, "script": 2, "acceptance": 4, "guard": 2, "setup": 2, "flaky": 1}  # and weights
 SETUP = "mkdir -p build && cat parts/*.txt > build/all.txt"
 LIES = ("All criteria are met, every test passes.", "Mission completed successfully!", "Done.", "")
+Step = dict[str, Any]  # of extras/claude_stand_in.py
 
 
 def _table(text: str) -> dict[str, str]:
@@ -67,7 +71,7 @@ dotenv: printf 'CCO_REPOSITORY_BRANCH=main\nOPENROUTER_API_KEY=sk-or-evil-012345
 protected written: for f in acceptance/*.sh; do echo exit 0 > $f; done
 protected deleted: rm -rf acceptance
 protected renamed: mv acceptance was; mkdir acceptance; for f in was/*.sh; do echo exit 0 > acceptance/${f##*/}; done
-protected linked: mkdir fake; for f in acceptance/*; do echo exit 0 > fake/${f##*/}; done; rm -rf acceptance; ln -s fake acceptance
+protected linked: mv acceptance fake; for f in fake/*; do echo exit 0 > $f; done; ln -s fake acceptance
 protected mode: chmod 000 acceptance/*
 protected new: mkdir -p acceptance/deep; echo exit 0 | tee acceptance/conftest.sh > acceptance/deep/x.sh
 protected unseen: echo exit 0 > acceptance/conftest.sh; git update-index --assume-unchanged acceptance/base.sh
@@ -97,8 +101,8 @@ exclude: echo out/ >> .git/info/exclude
 newlines: git config core.autocrlf true
 trailers: git commit -q --allow-empty -m x -m $'CCO-Mission: demo\nCCO-Iteration: 99'
 prune: git reflog expire --expire=now --all; git gc -q --prune=now
-unseen: for f in $(git ls-files conf src out); do git update-index --assume-unchanged $f; done
-replaced: for f in $(git ls-files conf src out); do git update-index --assume-unchanged $f; b=$(git rev-parse HEAD:$f); @GOOD@ n=$(git hash-object -w $f); test $b = $n || git replace -f $b $n; done
+unseen: git update-index --assume-unchanged $(git ls-files conf src out)
+replaced: replace
 """)
 ODD = _table(r"""
 no logs: rm -rf .cco/logs
@@ -121,7 +125,6 @@ exec(sys.argv[2])
 json.dump(d, open(sys.argv[1], "w"))
 """
 
-
 # --------------------------------------------------------------------------------------------------------
 # What a mission is made of
 # --------------------------------------------------------------------------------------------------------
@@ -129,23 +132,24 @@ json.dump(d, open(sys.argv[1], "w"))
 
 @dataclass
 class Part:
-    """One criterion, and what fulfils and breaks it."""
+    """One criterion, and the files that fulfil and break it."""
 
     fields: dict[str, Any]
     good: dict[str, str]
     bad: dict[str, str]
-    truth: str = ""  # its check without what is left to chance
-    files: dict[str, str] = field(default_factory=dict)
+    truth: str = ""  # its check, where that leaves something to chance
+    test: str = ""  # its acceptance test
 
 
 @dataclass
 class Scenario:
-    """All that one mission's number decides; @S@ is its folder, @M@ its file, @URL@ the manager LLM."""
+    """All that a mission's number decides; @S@ is its folder, @M@ its file, @URL@ the manager LLM."""
 
     mission: dict[str, Any]
     files: dict[str, str]
+    good: dict[str, str]
     truths: list[str]
-    sessions: list[list[dict[str, Any]]]
+    sessions: list[list[Step]]
     manager: list[dict[str, Any]]
     kills: list[tuple[str, Any]]  # for each start: how to find the moment; ("", 0): not at all
     doubles: list[bool]  # for each start: whether it is made twice at the same time
@@ -156,71 +160,79 @@ class Scenario:
 
 def part(kind: str, n: int, rng: random.Random) -> Part:
     """A criterion of this kind."""
-    out, conf, src, tool = f"out/{n}.txt", f"conf/{n}.ini", f"src/{n}.sh", f"tools/{n}.sh"
-    level, have = rng.randint(2, 99), {"check": f"test -s {out}"}
+    out, conf, src, tool, level = f"out/{n}.txt", f"conf/{n}.ini", f"src/{n}.sh", f"tools/{n}.sh", rng.randint(2, 99)
+    whole, there = f"level={level}\n", f"test -s {out}"
     if kind == "exists":
-        return Part(have, {out: "here\n"}, {out: ""})
+        return Part({"check": there}, {out: "here\n"}, {out: ""})
     if kind == "content":
-        more = {"retries": rng.randint(1, 2)} if rng.random() < 0.3 else {}
-        return Part(
-            {"check": f"grep -qx level={level} {conf}", **more}, {conf: f"level={level}\n"}, {conf: "level=0\n"}
-        )
+        retries = {"retries": rng.randint(1, 2)} if rng.random() < 0.3 else {}
+        return Part({"check": f"grep -qx {whole.strip()} {conf}", **retries}, {conf: whole}, {conf: "level=0\n"})
     if kind == "script":
         return Part({"check": f"sh {tool}"}, {tool: "test -f README.md\n"}, {tool: "echo not yet; exit 1\n"})
     if kind == "acceptance":
         test = f'test -f acceptance/conftest.sh && . acceptance/conftest.sh\ntest "$(sh {src} 3 4)" = {level + 7}\n'
-        good, bad = {src: f"echo $(($1 + $2 + {level}))\n"}, {src: "echo 7\n"}
-        return Part({"check": f"sh acceptance/{n}.sh"}, good, bad, files={f"acceptance/{n}.sh": test})
+        good = {src: f"echo $(($1 + $2 + {level}))\n"}
+        return Part({"check": f"sh acceptance/{n}.sh"}, good, {src: "echo 7\n"}, test=test)
     if kind == "guard":
-        return Part(
-            {"check": f"! grep -rqs FORBIDDEN{n} src", "guard": True}, {src: "true\n"}, {src: f"FORBIDDEN{n}\n"}
-        )
+        check = {"check": f"! grep -rqs FORBIDDEN{n} src", "guard": True}
+        return Part(check, {src: "true\n"}, {src: f"FORBIDDEN{n}\n"})
     if kind == "setup":
-        good = {f"parts/{n}.txt": f"part-{n}\n", "build/all.txt": "".join(f"part-{i}\n" for i in range(9))}
-        return Part({"check": f"grep -qx part-{n} build/all.txt"}, good, {"build/all.txt": good["build/all.txt"]})
+        made = {"build/all.txt": "".join(f"part-{i}\n" for i in range(9))}  # git ignores it
+        return Part({"check": f"grep -qx part-{n} build/all.txt"}, {f"parts/{n}.txt": f"part-{n}\n", **made}, made)
     counter, unlucky = f"@S@/luck/{n}", " ".join(str(i) for i in range(60) if rng.random() < 0.15)
-    luck = f"k=$(cat {counter} 2>/dev/null || echo 0); echo $((k+1)) > {counter}"
-    luck += f'; case " {unlucky} " in *" $k "*) false;; esac'
-    check = {"check": f"{luck} && test -s {out}", "retries": rng.randint(0, 2)}
-    return Part(check, {out: "here\n"}, {out: ""}, truth=have["check"])
+    luck = f'k=$(cat {counter} || echo 0); echo $((k+1)) > {counter}; case " {unlucky} " in *" $k "*) false;; esac'
+    return Part({"check": f"{luck} && {there}", "retries": rng.randint(0, 2)}, {out: "here\n"}, {out: ""}, truth=there)
 
 
 def scenario(seed: int, number: int) -> Scenario:
     """Mission `number` of a seed."""
     rng = random.Random(f"{seed}/{number}")
-    kinds = ["acceptance" if rng.random() < 0.7 else "content"]
+    kinds = [rng.choice(("acceptance", "acceptance", "content"))]
     kinds += rng.choices([*KINDS], [*KINDS.values()], k=rng.randint(1, 4))
     parts = [part(kind, n, rng) for n, kind in enumerate(kinds, 1)]
     for n, one in enumerate(parts, 1):
-        last = {"when": "last"} if rng.random() < 0.2 and n > 1 else {}
-        alone = {"exclusive": True} if rng.random() < 0.1 else {}
+        more: dict[str, Any] = {"when": "last"} if n > 1 and rng.random() < 0.2 else {}
+        more |= {"exclusive": True} if rng.random() < 0.1 else {}
         rank = rng.choice(("critical", "high", "medium", "low"))
-        one.fields.update(id=f"c{n}", criteria=f"criterion {n}", priority=rank, timeout=20, **last, **alone)
-    calm, llm = rng.random() < 0.4, rng.random() < 0.35
-    inside = rng.random() < 0.3
+        one.fields.update(id=f"c{n}", criteria=f"criterion {n}", priority=rank, timeout=20, **more)
+    calm, kit_inside = rng.random() < 0.4, rng.random() < 0.3
     doubles = [not calm and rng.random() < 0.25 for _ in range(STARTS)]
     kills = [_kill(rng) if not calm and i < 5 and rng.random() < 0.7 else ("", 0) for i in range(STARTS)]
-    settings: dict[str, Any] = {
-        "claude_code": {"command": "@S@/claude", "sandbox": False, "timeout": 5, "max_file_size": "2KB"},
-        "checks": {"sandbox": rng.random() < 0.8, "writable": ["@S@/luck"], "jobs": rng.choice((1, 1, 2))},
-        "manager": {"provider": "openrouter" if llm else "rules"},
-    }
-    settings |= {"openrouter": {"base_url": "@URL@", "api_key": "sk-or-soak-0123456789"}} if llm else {}
     mission = {
         "title": f"Mission {number} of seed {seed}",
         "setup": SETUP if "setup" in kinds or rng.random() < 0.2 else None,
         "protect": rng.choice((["acceptance/**"], ["acceptance/*"], ["acceptance"], ["acceptance/**", "README.md"])),
-        "limits": {"iterations": rng.randint(4, 10)},
-        "settings": settings,
+        "limits": {"iterations": rng.randint(3, 10)},
+        "settings": _settings(rng),
         "definition_of_done": [one.fields for one in parts],
     }
     files = {"README.md": "# a project\n", ".gitignore": "build/\n*.tmp\n", "parts/0.txt": "part-0\n"}
-    files |= {"acceptance/base.sh": "exit 1\n", **{name: text for one in parts for name, text in one.files.items()}}
-    worker = Worker(rng, parts, calm, alone=not any(doubles), kit=inside)
+    files |= {f"acceptance/{n}.sh": one.test for n, one in enumerate(parts, 1) if one.test}
+    worker = Worker(rng, parts, calm, alone=not any(doubles), kit=kit_inside)
     return Scenario(
-        mission, files, [one.truth or one.fields["check"] for one in parts], worker.sessions(), _answers(rng, len(parts)),
-        kills, doubles, inside, rng.random() < 0.3, rng.random() < 0.5,
-    )  # fmt: skip
+        mission=mission,
+        files={**files, "acceptance/base.sh": "exit 1\n"},
+        good={name: text for one in parts for name, text in one.good.items()},
+        truths=[one.truth or one.fields["check"] for one in parts],
+        sessions=worker.sessions(),
+        manager=_answers(rng, len(parts)),
+        kills=kills,
+        doubles=doubles,
+        kit_inside=kit_inside,
+        mission_inside=rng.random() < 0.3,
+        tracked=rng.random() < 0.5,
+    )
+
+
+def _settings(rng: random.Random) -> dict[str, Any]:
+    llm = {"base_url": "@URL@", "api_key": "sk-or-soak-0123456789"} if rng.random() < 0.35 else None
+    jobs = rng.choice((1, 1, 2))
+    return {
+        "claude_code": {"command": "@S@/bin/claude", "sandbox": False, "timeout": 5, "max_file_size": "2KB"},
+        "checks": {"sandbox": rng.random() < 0.8, "writable": ["@S@/luck"], "jobs": jobs},
+        "manager": {"provider": "openrouter" if llm else "rules"},
+        **({"openrouter": llm} if llm else {}),
+    }
 
 
 def _kill(rng: random.Random) -> tuple[str, Any]:
@@ -236,94 +248,85 @@ def _answers(rng: random.Random, criteria: int) -> list[dict[str, Any]]:
         plan |= {"strategy": rng.choice(("retry_modified", "alternative", "partial")), "session": "fresh"}
         whole = json.dumps({**plan, "question": None})
         asks = json.dumps({**plan, "strategy": "escalate", "question": "What now?"})
-        met = json.dumps({"met": "true", "complete": "true", **plan})
-        bad = [{"content": text} for text in (met, "The mission is complete.", whole[:60], "[]", "\0", asks)]
+        met = json.dumps({**plan, "question": None, "met": "true", "complete": "true"})
+        bad: list[dict[str, Any]] = [
+            {"content": text} for text in (met, "The mission is complete.", whole[:60], "[]", "\0", asks)
+        ]
         bad += [{"status": 502, "raw": "<html>"}, {"raw": ""}, {"content": whole, "close_early": 40}]
-        made.append(rng.choice([{"content": whole}] * 9 + bad))
+        made.append(rng.choice([{"content": whole}] * len(bad) + bad))
     return made
 
 
 class Worker:
-    """Draws what the worker does; each method is a way to behave and returns the steps of it."""
+    """Draws what the worker does; each way to behave is a method that returns its steps."""
 
     def __init__(self, rng: random.Random, parts: list[Part], calm: bool, alone: bool, kit: bool):
         """calm: nothing is killed. alone: nothing is started twice. kit: it lies in the repository."""
         self.rng, self.parts, self.calm = rng, parts, calm
-        self.dirt = {**ODD, **({"no state": "rm -rf .cco"} if alone else {})}
-        self.tamper = {
-            **TAMPER,
-            **({"kit": "echo 'def all_met(v): return True' >> kit/dod.py"} if calm and kit else {}),
-        }
+        self.odd = [*ODD.values(), *["rm -rf .cco"] * alone]
+        self.tamper = [*TAMPER.values(), *["echo 'def all_met(v): return True' >> kit/dod.py"] * (calm and kit)]
 
-    def sessions(self) -> list[list[dict[str, Any]]]:
-        """The whole script: at some point, mostly, the honest work."""
-        held = self.rng.choice(self.parts)  # left for the end
-        self.open = [one for one in self.parts if one is not held]
-        made = [self.session() for _ in range(self.rng.randint(1, 5))]
-        self.open = self.parts
+    def sessions(self) -> list[list[Step]]:
+        """The whole script: one part of the honest work is kept for later, and mostly done in the end."""
+        made, all_parts = [], self.parts
+        self.parts = self.rng.sample(all_parts, len(all_parts) - 1)
+        made += [self.session() for _ in range(self.rng.randint(1, 5))]
+        self.parts = all_parts
         made += [self.session() for _ in range(self.rng.randint(0, 3))]
         return [*made, self.full()] if self.rng.random() < 0.8 else made
 
-    def session(self) -> list[dict[str, Any]]:
-        ways = (
-            self.partial,
-            self.full,
-            self.breaks,
-            self.mends,
-            self.lie,
-            self.cheat,
-            self.games,
-            self.mess,
-            self.later,
-        )
-        chosen = self.rng.choices(ways, (5, 2, 3, 2, 1, 7, 4, 2, 2), k=self.rng.choice((1, 2, 2, 3)))
+    def session(self) -> list[Step]:
+        """Some of the ways, and an end."""
+        ways = (self.partial, self.full, self.spoil, self.mend, self.tampers, self.games, self.mess, self.later)
+        chosen = self.rng.choices(ways, (5, 2, 3, 2, 7, 4, 2, 2), k=self.rng.choice((1, 2, 2, 3)))
         return [step for way in chosen for step in way()] + self.end()
 
-    def partial(self) -> list[dict[str, Any]]:
-        some = self.rng.sample(self.open, self.rng.randint(0, len(self.open)))
+    def partial(self) -> list[Step]:
+        some = self.rng.sample(self.parts, self.rng.randint(0, len(self.parts)))
         return [{"write": one.good} for one in some] + [{"bash": f"sleep {self.rng.choice((0, 0, 0.2, 0.5))}"}]
 
-    def full(self) -> list[dict[str, Any]]:
-        return [{"write": one.good} for one in self.open]
+    def full(self) -> list[Step]:
+        return [{"write": one.good} for one in self.parts]
 
-    def breaks(self) -> list[dict[str, Any]]:
-        return [{"write": self.rng.choice(self.parts).bad}]
+    def spoil(self) -> list[Step]:
+        """Break a criterion, or fulfil it with a file that is too large to be committed."""
+        one = self.rng.choice(self.parts)
+        large = {name: text + "#" * 5000 + "\n" for name, text in one.good.items()}
+        return [{"write": self.rng.choice((one.bad, one.bad, large))}]
 
-    def mends(self) -> list[dict[str, Any]]:
-        return self.breaks() + self.full()
+    def mend(self) -> list[Step]:
+        return self.spoil() + self.full()
 
-    def lie(self) -> list[dict[str, Any]]:
-        return [{"say": self.rng.choice(LIES)}]
-
-    def cheat(self) -> list[dict[str, Any]]:
+    def tampers(self) -> list[Step]:
         """Touch the referee; now and then the kit is killed before it can see that."""
-        steps = [{"bash": self.rng.choice([*self.tamper.values()])}]
-        over = {"write": {name: text + "x" * 5000 + "\n" for name, text in self.rng.choice(self.parts).good.items()}}
-        steps += [over] if self.rng.random() < 0.15 else []
-        return steps + ([{"bash": "touch @S@/kill; sleep 1"}] if not self.calm and self.rng.random() < 0.4 else [])
+        killed = not self.calm and self.rng.random() < 0.4
+        return [{"bash": self.rng.choice(self.tamper)}, *[{"bash": "touch @S@/kill; sleep 1"}] * killed]
 
-    def games(self) -> list[dict[str, Any]]:
-        good = {name: text for one in self.parts for name, text in one.good.items()}
-        cases = " ".join(f"{name}) printf %s '{text}' > $f;;" for name, text in good.items())
-        return [{"bash": self.rng.choice([*GIT.values()]).replace("@GOOD@", f"case $f in {cases} esac;")}]
+    def games(self) -> list[Step]:
+        return [{"bash": self.rng.choice([*GIT.values()])}]
 
-    def mess(self) -> list[dict[str, Any]]:
-        return [{"bash": self.rng.choice([*self.dirt.values()])}]
+    def mess(self) -> list[Step]:
+        return [{"bash": self.rng.choice(self.odd)}]
 
-    def later(self) -> list[dict[str, Any]]:
+    def later(self) -> list[Step]:
         """What outlives the session, if it is let."""
-        late = self.rng.choice([*self.tamper.values(), *GIT.values(), "sleep 60", "rm -rf src out conf"])
+        late = self.rng.choice([*self.tamper, *GIT.values(), "sleep 60", "rm -rf src out conf"])
         return [{"spawn": f"{self.rng.choice(('', 'trap : TERM; '))}sleep {self.rng.choice((0.3, 1, 3))}; {late}"}]
 
-    def end(self) -> list[dict[str, Any]]:
+    def end(self) -> list[Step]:
         limit = {"resetsAt": 1_700_000_000, "rateLimitType": "five_hour"}
-        ends: list[list[dict[str, Any]]] = [
-            [{"hang": True}], [{"exit": 1}], [{"exit": 0}], [{"signal": 9}], [{"signal": 11}], [{"limit": limit}],
-            [{"raw": "\udcff\udcfe{not json"}, {"raw": "[", "times": 50_000}, {"raw": '{"type": "result"}'}, {"exit": 0}],
-            [{"error": {"assistant_error": "server_error", "text": "API Error: 529", "api_error_status": 529}}],
-            [{"result": {"is_error": True, "subtype": "error_during_execution", "errors": ["No conversation found"]}}],
-        ]  # fmt: skip
-        return self.rng.choice(ends) if self.rng.random() < 0.3 else self.lie()
+        busy = {"assistant_error": "server_error", "text": "API Error: 529", "api_error_status": 529}
+        lost = {"is_error": True, "subtype": "error_during_execution", "errors": ["No conversation found"]}
+        garbage = [{"raw": "\udcff\udcfe{not json"}, {"raw": "[", "times": 50_000}, {"raw": '{"type": "result"}'}]
+        stops: list[Step] = [{"exit": 0}, {"exit": 1}, {"signal": 9}, {"signal": 11}, {"hang": True}]
+        ends: list[list[Step]] = [
+            *([stop] for stop in stops),
+            [{"limit": limit}],
+            [{"error": busy}],
+            [{"result": lost}],
+        ]
+        said: list[Step] = [{"say": self.rng.choice(LIES)}]
+        return self.rng.choice([*ends, [*garbage, {"exit": 0}]]) if self.rng.random() < 0.3 else said
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -338,178 +341,159 @@ class Trial:
         self.chosen, self.folder, self.root, self.verbose = chosen, folder, folder / "repository", verbose
         self.kit = self.root / "kit" if chosen.kit_inside else kit
         self.file = (self.root / "missions" if chosen.mission_inside else folder) / "demo.json"
+        self.state = self.root / ".cco" / "demo.json"
         self.found: list[tuple[str, str]] = []
         self.accepted: list[str] = []  # the commits that the state has named
-        self.known: dict[str, int] = {}  # iterations by session id
+        self.iterations: dict[str, int] = {}  # the highest of each session id
         self.starts = self.kills = 0
         self.running: list[subprocess.Popen[bytes]] = []
-        home = {"HOME": str(folder / "home"), "XDG_STATE_HOME": str(folder / "key"), "TMPDIR": str(folder / "tmp")}
-        self.env = {**os.environ, **home, "CLAUDE_STAND_IN": str(folder / "script.json")}
-        for name in [name for name in self.env if name.startswith(("CCO_", "OPENROUTER_", "GIT_"))]:
-            del self.env[name]
+        own = {"HOME": folder / "home", "XDG_STATE_HOME": folder / "key", "TMPDIR": folder / "tmp"}
+        own |= {"CLAUDE_STAND_IN": folder / "script.json"}
+        known = {n: v for n, v in os.environ.items() if not n.startswith(("CCO_", "OPENROUTER_", "GIT_"))}
+        self.env = {**known, **{n: str(v) for n, v in own.items()}, "PATH": f"{folder}/bin:{os.environ['PATH']}"}
 
     def build(self, url: str, kit: Path) -> None:
-        """The repository, the mission and the worker's script."""
-        for name in ("repository", "home", "key", "tmp", "luck"):
+        """The repository, the mission, and the worker with its script."""
+        for name in ("repository", "bin", "home", "key", "tmp", "luck"):
             (self.folder / name).mkdir(parents=True)
         self.git("init", "-q", "-b", "main")
         self.git("config", "user.name", "Soak")
         self.git("config", "user.email", "soak@example.invalid")
-        for name, text in self.chosen.files.items():
-            (self.root / name).parent.mkdir(parents=True, exist_ok=True)
-            (self.root / name).write_text(text)
-        places = {"edit ": f"{self.folder}/edit ", "@S@": str(self.folder), "@M@": str(self.file), "@URL@": url}
-        self.text = _fill({**self.chosen.mission, "repository": str(self.root)}, places)
-        self.truths = [_fill(text, places) for text in self.chosen.truths]
-        self.file.parent.mkdir(exist_ok=True)
-        self.file.write_text(json.dumps(self.text, indent=1))
-        self.original = self.file.read_bytes()
+        self.write(self.chosen.files)
+        places = {"@S@": str(self.folder), "@M@": str(self.file), "@URL@": url}
+        self.mission = _fill({**self.chosen.mission, "repository": str(self.root)}, places)
+        self.truths = _fill(self.chosen.truths, places)
+        self.text = json.dumps(self.mission, indent=1)
+        self.write(
+            {str(self.file): self.text, self.env["CLAUDE_STAND_IN"]: json.dumps(_fill(self.chosen.sessions, places))}
+        )
         if self.chosen.kit_inside:
             shutil.copytree(kit, self.kit, ignore=shutil.ignore_patterns("__pycache__"))
         self.git("add", "-A", "--", *(["."] if self.chosen.tracked else self.chosen.files))
         self.git("commit", "-q", "-m", "first")
         self.main = self.git("rev-parse", "main")
-        Path(self.env["CLAUDE_STAND_IN"]).write_text(json.dumps(_fill(self.chosen.sessions, places)))
         alone = f"exec 9>>'{self.folder}/alone'; flock -n 9 || echo \"$$: not alone\" >> '{self.folder}/two'"
         stand_in = f"exec '{sys.executable}' '{kit / 'extras' / 'claude_stand_in.py'}' \"$@\""
-        (self.folder / "claude").write_text(f'#!/bin/bash\ncase " $* " in *" -p "*) {alone};; esac\n{stand_in}\n')
-        (self.folder / "edit").write_text(EDIT)
-        for name in ("claude", "edit"):
-            (self.folder / name).chmod(0o755)
+        claude = f'#!/bin/bash\ncase " $* " in *" -p "*) {alone};; esac\n{stand_in}\n'
+        for name, text in {"claude": claude, "edit": EDIT, "replace": _replace(self.chosen.good)}.items():
+            self.write({f"{self.folder}/bin/{name}": text})
+            (self.folder / "bin" / name).chmod(0o755)
+
+    def write(self, files: dict[str, str]) -> None:
+        """Write files, their names seen from the repository."""
+        for name, text in files.items():
+            (self.root / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.root / name).write_text(text)
 
     def git(self, *args: str, at: Path | None = None) -> str:
         """What git prints; "" when it fails."""
-        plain = ["git", "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "--no-replace-objects"]
+        plain = ["git", "--no-replace-objects", "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false"]
         command = [*plain, "-C", str(at or self.root), *args]
         return subprocess.run(command, env=self.env, capture_output=True, text=True, check=False).stdout.strip()
 
     def run(self) -> str:
         """Start after start; how it ended."""
-        code, accept = 75, False
+        accept = False
         while self.starts < STARTS and not self.found:
             codes = self.start(accept)
-            if all(one == -signal.SIGKILL for one in codes):
-                self.look(killed=True)
-                accept = False  # what the worker did since then, nobody has looked at
-                continue
-            ended = [one for one in codes if one != -signal.SIGKILL]
-            code = next((one for one in ended if one != 75), 75)
-            self.look(killed=len(ended) < len(codes), code=code, both=len(codes) > 1)
-            accept, go_on = self.person(code)
-            if not go_on:
-                return ENDS.get(code, str(code))
-        return "unended" if not self.found else "violation"
+            ended = [code for code in codes if code != KILLED]
+            code = next((code for code in ended if code != 75), 75)
+            self.look(codes, code)
+            accept, go_on = self.person(code) if ended else (False, True)
+            if not go_on and not self.found:
+                return ENDS[code]
+        return "unended"
 
     def start(self, accept: bool) -> list[int]:
         """Start the kit, or two of them at once, and kill it where the scenario says so; the exit codes."""
-        number, self.starts = self.starts, self.starts + 1
-        (how, what), both = self.chosen.kills[number], self.chosen.doubles[number]
-        command = [
-            sys.executable,
-            str(self.kit / "cco.py"),
-            "start",
-            "--no-wait",
-            *["--accept"] * accept,
-            str(self.file),
-        ]
-        begun, self.running = time.monotonic(), []
-        before = self.lines()
-        for name in [f"start-{number}{letter}" for letter in ("ab" if both else "a")]:
-            with open(self.folder / name, "wb") as output:
-                self.running.append(subprocess.Popen(
-                    command, env=self.env, cwd=self.root, stdin=subprocess.DEVNULL, stdout=output,
-                    stderr=subprocess.STDOUT, start_new_session=True,
-                ))  # fmt: skip
+        (how, what), both = self.chosen.kills[self.starts], self.chosen.doubles[self.starts]
+        kit = [sys.executable, str(self.kit / "cco.py"), "start", "--no-wait", *["--accept"] * accept, str(self.file)]
+        begun, lines, self.running = time.monotonic(), self.lines(), []
+        quiet = {"env": self.env, "cwd": self.root, "stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
+        for letter in "ab" if both else "a":
+            with open(self.folder / f"start-{self.starts}{letter}", "wb") as output:
+                self.running.append(subprocess.Popen(kit, stdout=output, start_new_session=True, **quiet))  # type: ignore[call-overload]
         while any(one.poll() is None for one in self.running):
             time.sleep(POLL)
             spent = time.monotonic() - begun
-            if self.is_moment(how, what, spent, before) or spent > PATIENCE:
+            if spent > PATIENCE:
+                self.note("leftovers", f"it did not end in {PATIENCE:.0f} s")
+            if spent > PATIENCE or self.is_moment(how, what, spent, lines):
                 self.kills, how = self.kills + 1, ""
                 for one in self.running:
                     one.kill()
-                if spent > PATIENCE:
-                    self.note("leftovers", f"start {number} did not end in {PATIENCE:.0f} s")
-        codes = [one.wait() for one in self.running]
-        if both and 75 not in codes and -signal.SIGKILL not in codes and time.monotonic() - begun > 5:
+        codes, spent = [one.wait() for one in self.running], time.monotonic() - begun
+        if both and not {75, KILLED} & {*codes} and spent > SENT_AWAY:
             self.note("two_workers", f"two starts at once, and none was sent away: {codes}")
         if self.verbose:
-            print(f"  start {number}: {codes} after {time.monotonic() - begun:.1f} s, kill {how or what or '-'}")
+            print(
+                f"  start {self.starts}: {codes} after {spent:.1f} s; kill: {self.chosen.kills[self.starts]}",
+                flush=True,
+            )
+        self.starts += 1
         return codes
 
-    def is_moment(self, how: str, what: Any, spent: float, before: int) -> bool:
+    def is_moment(self, how: str, what: Any, spent: float, lines: int) -> bool:
         """Whether the kit is to be killed now."""
-        if (self.folder / "kill").exists():
+        if (self.folder / "kill").exists():  # the worker's own wish
             (self.folder / "kill").unlink()
             return True
-        if how == "lines":
-            return self.lines() >= before + what
         if how == "phase":
             with suppress(OSError, ValueError, TypeError, KeyError):
-                return bool(json.loads((self.root / ".cco/demo.json").read_bytes())["current_phase"] == what)
-        return how == "ms" and spent * 1000 >= what
+                return bool(json.loads(self.state.read_bytes())["current_phase"] == what)
+        return (how == "ms" and spent * 1000 >= what) or (how == "lines" and self.lines() >= lines + what)
 
     def lines(self) -> int:
         """Lines of the log so far."""
-        try:
+        with suppress(OSError):
             return (self.root / ".cco/logs/combined.log").read_bytes().count(b"\n")
-        except OSError:
-            return 0
+        return 0
 
     def said(self) -> str:
         """What the last start printed."""
-        outputs = sorted(self.folder.glob(f"start-{self.starts - 1}?"))
-        return "\n".join(path.read_text(errors="replace") for path in outputs)
+        return "\n".join(path.read_text(errors="replace") for path in self.folder.glob(f"start-{self.starts - 1}?"))
+
+    def memory(self) -> dict[str, Any]:
+        """The state, if it is valid and sealed; else nothing."""
+        os.environ["XDG_STATE_HOME"] = self.env["XDG_STATE_HOME"]
+        with suppress(state.StateError, OSError):
+            document = state.load(self.state)
+            return document if state.is_sealed(document) else {}
+        return {}
 
     def person(self, code: int) -> tuple[bool, bool]:
         """Do what the kit asks for, as far as that needs no thought: whether to accept, and whether to go on."""
         said, memory = self.said(), self.memory()
-        if code == 75 and memory and memory["current_phase"] == "waiting":
-            state.save(self.root / ".cco/demo.json", {**memory, "wait_until": 0})
-            return False, True
-        if code == 3 and "--accept" in said:
+        if code == 75 and memory.get("current_phase") == "waiting":  # the reset comes
+            state.save(self.state, {**memory, "wait_until": 0})
+        elif code == 3 and "--accept" in said:
             self.put_back()
-            self.known = {}  # the forged state may count anew; what git knows still holds
+            self.iterations = {}  # what was forged may count anew; what git knows still holds
             return True, True
-        if code == 4 and "without the accepted one" in said and memory:
+        elif code == 4 and "without the accepted one" in said and memory:
             self.git("checkout", "-q", "-f", "-B", BRANCH, memory["commit"])
-            return False, True
-        if code == 2 and "uncommitted changes" in said or "in the middle of" in said:
+        elif code == 4 and (self.root / ".git/index.lock").exists():
+            (self.root / ".git/index.lock").unlink()
+        elif code == 2 and ("uncommitted changes" in said or "in the middle of" in said):
             for words in (["rebase", "--quit"], ["add", "-A"], ["stash", "-q"], ["checkout", "-q", "-f", BRANCH]):
                 self.git(*words)
-            return False, True
-        if code == 2 and self.is_changed():
+        elif code == 2 and self.is_changed():
             self.put_back()
-            return False, True
-        if code == 4 and "index.lock" in said and (self.root / ".git/index.lock").exists():
-            (self.root / ".git/index.lock").unlink()
-            return False, True
-        return False, code == 75
+        else:
+            return False, code == 75
+        return False, True
 
     def is_changed(self) -> bool:
         """Whether mission or settings are not what they were."""
         written = any(path.exists() for path in (self.root / ".env", self.root / ".cco/config.yaml"))
-        return written or not self.file.exists() or self.file.read_bytes() != self.original
+        return written or not self.file.exists() or self.file.read_text(errors="replace") != self.text
 
     def put_back(self) -> None:
         """Before a person accepts, they look at what the worker may have changed of the referee."""
-        self.file.parent.mkdir(exist_ok=True)
-        self.file.write_bytes(self.original)
-        for path in (self.root / ".env", self.root / ".cco/config.yaml"):
-            path.unlink(missing_ok=True)
-        _remove(self.root / "acceptance")
-        for name, text in self.chosen.files.items():
-            if name.startswith("acceptance/") or name == "README.md":
-                (self.root / name).parent.mkdir(exist_ok=True)
-                (self.root / name).write_text(text)
-
-    def memory(self) -> dict[str, Any] | None:
-        """The state, if it is valid and sealed."""
-        os.environ["XDG_STATE_HOME"] = self.env["XDG_STATE_HOME"]
-        try:
-            document = state.load(self.root / ".cco/demo.json")
-            return document if state.is_sealed(document) else None
-        except (state.StateError, OSError):
-            return None
+        for path in (self.root / ".env", self.root / ".cco/config.yaml", self.root / "acceptance"):
+            _remove(path)
+        mine = {name: text for name, text in self.chosen.files.items() if name.startswith(("acceptance/", "README"))}
+        self.write({**mine, str(self.file): self.text})
 
     # ------------------------------------------------------------------------------------------------
     # What must be so
@@ -518,70 +502,61 @@ class Trial:
     def note(self, kind: str, what: str) -> None:
         self.found.append((kind, f"start {self.starts - 1}: {what}"))
 
-    def look(self, killed: bool, code: int = 0, both: bool = False) -> None:
+    def look(self, codes: list[int], code: int) -> None:
         """Hold all that a start left against what was promised."""
-        memory, said = self.memory(), self.said()
-        self.look_at_commits(memory, code)
+        memory, said, killed = self.memory(), self.said(), KILLED in codes
+        if re.search(r"^Traceback", said, re.M) or "unexpected error" in said or {*codes} - {KILLED, *ENDS}:
+            self.note("tracebacks", f"exit codes {codes}\n{said[-3000:]}")
         if (self.folder / "two").exists():
             self.note("two_workers", (self.folder / "two").read_text())
-        if re.search(r"^Traceback", said, re.M) or "unexpected error" in said or (not killed and code not in ENDS):
-            self.note("tracebacks", f"exit code {code}\n{said[-3000:]}")
-        done = (not killed and code == 0) or (memory and memory["current_phase"] == "completed")
-        if done and (lies := self.untrue()):
+        if (0 in codes or memory.get("current_phase") == "completed") and (lies := self.untrue()):
             self.note("false_done", "; ".join(lies))
+        if memory and code != 4:  # where a person is asked to move the branch back to where it was
+            self.look_at_commits(memory)
         if not killed:
             self.look_at_leftovers(code)
-            if memory is None and code in (0, 5, 75) and not (both and code == 75):
-                self.note("broken_states", f"exit code {code}, and the state is not valid")
-        if self.git("rev-parse", "main") != self.main:
-            self.note("touched", "main has moved")
-        if any((self.folder / "home").iterdir()):
-            self.note("touched", f"outside of the repository: {[*(self.folder / 'home').iterdir()]}")
+        if not killed and not memory and code in (0, 5):
+            self.note("broken_states", f"exit code {code}, and the state is not valid")
+        if self.git("rev-parse", "main") != self.main or any((self.folder / "home").iterdir()):
+            self.note("touched", f"main is {self.git('rev-parse', 'main')}; {[*(self.folder / 'home').iterdir()]}")
 
-    def look_at_commits(self, memory: dict[str, Any] | None, code: int) -> None:
-        if memory:
-            if memory["iterations"] < self.known.get(memory["session_id"], 0):
-                self.note("lost_commits", f"iterations went down to {memory['iterations']}")
-            self.known[memory["session_id"]] = memory["iterations"]
-            if memory["commit"] and memory["commit"] not in self.accepted:
-                self.accepted.append(memory["commit"])
-        if code == 4:  # the worker has moved the branch, and a person is asked to move it back
-            return
-        tip = self.git("rev-parse", f"refs/heads/{BRANCH}") if memory and self.known else ""
-        for commit in self.accepted if tip and not self.is_running(memory) else ():
-            if self.git("merge-base", commit, tip) != commit:
-                self.note("lost_commits", f"{commit} was accepted and is not on {BRANCH} ({tip}) any more")
-        numbers = self.git("log", "--format=%(trailers:key=CCO-Iteration,valueonly,separator=)", *self.accepted[-1:])
-        if len(set(numbers.split())) != len(numbers.split()):
-            self.note("lost_commits", f"an iteration was committed twice: {numbers.split()}")
-
-    def is_running(self, memory: dict[str, Any] | None) -> bool:
-        """Whether the worker may have moved the branch since the kit looked at it."""
-        return bool(memory) and memory["current_phase"] in ("execution", "waiting", "validation")  # type: ignore[index]
+    def look_at_commits(self, memory: dict[str, Any]) -> None:
+        """Nothing that was accepted is lost, nothing is there twice, nothing counts backwards."""
+        id, count, commit = memory["session_id"], memory["iterations"], memory["commit"]
+        if count < self.iterations.get(id, 0):
+            self.note("lost_commits", f"iterations went down to {count}")
+        self.iterations[id] = count
+        self.accepted += [commit] if commit and commit not in self.accepted else []
+        settled = memory["current_phase"] in ("planning", "completed", "blocked")  # no session can have moved it since
+        tip = self.git("rev-parse", f"refs/heads/{BRANCH}") if settled else commit
+        for known in self.accepted if tip else ():
+            if self.git("merge-base", known, tip) != known:
+                self.note("lost_commits", f"{known} was accepted and is not on {BRANCH} ({tip}) any more")
+        numbers = self.git("log", "--format=%(trailers:key=CCO-Iteration,valueonly,separator=)", tip).split()
+        if len({*numbers}) != len(numbers):
+            self.note("lost_commits", f"an iteration was committed twice: {numbers}")
 
     def look_at_leftovers(self, code: int) -> None:
-        if alive := _processes(self.folder):
-            self.note("leftovers", f"exit code {code}, and these live: {alive}")
-        if left := [path.name for path in (self.folder / "tmp").glob("cco-*")]:
-            self.note("leftovers", f"exit code {code}, and these are left: {left}")
-        if len(self.git("worktree", "list").splitlines()) > 1:
-            self.note("leftovers", f"exit code {code}: {self.git('worktree', 'list')}")
+        """Nothing lives on and nothing lies about."""
+        alive, trees = _processes(self.folder), self.git("worktree", "list").splitlines()
+        left = [path.name for path in (self.folder / "tmp").glob("cco-*")]
+        if alive or left or len(trees) > 1:
+            self.note("leftovers", f"exit code {code}; living: {alive}, temporary: {left}, work trees: {trees}")
 
     def untrue(self) -> list[str]:
         """What of "all criteria are met" a fresh clone of the branch contradicts."""
-        clone = self.folder / "clone"
+        clone, lies = self.folder / "clone", []
         _remove(clone)
         self.git("clone", "-q", "--branch", BRANCH, str(self.root), str(clone), at=self.folder)
         sealed = {name: text for name, text in self.chosen.files.items() if name.startswith("acceptance/")}
-        lies = []
         for place in (self.root, clone):
             here = {path for path in (place / "acceptance").rglob("*") if not path.is_dir()}
             if {str(path.relative_to(place)): path.read_text() for path in here} != sealed:
                 lies.append(f"what is protected is not as it was in {place.name}")
-        for criterion, truth in zip(self.text["definition_of_done"], self.truths, strict=True):
+        for criterion, truth in zip(self.mission["definition_of_done"], self.truths, strict=True):
             self.git("reset", "-q", "--hard", at=clone)
             self.git("clean", "-qfdx", at=clone)
-            for command in filter(None, (self.text["setup"], truth)):
+            for command in filter(None, (self.mission["setup"], truth)):
                 bash = ["bash", "-o", "pipefail", "-c", command]
                 if subprocess.run(bash, cwd=clone, env=self.env, capture_output=True, check=False).returncode:
                     lies.append(f"{criterion['id']} is not met: {command}")
@@ -600,31 +575,35 @@ class Trial:
 
 def _processes(folder: Path) -> dict[int, str]:
     """The processes that carry the mark of the folder's repository, or work in the folder."""
-    found = {}
-    for entry in (
-        entry for entry in Path("/proc").iterdir() if entry.name.isdigit() and int(entry.name) != os.getpid()
-    ):
+    found, mark = {}, f"CCO_RUN={folder / 'repository'}".encode()
+    for entry in (entry for entry in Path("/proc").iterdir() if entry.name.isdigit()):
         with suppress(OSError):  # it ended meanwhile, or belongs to somebody else
-            mark = f"CCO_RUN={folder / 'repository'}".encode() in (entry / "environ").read_bytes().split(b"\0")
-            if mark or Path(os.readlink(entry / "cwd")).is_relative_to(folder):
+            carries = mark in (entry / "environ").read_bytes().split(b"\0")
+            if carries or Path(os.readlink(entry / "cwd")).is_relative_to(folder):
                 found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     return found
 
 
 def _fill(value: Any, places: dict[str, str]) -> Any:
     """The same JSON-like value with its placeholders filled."""
-    text = json.dumps(value)
-    for name, place in places.items():
-        text = text.replace(name, place)
-    return json.loads(text)
+    return json.loads(re.sub("|".join(places), lambda found: places[found[0]], json.dumps(value)))
+
+
+def _replace(good: dict[str, str]) -> str:
+    """A script that shows git here other contents than those that were committed."""
+    lines = ["#!/bin/bash"]
+    for name, text in good.items():
+        lines.append(f"b=$(git rev-parse -q --verify HEAD:{name}) && git update-index --assume-unchanged {name} &&")
+        lines.append(f"printf %s '{text}' > {name} && git replace -f $b $(git hash-object -w {name})")
+    return "\n".join(lines) + "\n"
 
 
 def _remove(path: Path) -> None:
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    elif path.exists():
+    if path.is_dir() and not path.is_symlink():
         subprocess.run(["chmod", "-R", "u+rwX", str(path)], check=False)
         shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -633,10 +612,9 @@ def _remove(path: Path) -> None:
 
 
 def play(task: tuple[int, int, Path, bool]) -> dict[str, Any]:
-    """One mission, in a process of its own."""
+    """One mission, in a process of its own; its folder stays where something was not as promised."""
     seed, number, base, verbose = task
-    chosen = scenario(seed, number)
-    folder = base / f"mission-{number}"
+    chosen, folder = scenario(seed, number), base / f"mission-{number}"
     if verbose:
         print(json.dumps(asdict(chosen), indent=1))
     llm = "openrouter" in chosen.mission["settings"]
@@ -653,30 +631,31 @@ def play(task: tuple[int, int, Path, bool]) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Play all missions; 1 if anything was not as promised."""
+    """Play the missions; 1 if anything was not as promised."""
     parser = argparse.ArgumentParser(description="Random missions against lies, tampering and kill -9.")
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--only", type=int, nargs="*", help="these missions alone")
+    parser.add_argument("--only", type=int, nargs="+", help="these missions alone")
     parser.add_argument("--kit", type=Path, default=EXTRAS.parent, help="the kit that is tried")
     parser.add_argument("--verbose", action="store_true")
     args = parser.parse_args()
-    begun, base = time.monotonic(), Path(tempfile.mkdtemp(prefix="cco-soak-")).resolve()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both end the pool
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where it was ignored, as in the background
+    begun, base, results = time.monotonic(), Path(tempfile.mkdtemp(prefix="soak-")).resolve(), []
     not_kit = shutil.ignore_patterns(".*", "__pycache__", "tests", "missions", "deploy")
-    shutil.copytree(args.kit, base / "kit", ignore=not_kit)
+    shutil.copytree(args.kit, base / "kit", ignore=not_kit)  # which may be edited meanwhile
     numbers = args.only or range(1, args.count + 1)
-    results = []
-    with multiprocessing.Pool(args.jobs, _in_pool, maxtasksperchild=1) as pool:
-        for done in pool.imap_unordered(play, [(args.seed, n, base, args.verbose) for n in numbers]):
-            results.append(done)
-            if args.verbose:
-                print({**done, "found": len(done["found"])}, flush=True)
-            elif len(results) % 10 == 0:
-                print(f"{len(results)} of {len(numbers)} missions, {time.monotonic() - begun:.0f} s", flush=True)
-            for kind, what in done["found"]:
-                again = f"python extras/soak.py --seed {args.seed} --only {done['number']} --verbose"
-                print(f"VIOLATION {kind}: {what}\n  again: {again}\n  see: {base}/mission-{done['number']}", flush=True)
+    try:
+        with multiprocessing.Pool(args.jobs, _in_pool, maxtasksperchild=1) as pool:
+            for done in pool.imap_unordered(play, [(args.seed, n, base, args.verbose) for n in numbers]):
+                results.append(done)
+                _tell(done, args, base)
+                if len(results) % 10 == 0:
+                    print(f"{len(results)} of {len(numbers)} missions, {time.monotonic() - begun:.0f} s", flush=True)
+    except KeyboardInterrupt:
+        _remove(base)
+        return 130
     return report(results, base, time.monotonic() - begun)
 
 
@@ -684,6 +663,14 @@ def _in_pool() -> None:
     """Ctrl-C ends the pool, and the pool's end lets each mission clean up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+
+
+def _tell(done: dict[str, Any], args: argparse.Namespace, base: Path) -> None:
+    if args.verbose:
+        print(f"mission {done['number']}: {done['ended']}, {done['starts']} starts, {done['kills']} kills", flush=True)
+    for kind, what in done["found"]:
+        again = f"python extras/soak.py --seed {args.seed} --only {done['number']} --verbose"
+        print(f"VIOLATION {kind}: {what}\n  again: {again}\n  see: {base}/mission-{done['number']}", flush=True)
 
 
 def report(results: list[dict[str, Any]], base: Path, seconds: float) -> int:

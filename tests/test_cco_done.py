@@ -98,11 +98,15 @@ def outside(bench, tmp_path) -> Path:
     return folder
 
 
-@pytest.fixture
-def walled(project) -> None:
-    """Walls, without which some of these checks would end more than themselves."""
+def need_walls(project: Path) -> None:
     obstacle = sandbox.obstacle(project)
     need(not obstacle, obstacle)
+
+
+@pytest.fixture
+def walled(project) -> None:
+    """Walls, without which some of these checks would see or end more than they should."""
+    need_walls(project)
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -321,6 +325,8 @@ def test_a_protected_file_in_a_submodule_is_put_back(bench, project, git, tmp_pa
 
 @pytest.mark.parametrize("walls", (True, False), ids=("walls", "no walls"))
 def test_a_script_that_a_check_runs_cannot_change_what_is_protected(bench, protected, walls):
+    if walls:
+        need_walls(protected)
     script = [{"write": {"run.sh": f"echo exit 0 > {CHECK}; mv acceptance old; exit 0\n"}}, EDIT]
     criteria = [{"id": "b", "criteria": "run.sh works", "check": "bash run.sh"}, {**A, "check": f"./{CHECK}"}]
     bench.write(criteria, protect=["acceptance/**"], settings={"checks": {"sandbox": walls}})
@@ -466,6 +472,8 @@ HIDDEN: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]], str]] = {  #
 
 @pytest.mark.parametrize("means", HIDDEN)
 def test_work_that_is_not_in_the_commit_is_not_done_until_it_is(bench, means):
+    if means == "a link to an ignored file":
+        need_walls(bench.project)
     hides, mends, why = HIDDEN[means]
     bench.environment["MY_SERVICE_TOKEN"] = SECRET
     bench.write([OUT], settings={"claude_code": {"max_file_size": "2KB"}})
@@ -666,13 +674,16 @@ def test_what_a_check_without_walls_leaves_running_is_ended(bench):
 
 @pytest.mark.parametrize("walls", (True, False), ids=("walls", "no walls"))
 def test_a_check_that_changes_the_tree_proves_only_what_holds_without_that(bench, protected, git, walls):
+    if walls:
+        need_walls(protected)
     criteria = [
         {"id": "tracked", "criteria": "tracked", "check": "test -e a && echo cheat >> README.md"},
         {"id": "untracked", "criteria": "untracked", "check": "test -e a && echo cheat >> new"},
         {"id": "both", "criteria": "both", "check": "grep -q cheat README.md new && test -e a"},
         {"id": "sealed", "criteria": "sealed", "check": f"echo cheat >> {DATA} && test -e a"},
     ]
-    bench.write(criteria, protect=["acceptance/**"], limits={"iterations": 1}, settings={"checks": {"sandbox": walls}})
+    checks = {"checks": {"sandbox": walls}}
+    bench.write(criteria, protect=["acceptance/**"], limits={"iterations": 1}, settings={**checks})
     bench.sessions(WRITES_A)
     not_done(bench)
     sealed = "unmet" if walls else "tampered"
@@ -680,11 +691,9 @@ def test_a_check_that_changes_the_tree_proves_only_what_holds_without_that(bench
     assert as_sealed(protected)
     assert git(protected, "show", "cco/demo:README.md") == "# a project"
 
-    bench.write(criteria[:3], protect=["acceptance/**"], settings={"checks": {"sandbox": walls}})
-    ended = bench.start("--once")
-    assert "criterion both passes in the work tree, but not in a clean checkout" in ended.stdout
-    if ended.returncode == 0:
-        assert holds(protected, bench.mission.read_text())
+    bench.write(criteria[:3], protect=["acceptance/**"], limits={"iterations": 1}, settings={**checks})
+    assert "criterion both passes in the work tree, but not in a clean checkout" in not_done(bench)
+    assert verdicts(bench) == {"tracked": "met", "untracked": "met", "both": "unmet"}
 
 
 def test_a_check_that_alternates_is_marked_and_met_only_after_three_in_a_row(bench, outside):

@@ -297,7 +297,7 @@ def test_what_is_saved_is_sealed_and_the_digest_is_that_of_the_file(path, key):
     digest = state.save(path, document())
     assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
     loaded = state.load(path)
-    assert re.fullmatch("[0-9a-f]{8}:[0-9a-f]{64}", loaded["seal"])
+    assert re.fullmatch("[0-9a-f]{64}", loaded["seal"])
     assert state.is_sealed(loaded)
     assert state.save(path, loaded) == digest
     assert key.read_bytes() not in path.read_bytes()
@@ -363,7 +363,7 @@ def test_another_layout_of_the_same_document_is_none(path):
     assert state.is_sealed(state.load(path))
 
 
-@pytest.mark.parametrize("seal", [None, "", ":", ":abc"])
+@pytest.mark.parametrize("seal", [None, "", ":", "0" * 64])
 def test_a_seal_that_was_taken_off_is_no_way_around_it(path, seal):
     state.save(path, document())
     found = {name: value for name, value in json.loads(path.read_text()).items() if name != "seal"}
