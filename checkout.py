@@ -48,23 +48,32 @@ class Clean:
                 self.modules.append(Repo(target))
                 self.modules[-1].git("checkout", "--quiet", "--force", "--detach", sha)
 
-    def untracked(self) -> set[str]:
-        """What is here and not in the commit, ignored or not; of a folder without anything tracked, its name."""
-        if not self.commit:
-            return {*os.listdir(self.root)}
-        return {
-            os.path.relpath(place.root / name, self.root)
-            for place in (self.git, *self.modules)
-            for name in place.names("ls-files", "--others", "--directory", "-z")
-        }
+    def untracked(self) -> dict[str, object]:
+        """What is here and not in the commit, ignored or not, each with what changes when it does."""
+        tracked = {Path(place.root, name) for place in self._places() for name in place.names("ls-files", "-z")}
+        tracked |= {folder for path in tracked for folder in path.parents}
+        found: dict[str, object] = {}
+        for folder, folders, files in os.walk(self.root):
+            folders[:] = [name for name in folders if name != ".git"]
+            paths = {Path(folder, name) for name in (*folders, *files) if name != ".git"} - tracked
+            found |= {os.path.relpath(path, self.root): _version(path) for path in paths}
+        return found
 
-    def reset(self, made: set[str]) -> None:
-        """Undo what a check changed. made: what stays, see `untracked`. Raises GitError."""
+    def reset(self, made: dict[str, object]) -> bool:
+        """Undo what a check changed; whether that is all there was to undo. Raises GitError.
+
+        made: what may stay, see `untracked`; of that, what a check changed or removed cannot be made good here.
+        """
+        _open(self.root)
         if self.commit:  # no `reset`: it would move a branch that a check has switched to
             self.git.git("checkout", "--quiet", "--force", "--detach", self.commit)
             self._fill_modules()
-        for name in self.untracked() - made:
+        for name in sorted(self.untracked().keys() - made.keys()):
             delete(self.root / name)
+        return self.untracked() == made
+
+    def _places(self) -> list[Repo]:
+        return [self.git, *self.modules] if self.commit else []
 
 
 def remove(git: Repo, folder: Path) -> None:
@@ -89,13 +98,28 @@ def _prefix(owner: str) -> str:
     return f"cco-{hashlib.sha256(os.fsencode(owner)).hexdigest()[:12]}-"
 
 
+def _version(path: Path) -> object:
+    s = path.lstat()
+    return s.st_mode if stat.S_ISDIR(s.st_mode) else (s.st_mode, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
+
+
 def delete(path: Path) -> None:
     """Remove a file or a whole folder, also where a command took away the rights to do so."""
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
         return
-    path.chmod(stat.S_IRWXU)
-    for folder, folders, _ in os.walk(path):
-        for name in (inner for inner in folders if not os.path.islink(os.path.join(folder, inner))):
-            os.chmod(os.path.join(folder, name), stat.S_IRWXU)
+    _open(path)
     shutil.rmtree(path)
+
+
+def _open(folder: Path) -> None:
+    """Give back the rights to every folder in it that a command took away."""
+    _give_rights(folder)
+    for place, folders, _ in os.walk(folder):
+        for name in folders:
+            _give_rights(Path(place, name))
+
+
+def _give_rights(folder: Path) -> None:
+    if not folder.is_symlink() and folder.stat().st_mode & stat.S_IRWXU != stat.S_IRWXU:
+        folder.chmod(stat.S_IRWXU)

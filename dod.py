@@ -123,40 +123,54 @@ def confirm(
     Returns what setup proved (None: there is none) and the verdict of each criterion that was given.
     Raises proc.Interrupted, repo.GitError.
     """
-    setup = None
-    if mission.setup:
-        step = replace(mission.criteria[0], id=SETUP, check=mission.setup, timeout=SETUP_TIME, retries=0)
-        setup = _run_all([step], replace(place, suspects=frozenset()))[SETUP]
-        if setup.verdict != "met":
-            said = f"`setup` fails ({setup.verdict}), so nothing can be checked there.{place.why}\n{setup.tail}"
-            return setup, {c.id: _unproven(c, said, place) for c in criteria}
+    setup = _set_up(mission, place)
+    if setup and setup.verdict != "met":
+        said = f"`setup` fails ({setup.verdict}), so nothing can be checked there.{place.why}\n{setup.tail}"
+        return setup, {c.id: _unproven(c, said, place) for c in criteria}
     made = clean.untracked()
     found: dict[str, Verdict] = {}
     for criterion in criteria:
         # A second look tells a check that fails there from one that fails now and then.
         found |= _run_all([replace(criterion, retries=max(1, criterion.retries))], place)
-        clean.reset(made)
+        if not clean.reset(made):  # it changed what setup had made
+            clean.reset({})
+            _set_up(mission, place)
+            made = clean.untracked()
     return setup, {id: replace(verdict, where="checkout") for id, verdict in found.items()}
+
+
+def _set_up(mission: Mission, place: Place) -> Verdict | None:
+    if not mission.setup:
+        return None
+    step = replace(mission.criteria[0], id=SETUP, check=mission.setup, timeout=SETUP_TIME, retries=0)
+    return _run_all([step], replace(place, suspects=frozenset()))[SETUP]
 
 
 def proves_nothing(criterion: Criterion, place: Place, referee: Sequence[tuple[Path, str]]) -> str:
     """Why a check that passes proves nothing: it does so without the repository; "" when it does prove something.
 
-    place: its root is an empty folder. referee: files of the mission and the kit, and where they lie in a checkout.
-    Raises proc.Interrupted.
+    place: its root is an empty folder, which is used. referee: files of the mission and the kit, and where they lie in
+    a checkout. Raises proc.Interrupted.
     """
-    if _run_all([replace(criterion, retries=0)], place)[criterion.id].verdict == "met":
+    once = replace(criterion, retries=0)
+    nothing, texts = (_moved(place, place.root / name) for name in ("nothing", "texts"))
+    nothing.root.mkdir()
+    if _run_all([once], nothing)[criterion.id].verdict == "met":
         return "it passes in an empty folder too"
     for source, name in referee:
-        target = place.root / name
+        target = texts.root / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
             shutil.copytree(source, target, ignore=shutil.ignore_patterns(".*", "__pycache__"), dirs_exist_ok=True)
         elif source.is_file():
             shutil.copy(source, target)
-    if referee and _run_all([replace(criterion, retries=0)], place)[criterion.id].verdict == "met":
+    if referee and _run_all([once], texts)[criterion.id].verdict == "met":
         return "it passes where there is nothing but the mission and the kit, so it finds what they say themselves"
     return ""
+
+
+def _moved(place: Place, root: Path) -> Place:
+    return replace(place, root=root, walls=place.walls and replace(place.walls, root=root))
 
 
 def all_met(verdicts: Iterable[Verdict]) -> bool:
@@ -207,8 +221,11 @@ def _run_all(criteria: Sequence[Criterion], place: Place) -> dict[str, Verdict]:
                 for trial in trials:  # whichever of those that ran now did it
                     trial.tampered = changed
             for trial in ended:
-                trials.remove(trial)
-                found[trial.criterion.id] = trial.verdict()
+                if trial.is_certain():
+                    trials.remove(trial)
+                    found[trial.criterion.id] = trial.verdict()
+                else:
+                    trial.start()
     finally:  # also when a signal has arrived
         for trial in trials:
             trial.end()
@@ -229,20 +246,37 @@ class _Trial:
         self.tampered: Sequence[str] = ()
         self.seconds = 0.0
         self.last = Verdict(criterion.id, "unjudged")
-        self._start()
+        self.start()
+
+    def start(self) -> None:
+        """Run the check, once more if it has run already."""
+        self.output = tempfile.TemporaryFile()  # noqa: SIM115
+        self.scratch = checkout.scratch(self.place.marker, "check")
+        argv, env = _command(self.criterion.check or "", self.place, self.scratch)
+        settings = self.place.settings
+        limits = proc.Limits(
+            self.criterion.timeout,
+            max_output=MAX_OUTPUT,
+            cpu=settings.cpu,
+            memory=settings.memory,
+            processes=settings.processes,
+        )
+        part = self.criterion.id if settings.jobs > 1 else ""
+        self.running = proc.Running(argv, self.place.root, env, self.output, limits, part=part)
 
     def over(self, seconds: float) -> bool:
-        """Wait up to so many seconds; whether it has run often enough. Raises proc.Interrupted."""
+        """Wait up to so many seconds for the end of this run; whether it came. Raises proc.Interrupted."""
         if not self.running.over(seconds):
             return False
         result = self.running.close()
         if result.stopped == "interrupted":
             raise proc.Interrupted
         self._take(result)
-        enough = self.streak >= self._needed() or self.fails > self.criterion.retries
-        if not enough:
-            self._start()
-        return enough
+        return True
+
+    def is_certain(self) -> bool:
+        """Whether it has run often enough."""
+        return self.streak >= self._needed() or self.fails > self.criterion.retries
 
     def verdict(self) -> Verdict:
         """What all runs together prove."""
@@ -262,21 +296,6 @@ class _Trial:
         if self.fails or self.criterion.id in self.place.suspects:
             return STREAK
         return 2 if self.criterion.id in self.place.twice else 1
-
-    def _start(self) -> None:
-        self.output = tempfile.TemporaryFile()  # noqa: SIM115
-        self.scratch = checkout.scratch(self.place.marker, "check")
-        argv, env = _command(self.criterion.check or "", self.place, self.scratch)
-        settings = self.place.settings
-        limits = proc.Limits(
-            self.criterion.timeout,
-            max_output=MAX_OUTPUT,
-            cpu=settings.cpu,
-            memory=settings.memory,
-            processes=settings.processes,
-        )
-        part = self.criterion.id if settings.jobs > 1 else ""
-        self.running = proc.Running(argv, self.place.root, env, self.output, limits, part=part)
 
     def _take(self, result: proc.Result) -> None:
         """Count one run."""

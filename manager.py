@@ -278,8 +278,8 @@ def _feedback(situation: Situation) -> str:
         if pairs
         else "",
         f"The last report said what is not so:\n<data>\n{said}\n</data>" if said else "",
-        "Protected files were changed. They have been put back, and it is on record. Change the work, not what proves"
-        f" it:\n<data>\n{touched}\n</data>"
+        "What is protected was changed. It counts as it was before, and the change is on record. Change the work, not"
+        f" what proves it:\n<data>\n{touched}\n</data>"
         if touched
         else "",
     )

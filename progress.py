@@ -209,6 +209,7 @@ def situation(memory: Memory, mission: Mission, tails: Mapping[str, str], max_co
     """All that the next decision rests on. tails: the end of each check's last output. max_context: 0 to 1."""
     standings = [_standing(c, memory["criteria"][c.id], tails[c.id]) for c in mission.criteria]
     session, last = memory["worker"], memory["last"] or NO_SESSION
+    last_closed = memory["history"][-1]["iteration"] if memory["history"] else 0
     refused = f"; refused to it: {', '.join(last['denials'])}" if last["denials"] else ""
     return manager.Situation(
         mission,
@@ -224,9 +225,7 @@ def situation(memory: Memory, mission: Mission, tails: Mapping[str, str], max_co
         conflicts=ledger.conflicts(memory),
         morale=ledger.morale(memory),
         tampering=[
-            f"{entry['path']} ({entry['what']})"
-            for entry in memory["tampering"]
-            if entry["iteration"] == memory["iterations"]
+            f"{entry['path']} ({entry['what']})" for entry in memory["tampering"] if entry["iteration"] >= last_closed
         ],
     )
 

@@ -62,6 +62,7 @@ class Seal:
         self.git, self.root, self.protect, self.kit = git, git.root, protect, kit
         self.apart = {*apart}
         self.entries: dict[str, tuple[str, str]] = {}  # path: mode, and name of the blob or where the link leads
+        self._now: dict[str, tuple[str, str]] = {}  # the same, when `changes` looked
         self._seen: dict[str, tuple[object, str]] = {}  # path: what identifies a version, and its blob
 
     def take(self) -> str:
@@ -80,7 +81,7 @@ class Seal:
 
     def changes(self) -> list[Change]:
         """How it differs from what was sealed. Raises repo.GitError."""
-        now = self._look()
+        self._now = now = self._look()
         return [
             Change(Path(path), _difference(self.entries.get(path), now.get(path)))
             for path in sorted({*self.entries, *now})
@@ -97,6 +98,9 @@ class Seal:
         away = {change.path: self._take_away(change.path, kept) for change in ours}
         for change in ours:  # not before all that is wrong has gone: one may stand in the way of another
             self._restore(change.path)
+        outside = {str(change.path) for change in changes if change not in ours}  # is named once
+        kept_as_it_is = {path: self._now[path] for path in outside & self._now.keys()}
+        self.entries = {path: entry for path, entry in self.entries.items() if path not in outside} | kept_as_it_is
         return [replace(change, kept="" if change.is_cache else away.get(change.path, "")) for change in changes]
 
     # ------------------------------------------------------------------------------------------------

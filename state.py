@@ -141,7 +141,7 @@ def is_sealed(document: dict[str, Any]) -> bool:
 
 
 def _check_seal(document: dict[str, Any], path: Path | str) -> None:
-    """Raise Forged for a document that our key did not seal; where there was no key yet, it may be another machine's."""
+    """Raise Forged for a document that our key did not seal; without a key, it may be another machine's."""
     had_key = os.path.exists(_key_path())
     if (ours := _seal(document)) and had_key and document.get("seal") != ours:
         raise Forged(f"{path}: it was changed by somebody else than CCO, or comes from another user or machine")

@@ -317,7 +317,11 @@ class Worker:
         limit = {"resetsAt": 1_700_000_000, "rateLimitType": "five_hour"}
         busy = {"assistant_error": "server_error", "text": "API Error: 529", "api_error_status": 529}
         lost = {"is_error": True, "subtype": "error_during_execution", "errors": ["No conversation found"]}
-        garbage = [{"raw": "\udcff\udcfe{not json"}, {"raw": "[", "times": 50_000}, {"raw": '{"type": "result"}'}]
+        garbage: list[Step] = [
+            {"raw": "\udcff\udcfe{not json"},
+            {"raw": "[", "times": 50_000},
+            {"raw": '{"type": "result"}'},
+        ]
         stops: list[Step] = [{"exit": 0}, {"exit": 1}, {"signal": 9}, {"signal": 11}, {"hang": True}]
         ends: list[list[Step]] = [
             *([stop] for stop in stops),

@@ -82,7 +82,7 @@ def test_only_the_files_of_the_commit_are_in_it(project, git, folder):
     clean = Clean(Repo(project), commit, folder)
     assert files(clean.root) == {".gitignore", "README.md", "src/app.py"}
     assert (clean.root / "src/app.py").read_text() == "x\n"
-    assert clean.untracked() == set()
+    assert clean.untracked() == {}
     assert git(clean.root, "rev-parse", "HEAD") == commit
     assert git(clean.root, "branch", "--show-current") == ""
 
@@ -101,7 +101,7 @@ def test_the_work_tree_and_the_branch_are_not_touched(project, git, folder):
     before = git(project, "status", "--porcelain"), git(project, "branch", "-a")
     clean = Clean(Repo(project), commit, folder)
     write(clean.root, "a", content="by a check\n")
-    clean.reset(set())
+    clean.reset({})
     checkout.remove(Repo(project), folder)
     assert (git(project, "status", "--porcelain"), git(project, "branch", "-a")) == before
     assert (project / "a").read_text() == "changed\n"
@@ -113,7 +113,7 @@ def test_files_of_any_name_are_in_it_and_are_reset(project, git, folder):
     assert files(clean.root) == {*NAMES, "README.md"}
     write(clean.root, *NAMES, content="changed\n")
     write(clean.root, *(f"new {name}" for name in NAMES))
-    clean.reset(set())
+    clean.reset({})
     assert files(clean.root) == {*NAMES, "README.md"}
     assert {(clean.root / name).read_text() for name in NAMES} == {"x\n"}
 
@@ -127,7 +127,7 @@ def test_modes_and_links_are_those_of_the_commit(project, git, folder):
     (clean.root / "run.sh").chmod(0o644)
     (clean.root / "link").unlink()
     (clean.root / "link").write_text("no link")
-    clean.reset(set())
+    clean.reset({})
     assert os.access(clean.root / "run.sh", os.X_OK)
     assert os.readlink(clean.root / "link") == "run.sh"
 
@@ -137,7 +137,7 @@ def test_of_an_empty_repository_nothing_is_in_it(tmp_path, git, folder):
     root.mkdir()
     git(root, "init", "-q")
     clean = Clean(Repo(root), "", folder)
-    assert clean.untracked() == set()
+    assert clean.untracked() == {}
     write(clean.root, "made by setup/x")
     made = clean.untracked()
     write(clean.root, "by a check", "deep/by a check")
@@ -166,7 +166,7 @@ def test_no_hook_of_the_repository_runs(project, git, folder, tmp_path, where):
         git(project, "config", "core.hooksPath", str(hooks))
     (tmp_path / "it ran").unlink(missing_ok=True)
     clean = Clean(Repo(project), Repo(project).head(), folder)
-    clean.reset(set())
+    clean.reset({})
     checkout.remove(Repo(project), folder)
     assert not (tmp_path / "it ran").exists()
 
@@ -187,7 +187,7 @@ def test_a_sparse_checkout_stays_as_sparse_as_it_is(project, git, folder):
     clean = Clean(Repo(project), commit, folder)
     assert files(clean.root) == {"README.md", "wanted/a"}
     write(clean.root, "wanted/a", content="changed\n")
-    clean.reset(set())
+    clean.reset({})
     assert (clean.root / "wanted/a").read_text() == "x\n"
     assert git(clean.root, "status", "--porcelain") == ""
 
@@ -226,7 +226,7 @@ def test_tracked_files_are_restored_whatever_a_check_did_to_them(project, git, f
     write(clean.root, "file/x")
     git(clean.root, "add", "staged")
     git(clean.root, "rm", "-q", "--cached", "README.md")
-    clean.reset(set())
+    clean.reset({})
     assert files(clean.root) == {"README.md", "changed", "deleted", "deep/moved", "folder/x", "staged", "file"}
     assert {(clean.root / name).read_text() for name in ("changed", "staged", "deleted", "file")} == {"x\n"}
     assert git(clean.root, "status", "--porcelain") == ""
@@ -238,12 +238,12 @@ def test_a_check_that_commits_or_switches_moves_no_branch_and_is_undone(project,
     other = git(project, "rev-parse", "other")
     clean = Clean(Repo(project), commit, folder)
     git(clean.root, "checkout", "-q", "other")
-    clean.reset(set())
+    clean.reset({})
     assert (clean.root / "a").exists()
     write(clean.root, "b")
     git(clean.root, "add", "-A")
     git(clean.root, "-c", "user.name=x", "-c", "user.email=x@example.invalid", "commit", "-qm", "by a check")
-    clean.reset(set())
+    clean.reset({})
     assert files(clean.root) == {"README.md", "a"}
     assert (git(project, "rev-parse", "other"), git(project, "rev-parse", "main")) == (other, commit)
 
@@ -260,7 +260,7 @@ clean = checkout.Clean(git, git.head(), folder)
 (clean.root / "locked/deep/er/x").write_text("x")
 for name in ("locked/deep/er", "locked/deep", "locked"):
     (clean.root / name).chmod(0)
-clean.reset(set())
+clean.reset({})
 print(os.path.exists(clean.root / "locked"))
 (clean.root / "locked/deep").mkdir(parents=True)
 for place in (clean.root / "locked/deep", clean.root / "locked", clean.root, folder):
@@ -329,7 +329,7 @@ def test_a_submodule_that_a_check_removed_is_there_again(with_module, git, folde
     clean = Clean(Repo(with_module), Repo(with_module).head(), folder)
     before = files(clean.root)
     checkout.delete(clean.root / gone)
-    clean.reset(set())
+    clean.reset({})
     assert files(clean.root) == before
     assert git(clean.root, "status", "--porcelain") == ""
 
@@ -339,7 +339,7 @@ def test_the_submodule_in_the_work_tree_is_not_touched(with_module, git, folder)
     before = git(inside, "rev-parse", "HEAD"), git(inside, "status", "--porcelain"), files(inside)
     clean = Clean(Repo(with_module), Repo(with_module).head(), folder)
     write(clean.root, "libs/a module/README.md", content="changed\n")
-    clean.reset(set())
+    clean.reset({})
     checkout.remove(Repo(with_module), folder)
     assert (git(inside, "rev-parse", "HEAD"), git(inside, "status", "--porcelain"), files(inside)) == before
     git(inside, "fsck")

@@ -819,7 +819,7 @@ def test_a_check_that_fails_in_an_empty_folder_proves_something_where_the_refere
 
 def test_luck_in_an_empty_folder_is_not_waited_for(checks, empty):
     assert proves_nothing(checks, empty, "test -e ran || { touch ran; false; }", retries=5) == ""
-    assert (empty / "ran").exists()
+    assert (empty / "nothing" / "ran").exists()
 
 
 # The same failure again
