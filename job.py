@@ -149,6 +149,7 @@ class Job:
         memory = self.memory
         if memory and not state.is_sealed(memory):
             log.warn("the state was not sealed on this machine; everything that it calls proven is proven again")
+            progress.adopt(memory, self.mission)  # the text of the file that a person has looked at
             for known in memory["criteria"].values():
                 known["evidence"] = None
             self._go_on_by_git()

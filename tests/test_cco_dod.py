@@ -745,6 +745,17 @@ def test_each_check_finds_the_checkout_as_setup_left_it(confirm, does, leaves):
     assert dod.all_met(found.values()), found
 
 
+@pytest.mark.parametrize(
+    "does",
+    ["touch made/new", "mkdir made/empty", "echo worse > made/deep", "rm made/deep", "rm -rf made", "mkfifo pipe"],
+)
+def test_not_even_in_what_setup_made_does_a_check_find_what_another_one_did(confirm, does):
+    confirm.commit(**IGNORED)
+    as_it_was = 'test "$(echo $(find made pipe 2>/dev/null | sort))" = "made made/deep" && test ! -s made/deep'
+    found = confirm(does, as_it_was, setup="mkdir made; touch made/deep")[1]
+    assert dod.all_met(found.values()), found
+
+
 def test_what_a_check_commits_is_not_there_for_the_next_one(confirm):
     confirm.commit(**IGNORED)
     sneaks = "echo other > tracked; git -c user.name=x -c user.email=x@y commit -qam sneaked"
