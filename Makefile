@@ -60,6 +60,10 @@ lint: ## ruff and mypy, installed into .tools/lint when first asked for
 	  install --quiet ruff==0.17.5 mypy==2.4.1 types-requests types-PyYAML types-tabulate types-jsonschema; }; }
 	@cd "$(KIT)" && .tools/lint/bin/ruff check . && .tools/lint/bin/ruff format --check . && .tools/lint/bin/mypy cco.py
 
+.PHONY: soak
+soak: venv ## 300 random missions against lies, tampering and kill -9 (N=300 SEED=1)
+	@cd "$(KIT)" && .venv/bin/python extras/soak.py --count $(or $(N),300) --seed $(or $(SEED),1) $(ARGS)
+
 .PHONY: bench
 bench: venv ## measure how fast the kit answers
 	@"$(KIT)/.venv/bin/python" "$(KIT)/extras/bench.py"

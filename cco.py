@@ -172,14 +172,14 @@ def stop(args: argparse.Namespace) -> int:
 
 def accept(args: argparse.Namespace) -> int:
     """Say as a person that a criterion without a check is met; recorded with your name and the time."""
-    import getpass
     from pathlib import Path
 
     import ledger
     import log
-    import progress
     from job import DONE, USAGE, Stop, open_job
 
+    if os.environ.get("CCO_RUN"):
+        raise Stop(USAGE, "this is a session or a check of CCO; only a person can accept")
     memory = _one_mission(args)
     job = open_job(Path(memory["mission"]["path"]), _other_config(memory))
     with job.lock():
@@ -189,11 +189,22 @@ def accept(args: argparse.Namespace) -> int:
             open_ones = ", ".join(c.id for c in job.mission.criteria if c.check is None) or "none"
             has = "has a check, and only its exit code closes it" if wanted else "is no criterion of this mission"
             raise Stop(USAGE, f"{args.id} {has}; without a check are: {open_ones}")
-        ledger.note_evidence(job.memory, args.id, "accepted", getpass.getuser(), "accepted by a person", [])
-        progress.unblock(job.memory) if job.memory["plan"] is None else None
+        if job.memory["plan"] is None:
+            job.memory["commit"] = job.repo.head_of(job.branch) or job.memory["commit"]
+            job.memory.update(current_phase="validation", blocked=None)
+        ledger.note_evidence(job.memory, args.id, "accepted", _user(), "accepted by a person", [])
         job.save()
         log.info(f"{args.id} is accepted as it is in commit {job.memory['commit'][:12]}; start again to go on")
     return DONE
+
+
+def _user() -> str:
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # nobody of that number is known here
+        return f"user {os.getuid()}"
 
 
 def write_report(args: argparse.Namespace) -> int:

@@ -1,12 +1,15 @@
-"""A clean checkout of one commit, in a temporary work tree beside the repository's own.
+"""A clean checkout of one commit: a temporary clone, with nothing in it that git does not track.
 
-    clean = checkout.Clean(git, commit, folder)     a new work tree in the folder
-    clean.reset(made)                               as it was after setup
-    checkout.remove(git, folder)                    also what a killed run left
     folder = checkout.scratch(owner, "clean")       a temporary folder
+    clean = checkout.Clean(git, commit, folder)     a new clone in the folder
+    clean.reset(made)                               as it was after setup
+    checkout.delete(folder)
     checkout.remove_scratch(owner)                  all of an owner's, after a run that was killed
 
-What is not covered: objects that git-lfs or a partial clone would have to fetch are fetched as configured.
+It shares the repository's objects, so it costs no more than its files. Settings, filters, hooks, ignore rules and
+replaced objects that are in the repository's `.git` alone are not in it.
+
+What is not covered: objects of no commit, which a worker without a sandbox may have made, can be read by their names.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ from pathlib import Path
 
 from repo import GITLINK, Repo
 
-TREE = "tree"  # name of the work tree in its folder
+TREE = "tree"  # name of the clone in its folder
+REFS = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")  # a check may compare with another branch
 
 
 class Clean:
@@ -31,7 +35,11 @@ class Clean:
         self.root, self.commit = folder / TREE, commit
         self.source, self.git, self.modules = git, Repo(self.root), list[Repo]()
         if commit:
-            git.git("worktree", "add", "--quiet", "--force", "--detach", str(self.root), commit)
+            _clone(git, git.root, self.root)
+            self.git.git("fetch", "--quiet", "--force", "--update-head-ok", "origin", *REFS)
+            if (lfs := git.folder() / "lfs").is_dir():
+                self.git.git("config", "lfs.storage", str(lfs))
+            self.git.git("checkout", "--quiet", "--force", "--detach", commit)
             self._fill_modules()
         else:
             self.root.mkdir()
@@ -44,7 +52,7 @@ class Clean:
             if mode == GITLINK and (source / ".git").exists():
                 if not (target / ".git").exists():
                     delete(target)
-                    self.git.git("clone", "--quiet", "--no-checkout", "--shared", "--", str(source), str(target))
+                    _clone(self.git, source, target)
                 self.modules.append(Repo(target))
                 self.modules[-1].git("checkout", "--quiet", "--force", "--detach", sha)
 
@@ -76,10 +84,9 @@ class Clean:
         return [self.git, *self.modules] if self.commit else []
 
 
-def remove(git: Repo, folder: Path) -> None:
-    """Remove the work tree and its folder, whatever is left of them; no work tree of anybody else."""
-    delete(folder)
-    git.git("worktree", "remove", "--force", "--force", str(folder / TREE), may_fail=True)
+def _clone(git: Repo, source: Path, target: Path) -> None:
+    # Not beside its settings: a template folder of the user's may bring hooks and ignore rules.
+    git.git("clone", "--quiet", "--no-checkout", "--shared", "--template=", "--", str(source), str(target))
 
 
 def scratch(owner: str, kind: str) -> Path:

@@ -1,7 +1,7 @@
 """Definition of Done: run the checks and say what they prove.
 
     verdicts = dod.check(mission.criteria, place)
-    setup, verdicts = dod.confirm(mission, criteria, place, reset)      in a clean checkout, one by one
+    setup, verdicts = dod.confirm(mission, criteria, place, clean)      in a clean checkout, one by one
 
 A check is a shell command of the mission; exit code 0 is the only thing that closes its criterion. It runs in the
 root of a checkout, without the API keys, under limits, within walls where there are some, with its output in a file
@@ -97,6 +97,10 @@ class Place:
     """Criteria that were not met before: their checks have to pass twice, so that luck is noticed."""
     why: str = ""
     """What is added to the output of a check that fails here."""
+    apart: Path | None = None
+    """A work tree that the environment of the commands must not lead to."""
+    again: Callable[[], object] = bool
+    """What is done before a command is run once more."""
 
 
 def check(criteria: Sequence[Criterion], place: Place, everything: bool = False) -> dict[str, Verdict]:
@@ -109,7 +113,7 @@ def check(criteria: Sequence[Criterion], place: Place, everything: bool = False)
     last = [c for c in criteria if c not in now]
     found |= (
         _run_all(last, place)
-        if all_met(found.values())
+        if all_met(found[c.id] for c in now if c.check is not None)
         else {c.id: Verdict(c.id, "unjudged", tail="runs when all others are met") for c in last}
     )
     return {criterion.id: found[criterion.id] for criterion in criteria}
@@ -128,14 +132,19 @@ def confirm(
         said = f"`setup` fails ({setup.verdict}), so nothing can be checked there.{place.why}\n{setup.tail}"
         return setup, {c.id: _unproven(c, said, place) for c in criteria}
     made = clean.untracked()
-    found: dict[str, Verdict] = {}
-    for criterion in criteria:
-        # A second look tells a check that fails there from one that fails now and then.
-        found |= _run_all([replace(criterion, retries=max(1, criterion.retries))], place)
-        if not clean.reset(made):  # it changed what setup had made
+
+    def reset() -> None:
+        nonlocal made
+        if not clean.reset(made):  # what setup had made was changed
             clean.reset({})
             _set_up(mission, place)
             made = clean.untracked()
+
+    found: dict[str, Verdict] = {}
+    for criterion in criteria:
+        # A second look tells a check that fails there from one that fails now and then.
+        found |= _run_all([replace(criterion, retries=max(1, criterion.retries))], replace(place, again=reset))
+        reset()
     return setup, {id: replace(verdict, where="checkout") for id, verdict in found.items()}
 
 
@@ -250,6 +259,8 @@ class _Trial:
 
     def start(self) -> None:
         """Run the check, once more if it has run already."""
+        if self.runs:
+            self.place.again()
         self.output = tempfile.TemporaryFile()  # noqa: SIM115
         self.scratch = checkout.scratch(self.place.marker, "check")
         argv, env = _command(self.criterion.check or "", self.place, self.scratch)
@@ -319,7 +330,7 @@ class _Trial:
 
 
 def _command(command: str, place: Place, scratch: Path) -> tuple[list[str], dict[str, str]]:
-    env = {**surroundings.clean_env(os.environ), processes.MARKER: place.marker}
+    env = {**surroundings.clean_env(os.environ, apart=place.apart), processes.MARKER: place.marker}
     bash = surroundings.find("bash", place.root)
     shell = [bash, "-o", "pipefail"] if bash else [surroundings.find("sh", place.root) or "sh"]
     argv = sandbox.capped(shell, command, place.settings.file_size)

@@ -74,6 +74,7 @@ class Job:
         self.no_walls = sandbox.obstacle(self.root) if self.settings.checks.sandbox else "checks.sandbox is off"
         self.marker = str(self.root.resolve())  # value of CCO_RUN: what this repository's missions started carries it
         self.memory: progress.Memory = {}
+        self.lost = ""  # name of what was sealed, where the state that remembered it is lost
         self.saved = ""  # digest of the state file as it was written last
         self.recovering = False  # whether the phase was begun by a run that ended in the middle of it
         self.patient = True  # whether waits are waited for here
@@ -155,9 +156,6 @@ class Job:
             self._go_on_by_git()
         if memory:
             memory["tree"] = ""
-        if memory and memory["checkout"]:
-            checkout.remove(self.repo, Path(memory["checkout"]))
-            memory["checkout"] = ""
 
     def _go_on_by_git(self) -> None:
         """Take a phase and a number of iterations that are not to be believed only as far as nothing speaks against."""
@@ -172,7 +170,8 @@ class Job:
     def enter(self) -> None:
         """Check out the mission's branch, and begin a memory if there is none. Raises Stop, OSError, repo.GitError."""
         before = self.repo.branch()
-        if before != self.branch or not self.memory or self.memory["plan"] is None:
+        going_back = self.memory.get("returning")  # a run was killed in the middle of that
+        if before != self.branch or not self.memory or (self.memory["plan"] is None and not going_back):
             self._require_clean()  # also later: what a person changed in between is not the worker's
         self.repo.switch(self.branch)
         if not self.memory:
@@ -205,9 +204,9 @@ class Job:
         checkout.remove_scratch(self.marker)
         self.stop_file.unlink(missing_ok=True)
         oldest = time.time() - self.settings.logging.retention_days * 86400
-        for path in (*self.sessions.iterdir(), *(self.folder / "kept").glob("*")):
-            if path.lstat().st_mtime < oldest:
-                checkout.delete(path)
+        for path in self.sessions.iterdir():
+            if path.stat().st_mtime < oldest:
+                path.unlink()
 
     @property
     def stop_file(self) -> Path:
@@ -220,6 +219,9 @@ class Job:
         known = set(self.memory.get("litter", ()))
         if dirty := [name for name in self.repo.dirty() if log.mask(name) not in known]:  # it was saved masked
             names = "".join(f"\n  {name}" for name in dirty[:20]) + ("\n  ..." if len(dirty) > 20 else "")
+            if self.recovering:
+                log.warn(f"the checks were interrupted, and may have left these; they go into the next commit:{names}")
+                return
             raise Stop(
                 USAGE,
                 f"{self.root} has uncommitted changes. Commit, ignore or stash them, so that none is touched:{names}",
@@ -329,6 +331,9 @@ def open_job(path: Path, config: str | None, accept: bool = False) -> Job:
         raise Stop(USAGE, f"{job.root} is the kit. Copy the kit as a folder into your repository, or set `repository`.")
     if "\\" in str(job.root):
         raise Stop(USAGE, f"{job.root} has a backslash in it, which voids the worker's write protection. Move it.")
+    if not job.settings.repository.auto_commit and (open_ones := [c.id for c in mission.criteria if c.check is None]):
+        unfit = f"without commits there is nothing that a verdict on {', '.join(open_ones)} could be held to"
+        raise Stop(USAGE, f"{unfit}: give each a check, or leave repository.auto_commit on")
     make_folders(job.folder)
     log.start(job.folder / "logs", job.settings.monitoring.log_level, job.settings.logging.max_size)
     log.context(mission=mission.id)
@@ -372,7 +377,8 @@ def _end_left(place: Path) -> None:
 
 def is_running(memory: progress.Memory) -> bool:
     """Whether, by its memory, a worker was at work when the last run ended."""
-    return memory["current_phase"] == "execution" and bool((memory["worker"] or {}).get("process"))
+    process = (memory["worker"] or {}).get("process")
+    return memory["current_phase"] == "execution" and isinstance(process, dict) and isinstance(process.get("pid"), int)
 
 
 def digest(path: Path) -> str:

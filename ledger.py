@@ -20,7 +20,7 @@ REGRESSIONS = 6  # kept for each criterion, of many criteria fewer
 MESSAGE = 200  # characters of each of them
 CHANGES = 60  # changes of verdict kept for each criterion
 TAMPERING = 20  # changes of the referee kept in all
-QUOTES = 5  # kept of a judge's evidence
+QUOTES = 5  # of a judge's evidence whose text is kept; all of them are watched
 NAMED = 10  # criteria or claims kept of one session
 STREAK = 3  # iterations in a row below the best commit, after which it is gone back to
 CONFLICT = 3  # times that one criterion became met while another broke, until they are called conflicting
@@ -137,7 +137,9 @@ def note_evidence(memory: Memory, id: str, kind: str, by: str, reason: str, quot
 
 
 def _short(quotes: list[dict[str, str]]) -> list[dict[str, str]]:
-    return [{**quote, "text": quote["text"][:MESSAGE]} for quote in quotes[:QUOTES]]
+    return [
+        {**quote, "text": quote["text"][: MESSAGE if number < QUOTES else 0]} for number, quote in enumerate(quotes)
+    ]
 
 
 def note_confirmed(memory: Memory, where: str, seconds: float, setup: dod.Verdict | None) -> None:
@@ -214,7 +216,7 @@ def note_return(memory: Memory, commit: str) -> None:
     """The files are again those of the best commit; check them before anything else is decided."""
     best = memory["best"]
     memory["best"] = {**best, "returns": best["returns"] + 1, "returned": memory["iterations"]}
-    memory.update(commit=commit, worker=None, current_phase="validation")
+    memory.update(commit=commit, worker=None, current_phase="validation", returning="")
     for known in memory["criteria"].values():
         known["stalls"] = 0
 

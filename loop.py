@@ -72,6 +72,9 @@ def conclude(job: Job) -> int:
     if job.memory["blocked"]:
         raise Stop(PERSON, job.write_question())
     log.info(f"done: all {len(job.mission.criteria)} criteria are met, {_cost(job)}")
+    proven, now = job.memory["commit"], job.repo.head_of(job.branch)
+    if now != proven:
+        log.warn(f"that was proven of commit {proven[:12]}; {job.branch} is {f'at {now[:12]}' if now else 'gone'} now")
     for left_out in job.memory["left_out"]:
         log.warn(f"not on the branch, although the checks saw it: {left_out}")
     log.info(f"to take the work: {report.how_to_take(job.memory)}")
@@ -83,7 +86,7 @@ def plan(job: Job) -> None:
     memory = job.memory
     _stop_where_asked(job)
     _end_if_once(job)
-    if best := ledger.way_back(memory):
+    if best := memory["returning"] or ledger.way_back(memory):
         return _go_back(job, best)
     if reached := progress.limit_reached(memory, job.mission.limits, job.settings.orchestrator.max_iterations):
         _write_report(job)
@@ -251,6 +254,8 @@ def wait(job: Job) -> None:
 def _go_back(job: Job, commit: str) -> None:
     """Make the files those of the best commit so far, in a commit of its own on top of the later work."""
     best = job.memory["best"]
+    job.memory["returning"] = commit
+    job.save()
     title = f"Go back to iteration {best['iteration']}: {best['met']} criteria were met"
     log.warn(f"{title}; the later commits stay in the history", commit=commit)
     made = job.repo.go_back(commit, title, job.mission.id, job.mission.protect)

@@ -145,7 +145,7 @@ def rules(situation: Situation) -> Plan:
     failing = [s for s in unmet if s.verdict != "unjudged"]
     open_ones = [s for s in failing if not _set_aside(s)]
     if not open_ones:
-        return _escalate(failing or [s for s in unmet if s.check is None])
+        return _escalate(failing or [s for s in unmet if s.check is None] or unmet)
     focus = min(open_ones, key=lambda s: (PRIORITIES.index(s.priority), not s.broken_by))
     strategy = "alternative" if focus.stalls >= RUNGS[0] else "retry_modified"
     session = "resume" if situation.resumable and strategy == "retry_modified" else "fresh"

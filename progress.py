@@ -73,7 +73,7 @@ def begin(mission: Mission, branch: str, base: str, iterations: int, instance: s
         "tree": "",
         "sealed": "",
         "tampering": [],
-        "checkout": "",
+        "returning": "",
         "confirmed": None,
         "best": None,
         "history": [],

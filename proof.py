@@ -28,7 +28,7 @@ import manager
 import progress
 import referee
 from dod import Verdict
-from job import HERE, Job
+from job import HERE, PERSON, Job, Stop
 from mission import Criterion, refusal
 
 NAMED = 12  # files that are not in the commit and that a failed confirmation names
@@ -57,7 +57,8 @@ LOCK_FILES = {  # a checkout without what these name is not ready
 def prove(job: Job) -> dict[str, Verdict]:
     """The verdict of every criterion, in mission order.
 
-    Raises MissionError for a check that proves nothing, proc.Interrupted, repo.GitError, OSError.
+    Raises MissionError for a check that proves nothing (Stop, once a session was paid for), proc.Interrupted,
+    repo.GitError, OSError.
     """
     memory = job.memory
     if memory["plan"] is not None and memory["tree"] and memory["tree"] == _tree(job):
@@ -65,8 +66,10 @@ def prove(job: Job) -> dict[str, Verdict]:
         return {id: _remembered(job, id) for id in memory["criteria"]}
     memory["tree"] = ""
     verdicts = check(job)
+    referee.compare(job, "while the checks ran")
     if reasons := proving_nothing(job, verdicts):
-        raise refusal(job.mission, ways_out(reasons))
+        refused = refusal(job.mission, ways_out(reasons))
+        raise Stop(PERSON, str(refused)) if memory["iterations"] else refused
     verdicts |= _judged(job, verdicts)
     verdicts |= _confirmed(job, verdicts)
     log.live("")
@@ -268,7 +271,7 @@ def _confirmed(job: Job, verdicts: dict[str, Verdict]) -> dict[str, Verdict]:
         return {}
     log.info(f"confirming {len(wanted)} criteria in a clean checkout of {commit[:12] or 'nothing'}")
     with _clean(job, commit) as clean:
-        place = replace(_place(job, clean.root), why=_why(job, commit))
+        place = replace(_place(job, clean.root), why=_why(job, commit), apart=job.root)
         setup, found = dod.confirm(job.mission, wanted, place, clean)
     for id in (id for id, verdict in found.items() if verdict.verdict != "met"):
         log.warn(f"criterion {id} passes in the work tree, but not in a clean checkout of {commit[:12]}")
@@ -281,13 +284,10 @@ def _confirmed(job: Job, verdicts: dict[str, Verdict]) -> dict[str, Verdict]:
 def _clean(job: Job, commit: str) -> Iterator[checkout.Clean]:
     """A clean checkout that is removed afterwards; the next start removes it where this run is killed."""
     folder = checkout.scratch(job.marker, "clean")
-    job.memory["checkout"] = str(folder)
-    job.save()
     try:
         yield checkout.Clean(job.repo, commit, folder)
     finally:
-        checkout.remove(job.repo, folder)
-        job.memory["checkout"] = ""
+        checkout.delete(folder)
 
 
 def _why(job: Job, commit: str) -> str:

@@ -19,17 +19,19 @@ from pathlib import Path
 
 import ledger
 import log
+import repo
 import sandbox
 import seal
 from job import PERSON, Job, Stop, digest, is_running
 
+WORD = "then: make start ACCEPT=1 (--accept)"
 WITNESS = "accepted"  # name of what git remembers of a mission
 
 
 def sealed_paths(job: Job) -> tuple[Path, ...]:
     """What the worker may not write: the referee, git's own files, the kit's state, what the mission protects."""
     protected = (path for glob in job.mission.protect for path in job.root.glob(seal.STARS.sub("*", glob)))
-    own = (*job.referee, job.root / ".git", job.folder, *job.repo.submodules())
+    own = (*job.referee, job.root / ".git", job.repo.folder(), job.folder, *job.repo.submodules())
     # .env is sealed also where there is none: whoever makes one would bring keys and settings of his own.
     paths = {path for path in (*own, *protected) if path.exists() or path.name == ".env"}
     return tuple(sorted(path for path in paths if not paths.intersection(path.parents)))  # a folder holds its files
@@ -43,9 +45,11 @@ def walls(job: Job, root: Path) -> sandbox.Walls | None:
     hidden = [job.folder, job.config, job.root / ".env"]
     sealed = [path for path in sealed_paths(job) if not {path, *path.parents} & {*hidden}]
     if root != job.root:
-        hidden, sealed = [*hidden, job.root], [job.root / ".git", root / ".git"]
+        git = job.repo.folder()
+        hidden, sealed = [*hidden, job.root, git], [git / "objects", git / "lfs", root / ".git"]
+        sealed += repo.Repo(root).submodules() if (root / ".git").exists() else []
     writable = tuple(Path(os.path.expanduser(place)) for place in checks.writable)
-    return sandbox.Walls(root, (*sealed, job.repo.folder()), tuple(hidden), writable, checks.network)
+    return sandbox.Walls(root, tuple(sealed), tuple(hidden), writable, checks.network)
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -56,14 +60,17 @@ def walls(job: Job, root: Path) -> sandbox.Walls | None:
 def inspect(job: Job) -> None:
     """Before the first phase of a run: compare with what was accepted, or accept what is there now.
 
-    Raises repo.GitError, OSError.
+    Raises Stop where that is lost, repo.GitError, OSError.
     """
     memory = job.memory
     unwatched = is_running(memory) or (memory["plan"] is not None and memory["current_phase"] == "validation")
-    if unwatched and not job.accept and job.seal.load(memory["sealed"]):
+    if job.accept or not (unwatched or job.lost):
+        memory["sealed"] = job.seal.take()  # nothing ran since it was compared, so what is there is a person's
+    elif job.seal.load(memory["sealed"] or job.lost):
+        memory["sealed"] = memory["sealed"] or job.lost
         compare(job, "since the last session began (if that was you: make start ACCEPT=1)")
     else:
-        memory["sealed"] = job.seal.take()  # nothing ran since it was compared, so what is there is a person's
+        raise Stop(PERSON, f"what was sealed is lost. Look at what the mission protects, and at the kit; {WORD}")
     accepted = {"mission": memory["mission"]["digest"], "settings": memory["settings"]["digest"]}
     text = json.dumps({**accepted, "sealed": memory["sealed"]}).encode()
     job.repo.remember(f"{job.mission.id}/sealed", memory["sealed"])
@@ -79,13 +86,9 @@ def require_known(job: Job) -> None:
         return
     accepted = json.loads(text)
     if (accepted["mission"], accepted["settings"]) != (job.mission.digest, job.settings_digest()):
-        raise Stop(
-            PERSON,
-            f"the state of this mission is lost, and {job.mission.path} or the settings are not what was accepted"
-            " before. Look at them, then: make start ACCEPT=1 (--accept)",
-        )
-    job.seal.load(accepted["sealed"])
-    _restore(job, "while the state was lost")
+        lost = f"the state of this mission is lost, and {job.mission.path} or the settings are not what was accepted"
+        raise Stop(PERSON, f"{lost} before. Look at them; {WORD}")
+    job.lost = accepted["sealed"]
 
 
 def compare(job: Job, when: str = "by the worker") -> None:

@@ -277,7 +277,7 @@ class Repo:
         """HEAD at the accepted commit on our branch, the work tree as the worker left it."""
         head = self.head()
         if head != base:
-            if base and self._git("merge-base", base, head, may_fail=True) != base:
+            if base and self.branch() != branch and self._git("merge-base", base, head, may_fail=True) != base:
                 raise GitError(f"{self.root} was moved to a commit without the accepted one: git checkout {branch}")
             log.warn("the worker committed by itself; its changes go into this session's commit")
         for command in HALF_DONE:  # else our commit would have its parents or its author
@@ -285,6 +285,7 @@ class Repo:
         self._git("symbolic-ref", "HEAD", f"refs/heads/{branch}")
         if base:
             self._git("update-ref", "HEAD", base)
+            self._git("reset", "--quiet", "--mixed")  # what the worker had staged, or told git to skip, is forgotten
         elif self.head():
             self._git("update-ref", "-d", f"refs/heads/{branch}")
 

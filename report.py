@@ -34,6 +34,9 @@ SHOWN = (  # keys of the state that are read here
 )
 
 
+OBJECTS = ("criteria", "metrics", "mission", "settings", "worker")
+
+
 def memories(folder: str) -> list[dict[str, Any]]:
     """The memory of every mission in a `.cco` folder that can be read, the one that was saved last at the end."""
     return [memory for memory in map(_read, _files(folder)) if isinstance(memory, dict)]
@@ -55,6 +58,8 @@ def _read(file: str) -> dict[str, Any] | Exception:
         memory = state.load(file, validate=False)
         if missing := [key for key in SHOWN if key not in memory]:
             raise state.StateError(f"{file}: not a readable state: {missing[0]} is missing")
+        if wrong := [key for key in OBJECTS if not isinstance(memory[key] or {}, dict)]:
+            raise state.StateError(f"{file}: not a readable state: {wrong[0]} is no object")
         return memory
     except (state.StateError, OSError) as error:
         return error

@@ -45,13 +45,18 @@ def _trusted(path: str | None, outside: Path) -> tuple[str, str]:
     return os.pathsep.join(ours), os.pathsep.join(place for place in places if place not in ours)
 
 
-def clean_env(environ: Mapping[str, str], keep: Sequence[str] = ()) -> dict[str, str]:
+def clean_env(environ: Mapping[str, str], keep: Sequence[str] = (), apart: Path | None = None) -> dict[str, str]:
     """A copy of the environment for a child: without secrets, and without what a surrounding claude or make left.
 
-    keep: names, or beginnings of names ending in `*`, that stay although they look like secrets.
+    keep: names, or beginnings of names ending in `*`, that stay although they look like secrets. apart: a folder that
+    the environment must not lead to.
     """
 
     def kept(name: str) -> bool:
         return any(name == k or (k.endswith("*") and name.startswith(k[:-1])) for k in keep)
 
-    return {n: v for n, v in environ.items() if kept(n) or not (log.is_secret_name(n) or n in SURROUNDING)}
+    plain = {n: v for n, v in environ.items() if kept(n) or not (log.is_secret_name(n) or n in SURROUNDING)}
+    if apart is None:
+        return plain
+    path = {"PATH": _trusted(plain.get("PATH"), apart)[0]}
+    return {**{n: v for n, v in plain.items() if str(apart) not in v and not n.startswith("GIT_")}, **path}

@@ -18,6 +18,7 @@ kit's own files while it is killed.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -39,8 +40,6 @@ EXTRAS = Path(__file__).resolve().parent
 sys.path[:0] = [str(EXTRAS.parent), str(EXTRAS)]
 
 from openrouter_api import OpenRouterAPI  # noqa: E402
-
-import state  # noqa: E402
 
 BRANCH = "cco/demo"
 STARTS = 16  # of one mission; every mission has a limit of iterations, so most end long before
@@ -345,9 +344,9 @@ class Trial:
         self.chosen, self.folder, self.root, self.verbose = chosen, folder, folder / "repository", verbose
         self.kit = self.root / "kit" if chosen.kit_inside else kit
         self.file = (self.root / "missions" if chosen.mission_inside else folder) / "demo.json"
-        self.state = self.root / ".cco" / "demo.json"
+        self.state, self.store = self.root / ".cco" / "demo.json", _module("state", kit)
         self.found: list[tuple[str, str]] = []
-        self.accepted: list[str] = []  # the commits that the state has named
+        self.accepted: set[str] = set()  # the commits that the state has named
         self.iterations: dict[str, int] = {}  # the highest of each session id
         self.starts = self.kills = 0
         self.running: list[subprocess.Popen[bytes]] = []
@@ -460,16 +459,16 @@ class Trial:
     def memory(self) -> dict[str, Any]:
         """The state, if it is valid and sealed; else nothing."""
         os.environ["XDG_STATE_HOME"] = self.env["XDG_STATE_HOME"]
-        with suppress(state.StateError, OSError):
-            document = state.load(self.state)
-            return document if state.is_sealed(document) else {}
+        with suppress(self.store.StateError, OSError):
+            document = self.store.load(self.state)
+            return dict(document) if self.store.is_sealed(document) else {}
         return {}
 
     def person(self, code: int) -> tuple[bool, bool]:
         """Do what the kit asks for, as far as that needs no thought: whether to accept, and whether to go on."""
         said, memory = self.said(), self.memory()
         if code == 75 and memory.get("current_phase") == "waiting":  # the reset comes
-            state.save(self.state, {**memory, "wait_until": 0})
+            self.store.save(self.state, {**memory, "wait_until": 0})
         elif code == 3 and "--accept" in said:
             self.put_back()
             self.iterations = {}  # what was forged may count anew; what git knows still holds
@@ -530,12 +529,13 @@ class Trial:
         if count < self.iterations.get(id, 0):
             self.note("lost_commits", f"iterations went down to {count}")
         self.iterations[id] = count
-        self.accepted += [commit] if commit and commit not in self.accepted else []
+        made = [commit, *(entry["commit"] for entry in memory["history"])]  # those of the history are short
+        self.accepted |= {name for name in made if name}
         settled = memory["current_phase"] in ("planning", "completed", "blocked")  # no session can have moved it since
         tip = self.git("rev-parse", f"refs/heads/{BRANCH}") if settled else commit
-        for known in self.accepted if tip else ():
-            if self.git("merge-base", known, tip) != known:
-                self.note("lost_commits", f"{known} was accepted and is not on {BRANCH} ({tip}) any more")
+        there = self.git("rev-list", tip).split() if tip else []
+        if lost := {name for name in self.accepted if tip and not any(one.startswith(name) for one in there)}:
+            self.note("lost_commits", f"{lost} were accepted and are not on {BRANCH} ({tip}) any more")
         numbers = self.git("log", "--format=%(trailers:key=CCO-Iteration,valueonly,separator=)", tip).split()
         if len({*numbers}) != len(numbers):
             self.note("lost_commits", f"an iteration was committed twice: {numbers}")
@@ -586,6 +586,15 @@ def _processes(folder: Path) -> dict[int, str]:
             if carries or Path(os.readlink(entry / "cwd")).is_relative_to(folder):
                 found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     return found
+
+
+def _module(name: str, kit: Path) -> Any:
+    """A module of the kit that is tried; the one beside this file may be edited meanwhile."""
+    spec = importlib.util.spec_from_file_location(f"tried_{name}", kit / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _fill(value: Any, places: dict[str, str]) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import KIT, need, until
+from conftest import KIT, need
 
 import checkout
 from checkout import Clean
@@ -102,7 +101,7 @@ def test_the_work_tree_and_the_branch_are_not_touched(project, git, folder):
     clean = Clean(Repo(project), commit, folder)
     write(clean.root, "a", content="by a check\n")
     clean.reset({})
-    checkout.remove(Repo(project), folder)
+    checkout.delete(folder)
     assert (git(project, "status", "--porcelain"), git(project, "branch", "-a")) == before
     assert (project / "a").read_text() == "changed\n"
 
@@ -143,14 +142,14 @@ def test_of_an_empty_repository_nothing_is_in_it(tmp_path, git, folder):
     write(clean.root, "by a check", "deep/by a check")
     clean.reset(made)
     assert files(clean.root) == {"made by setup/x"}
-    checkout.remove(Repo(root), folder)
+    checkout.delete(folder)
     assert not folder.exists()
 
 
 def test_a_commit_that_is_not_there_is_an_error_and_leaves_nothing(project, git, folder):
     with pytest.raises(GitError):
         Clean(Repo(project), "0" * 40, folder)
-    checkout.remove(Repo(project), folder)
+    checkout.delete(folder)
     assert not folder.exists()
     assert work_trees(git, project) == [str(project)]
 
@@ -167,7 +166,7 @@ def test_no_hook_of_the_repository_runs(project, git, folder, tmp_path, where):
     (tmp_path / "it ran").unlink(missing_ok=True)
     clean = Clean(Repo(project), Repo(project).head(), folder)
     clean.reset({})
-    checkout.remove(Repo(project), folder)
+    checkout.delete(folder)
     assert not (tmp_path / "it ran").exists()
 
 
@@ -176,20 +175,45 @@ def test_a_repository_that_is_a_work_tree_itself_is_checked_out_like_any_other(p
     commit = committed(git, tmp_path / "linked", "only here")
     clean = Clean(Repo(tmp_path / "linked"), commit, folder)
     assert files(clean.root) == {"README.md", "only here"}
-    checkout.remove(Repo(tmp_path / "linked"), folder)
+    checkout.delete(folder)
     assert work_trees(git, project) == [str(project), str(tmp_path / "linked")]
 
 
-def test_a_sparse_checkout_stays_as_sparse_as_it_is(project, git, folder):
+def test_of_a_sparse_checkout_all_files_are_in_it(project, git, folder):
     commit = committed(git, project, "wanted/a", "unwanted/b")
     git(project, "sparse-checkout", "set", "wanted")
     assert files(project) == {"README.md", "wanted/a"}
     clean = Clean(Repo(project), commit, folder)
-    assert files(clean.root) == {"README.md", "wanted/a"}
-    write(clean.root, "wanted/a", content="changed\n")
-    clean.reset({})
-    assert (clean.root / "wanted/a").read_text() == "x\n"
-    assert git(clean.root, "status", "--porcelain") == ""
+    assert files(clean.root) == {"README.md", "wanted/a", "unwanted/b"}
+
+
+@pytest.mark.parametrize("rule", ["info/exclude", "info/attributes", "a filter", "replace", "hook"])
+def test_what_is_in_the_repositorys_own_git_folder_alone_is_not_in_it(project, git, folder, rule):
+    write(project, ".gitattributes", content="x filter=x\n")
+    commit = committed(git, project, "x", "y")
+    if rule.startswith("info/"):
+        (project / ".git" / rule).write_text("made\n" if "exclude" in rule else "y text eol=crlf\n")
+    elif rule == "a filter":
+        git(project, "config", "filter.x.smudge", "sed s/x/other/")
+    elif rule == "replace":
+        (project / "y").write_text("other\n")
+        git(project, "replace", git(project, "rev-parse", "HEAD:y"), git(project, "hash-object", "-w", "y"))
+    else:
+        write(project, ".git/hooks/post-checkout", content="#!/bin/sh\necho other > y\n")
+        (project / ".git/hooks/post-checkout").chmod(0o755)
+    clean = Clean(Repo(project), commit, folder)
+    assert [(clean.root / name).read_bytes() for name in ("x", "y")] == [b"x\n", b"x\n"]
+    write(clean.root, "made")
+    assert git(clean.root, "status", "--porcelain") == "?? made"
+
+
+def test_a_check_may_compare_with_other_branches_and_tags(project, git, folder):
+    git(project, "tag", "v1")
+    commit = committed(git, project, "a")
+    git(project, "branch", "other", "v1")
+    clean = Clean(Repo(project), commit, folder)
+    assert git(clean.root, "diff", "--name-only", "other", "HEAD") == "a"
+    assert git(clean.root, "describe", "--tags") == f"v1-1-g{commit[:7]}"
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -265,7 +289,7 @@ print(os.path.exists(clean.root / "locked"))
 (clean.root / "locked/deep").mkdir(parents=True)
 for place in (clean.root / "locked/deep", clean.root / "locked", clean.root, folder):
     place.chmod(0)
-checkout.remove(git, folder)
+checkout.delete(folder)
 print(os.path.exists(folder))
 """
     assert run(code, project, folder) == "False\nFalse\n"
@@ -340,7 +364,7 @@ def test_the_submodule_in_the_work_tree_is_not_touched(with_module, git, folder)
     clean = Clean(Repo(with_module), Repo(with_module).head(), folder)
     write(clean.root, "libs/a module/README.md", content="changed\n")
     clean.reset({})
-    checkout.remove(Repo(with_module), folder)
+    checkout.delete(folder)
     assert (git(inside, "rev-parse", "HEAD"), git(inside, "status", "--porcelain"), files(inside)) == before
     git(inside, "fsck")
 
@@ -362,76 +386,20 @@ def test_nothing_is_left_of_it(project, git, folder):
     before = files(project / ".git")
     clean = Clean(Repo(project), Repo(project).head(), folder)
     write(clean.root, "made", "node_modules/x")
-    assert work_trees(git, project) == [str(project), str(clean.root)]
-    checkout.remove(Repo(project), folder)
-    assert not folder.exists()
     assert work_trees(git, project) == [str(project)]
-    assert not (project / ".git" / "worktrees").exists() or os.listdir(project / ".git" / "worktrees") == []
+    checkout.delete(folder)
+    assert not folder.exists()
     assert files(project / ".git") == before
 
 
-@pytest.mark.parametrize("left", ["the folder is gone", "the tree is gone", "its .git is gone", "half of it", "locked"])
-def test_what_a_killed_run_left_is_removed(project, git, folder, left):
-    clean = Clean(Repo(project), Repo(project).head(), folder)
-    if left == "the folder is gone":
-        shutil.rmtree(folder)
-    elif left == "the tree is gone":
-        shutil.rmtree(clean.root)
-    elif left == "its .git is gone":
-        (clean.root / ".git").unlink()
-    elif left == "half of it":
-        (clean.root / "README.md").unlink()
-        (clean.root / ".git").write_text("")
-    else:  # as git does while it makes one
-        git(project, "worktree", "lock", "--reason", "initializing", str(clean.root))
-    checkout.remove(Repo(project), folder)
-    assert not folder.exists()
-    assert work_trees(git, project) == [str(project)]
-    checkout.remove(Repo(project), folder)  # once more does no harm
-
-
-def test_a_kill_while_it_is_made_leaves_nothing_that_cannot_be_removed(project, git, folder, tmp_path):
-    """A filter that never ends stops git in the middle of the checkout."""
-    write(project, ".gitattributes", content="slow filter=slow\n")
-    git(project, "config", "filter.slow.clean", "cat")
-    commit = committed(git, project, "a", "slow")
-    git(project, "config", "filter.slow.smudge", f"touch '{tmp_path}/begun'; exec sleep 1000")
-    code = f"import sys\nsys.path.insert(0, {str(KIT)!r})\nfrom checkout import Clean\nfrom repo import Repo\n"
-    code += "from pathlib import Path\nClean(Repo(Path(sys.argv[1])), sys.argv[2], Path(sys.argv[3]))"
-    argv = [sys.executable, "-IB", "-c", code, str(project), commit, str(folder)]
-    with subprocess.Popen(argv, start_new_session=True, env={**os.environ, "CCO_RUN": str(tmp_path)}) as process:
-        until((tmp_path / "begun").exists, "the checkout is in the middle")
-        started = [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and below(int(pid), process.pid)]
-        for pid in [process.pid, *started]:
-            os.kill(pid, signal.SIGKILL)
-        process.wait()
-    until(lambda: not any(os.path.exists(f"/proc/{pid}/cwd") for pid in started), "all have ended")
-    git(project, "config", "--unset", "filter.slow.smudge")
-    assert len(work_trees(git, project)) == 2
-    checkout.remove(Repo(project), folder)
-    assert not folder.exists()
-    assert work_trees(git, project) == [str(project)]
-
-
-def below(pid: int, ancestor: int) -> bool:
-    """Whether a process descends from another."""
-    while pid > 1:
-        try:
-            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            return False
-        if pid == ancestor:
-            return True
-    return False
-
-
-def test_a_work_tree_of_the_users_whose_disk_is_away_is_not_forgotten(project, git, folder, tmp_path):
-    git(project, "worktree", "add", "-q", "-b", "other", str(tmp_path / "disk" / "linked"))
-    (tmp_path / "disk").rename(tmp_path / "unmounted")
-    Clean(Repo(project), Repo(project).head(), folder)
-    checkout.remove(Repo(project), folder)
-    (tmp_path / "unmounted").rename(tmp_path / "disk")
-    assert git(tmp_path / "disk" / "linked", "branch", "--show-current") == "other"
+def test_only_the_owners_temporary_folders_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    mine, others = [checkout.scratch("/a/b", kind) for kind in ("clean", "check")], checkout.scratch("/a/c", "clean")
+    write(mine[0], "tree/x")
+    (mine[0] / "tree").chmod(0)
+    (tmp_path / "cco-notes").mkdir()
+    checkout.remove_scratch("/a/b")
+    assert sorted(tmp_path.iterdir()) == sorted([others, tmp_path / "cco-notes"])
 
 
 @pytest.mark.parametrize("kind", ["nothing", "file", "link to a folder", "dangling link", "fifo", "folder"])

@@ -503,7 +503,6 @@ SHOWN = {  # no file of the commit says "fine"; git's own folder, which no clone
     " echo 'out filter=x' > .gitattributes; echo fine > out",
     "a replaced object": f"{BAD_BLOB} git update-index --skip-worktree out; echo fine > out;"
     " git replace $bad $(git hash-object -w out)",
-    "an object of no commit": "echo git cat-file -p $(echo fine | git hash-object -w --stdin) > show.sh",
     "a file of its folder": "echo fine > .git/out; echo 'cat \"$(git rev-parse --git-common-dir)/out\"' > show.sh",
 }
 

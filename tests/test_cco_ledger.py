@@ -305,7 +305,7 @@ def test_evidence_names_who_when_and_what_commit_and_is_bounded():
         "by": "m/n",
         "commit": FIRST,
         "reason": "y" * 200,
-        "quotes": [{"path": "README.md", "blob": "b" * 40, "text": "x" * 200}] * 5,
+        "quotes": [{"path": "README.md", "blob": "b" * 40, "text": "x" * length} for length in [200] * 5 + [0] * 4],
     }
     assert len(quotes[0]["text"]) == 999
 

@@ -523,7 +523,7 @@ def test_every_prompt_tells_the_worker_what_was_not_so_and_what_was_put_back():
     here = situation(lies=[LIE, "another"], tampering=[TOUCHED])
     for prompt in (worker_prompt(here, PLAN), worker_prompt(here, Plan(**GOOD)), user_prompt(here)):
         assert f"The last report said what is not so:\n<data>\n- {LIE}\n- another\n</data>\n" in prompt
-        assert "Protected files were changed. They have been put back" in prompt
+        assert "What is protected was changed. It counts as it was before" in prompt
         assert f"<data>\n- {TOUCHED}\n</data>\n" in prompt
 
 

@@ -64,7 +64,7 @@ def played(tmp_path):
     trials = []
 
     def play(chosen: soak.Scenario, kit: Path = KIT) -> tuple[str, set[str]]:
-        trials.append(trial := soak.Trial(chosen, tmp_path / f"trial {len(trials)}", kit, verbose=False))
+        trials.append(trial := soak.Trial(chosen, tmp_path / f"trial-{len(trials)}", kit, verbose=False))
         trial.build("", kit)
         ended = trial.run()
         print(trial.said(), trial.found)
@@ -102,7 +102,7 @@ def test_eight_random_missions_end_as_promised():
     assert all(f"{kind}: 0\n" in done.stdout for kind in soak.COUNTS)
 
 
-@pytest.mark.parametrize("name", ("completed", "met", "blocked", "mission", "moved here", "unsealed", "history"))
+@pytest.mark.parametrize("name", ("completed", "blocked", "mission", "history"))
 def test_what_a_worker_writes_into_the_state_proves_nothing_even_when_a_person_accepts_it(played, name):
     lie = [{"write": LEVEL.bad}, {"bash": soak.TAMPER[f"state {name}"]}, *KILLED]
     assert played(made([{"say": "nothing"}], lie, HONEST)) == ("done", set())
@@ -131,6 +131,12 @@ def test_what_is_protected_is_put_back_also_when_the_kit_is_killed_first(played,
     assert played(made(cheat, [{"say": "All is met."}], HONEST)) == ("done", set())
 
 
+def test_a_kit_that_is_killed_as_a_session_begins_compares_all_the_same(played):
+    cheat: list[soak.Step] = [{"bash": soak.TAMPER["protected written"]}, {"write": LEVEL.good}]
+    kills = [("phase", "execution")] * 3 + [("", 0)] * soak.STARTS
+    assert played(made(cheat, cheat, cheat, HONEST, HONEST, kills=kills)) == ("done", set())
+
+
 # --------------------------------------------------------------------------------------------------------
 # The soak can fail
 # --------------------------------------------------------------------------------------------------------
@@ -149,7 +155,7 @@ SABOTAGE = {
         "false_done",
     ),
     "no seal": (
-        ("referee.py", "job.seal.put_back(changes, kept)", "changes"),
+        ("referee.py", "    changes = job.seal.changes()\n", "    changes = []\n"),
         made(CHEAT),
         "false_done",
     ),
