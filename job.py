@@ -143,7 +143,7 @@ class Job:
                 PERSON,
                 f"{error}. Look at it, at the mission and at what it protects; then: make start ACCEPT=1 (--accept)",
             )
-        self.memory = state.load(self.file, validate=False)
+        self.memory = state.load(self.file, sealed=False)
 
     def _distrust(self) -> None:
         """Prove anew what a state says that was not sealed here, or was forged; what ran when it was saved is gone."""
@@ -364,8 +364,8 @@ def _accepted(path: Path, accept: bool) -> Mission:
 def _remembered(path: Path, place: Path) -> progress.Memory | None:
     """The memory of the mission that was started from this file, whatever its id is now; none that is forged."""
     folder = report.find_folder(str(place), os.getcwd())
-    found = (memory for memory in (report.memories(folder) if folder else []) if memory["mission"]["path"] == str(path))
-    return next((memory for memory in found if state.is_sealed(memory) or not memory.get("seal")), None)
+    found = report.memories(folder) if folder else []
+    return next((memory for memory in found if memory["mission"].get("path") == str(path)), None)
 
 
 def _end_left(place: Path) -> None:

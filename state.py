@@ -64,8 +64,8 @@ class Busy(Exception):
 # --------------------------------------------------------------------------------------------------------
 
 
-def load(path: Path | str, validate: bool = True) -> dict[str, Any]:
-    """The document in the file. validate=False (for a quick look) skips the schema, not the rest.
+def load(path: Path | str, validate: bool = True, sealed: bool = True) -> dict[str, Any]:
+    """The document in the file. validate=False (for a quick look) skips the schema, sealed=False the seal.
 
     Raises StateError with the file and the reason for anything that `save` did not write (Forged for what somebody
     else wrote in its shape), OSError if unreadable.
@@ -79,6 +79,7 @@ def load(path: Path | str, validate: bool = True) -> dict[str, Any]:
             raise StateError(f"{path}: expected a state of version {VERSION}, found {found!r:.50}")
         if validate:
             _check_shape(document, path)
+        if sealed:
             _check_seal(document, path)
     except (ValueError, RecursionError) as error:  # ValueError: also bad UTF-8 and integers of 5000 digits
         raise StateError(f"{path}: not a readable state: {error}") from error
@@ -142,8 +143,7 @@ def is_sealed(document: dict[str, Any]) -> bool:
 
 def _check_seal(document: dict[str, Any], path: Path | str) -> None:
     """Raise Forged for a document that our key did not seal; without a key, it may be another machine's."""
-    had_key = os.path.exists(_key_path())
-    if (ours := _seal(document)) and had_key and document.get("seal") != ours:
+    if os.path.exists(_key_path()) and (ours := _seal(document)) and document.get("seal") != ours:
         raise Forged(f"{path}: it was changed by somebody else than CCO, or comes from another user or machine")
 
 

@@ -806,7 +806,7 @@ def proves_nothing(checks: Checks, empty: Path, check: str, *referee: tuple[Path
         ("test ! -e src/broken.py", "it passes in an empty folder too"),
         ("touch made", "it passes in an empty folder too"),
         ("test -f README.md", ""),
-        ("! grep -r TODO README.md && test -s README.md", ""),
+        ("! grep -r nothing README.md && test -s README.md", ""),
         ("grep -rq hello .", "it passes where there is nothing but the mission and the kit"),
         ("grep -q hello plan/work.yaml", "it passes where there is nothing but the mission and the kit"),
         ("grep -rq 'what a check may use' .", "it passes where there is nothing but the mission and the kit"),
