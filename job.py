@@ -186,7 +186,7 @@ class Job:
     def say_walls(self) -> None:
         """One line where the checks have no walls around them, and what follows from that."""
         if self.no_walls:
-            follows = "they can read and write whatever you can, and only the referee is compared after each"
+            follows = "they can read and write whatever you can, also from the clean checkout; the referee is compared"
             log.warn(f"the checks run without a sandbox ({self.no_walls}): {follows}")
 
     def note_litter(self) -> None:

@@ -1,8 +1,8 @@
 """What the mission's memory says: how far it is, what was tried, what it cost. No files, no processes.
 
     memory = progress.begin(mission, ...)
-    for line in progress.note_verdicts(memory, verdicts): ...
-    situation = progress.situation(memory, mission, tails)
+    progress.note_outcome(memory, outcome)
+    situation = progress.situation(memory, mission, tails, max_context)
 
 The document is the one that schema/state.json describes; `state` writes it.
 """

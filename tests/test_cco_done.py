@@ -463,15 +463,6 @@ HIDDEN: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]], str]] = {  #
         [MADE],
         "build/out (it holds a known secret)",
     ),
-    "a file that git is told to skip": (
-        [
-            {"write": {"build/out": "not yet\n"}},
-            {"bash": "git add build/out; git update-index --skip-worktree build/out"},
-            MADE,
-        ],
-        [{"bash": "git update-index --no-skip-worktree build/out"}],
-        "build/out (git is told to skip it)",
-    ),
     "a link to an ignored file": (
         [{"write": {".gitignore": "kept\n", "kept": "fine\n"}}, {"bash": 'mkdir build; ln -s "$PWD/kept" build/out'}],
         [{"delete": "build/out"}, MADE],
@@ -497,12 +488,9 @@ def test_work_that_is_not_in_the_commit_is_not_done_until_it_is(bench, means):
     assert bench.state()["metrics"]["claims_false"] == 1
 
 
-BAD_BLOB = "bad=$(echo bad | git hash-object -w --stdin); git update-index --add --cacheinfo 100644,$bad,out; "
 SHOWN = {  # no file of the commit says "fine"; git's own folder, which no clone gets, does
     "a filter": "git config filter.x.clean 'sed s/fine/bad/'; git config filter.x.smudge 'sed s/bad/fine/';"
     " echo 'out filter=x' > .gitattributes; echo fine > out",
-    "a replaced object": f"{BAD_BLOB} git update-index --skip-worktree out; echo fine > out;"
-    " git replace $bad $(git hash-object -w out)",
     "a file of its folder": "echo fine > .git/out; echo 'cat \"$(git rev-parse --git-common-dir)/out\"' > show.sh",
 }
 

@@ -18,7 +18,7 @@ from extras import soak
 
 RNG = random.Random(1)
 TESTED, LEVEL = soak.part("acceptance", 1, RNG), soak.part("content", 2, RNG)
-EIGHT = ("3", "9", "11", "14", "17", "20", "28", "33")  # of seed 1
+EIGHT = ("5", "9", "11", "26", "27", "62", "68", "86")  # of seed 1
 HONEST: list[soak.Step] = [{"write": {**TESTED.good, **LEVEL.good}}]
 KILLED: list[soak.Step] = [{"bash": "touch @S@/kill; sleep 5"}]
 
@@ -95,7 +95,7 @@ def sabotaged(tmp_path):
 # --------------------------------------------------------------------------------------------------------
 
 
-def test_eight_random_missions_end_as_promised():
+def test_eight_random_missions_end_as_promised():  # chosen to be short, and to have each kind of criterion and kill
     done = run("--seed", "1", "--only", *EIGHT, "--jobs", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "missions: 8\n" in done.stdout
