@@ -321,10 +321,12 @@ def test_kill_9_in_mid_session_leaves_one_worker_and_loses_nothing(bench, git, p
     assert git(project, "rev-list", "--count", "main..cco/demo") == "1"
 
 
-def test_kill_9_after_the_commit_does_not_commit_twice(bench, git, project):
-    gate = project / ".git" / "gate"  # a check sees no other process's /tmp
+def test_kill_9_after_the_commit_does_not_commit_twice(bench, git, project, tmp_path):
+    place = tmp_path / "gates"
+    place.mkdir()
+    gate = place / "open"
     slow = {"id": "slow", "criteria": "slow", "check": f"test ! -e a || test -e '{gate}' || sleep 1000; test -e a"}
-    bench.write([slow])
+    bench.write([slow], settings={"checks": {"writable": [str(place)]}})
     bench.sessions(WRITES_A)
     running = bench.begin()
     until(lambda: "committed 1 file" in bench.output())
