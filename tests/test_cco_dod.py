@@ -254,9 +254,9 @@ def test_with_everything_the_last_checks_run_whatever_the_others_say(checks):
 # Again, and again
 
 
-def following(pattern: str) -> str:
-    """A check that passes (P) or fails (F) in this order, and prints which run it is."""
-    return f'echo x >> runs; n=$(wc -l < runs); echo "run $n"; p={pattern}; test "${{p:$((n - 1)):1}}" = P'
+def following(pattern: str, runs: str | Path = "runs") -> str:
+    """A check that passes (P) or fails (F) in this order, and prints which run it is. runs: where it counts them."""
+    return f'echo x >> {runs}; n=$(wc -l < {runs}); echo "run $n"; p={pattern}; test "${{p:$((n - 1)):1}}" = P'
 
 
 @pytest.mark.parametrize(
@@ -773,9 +773,16 @@ def test_of_no_commit_an_empty_folder_is_checked(confirm):
 def test_a_second_look_tells_a_check_that_fails_there_from_one_that_fails_now_and_then(
     confirm, pattern, verdict, flaky
 ):
-    found = confirm(following(pattern), why="\n[The reason.]")[1]["c1"]
+    found = confirm(following(pattern, confirm.folder.parent / "runs"), why="\n[The reason.]")[1]["c1"]
     assert (found.verdict, found.flaky, found.runs, found.where) == (verdict, flaky, len(pattern), "checkout")
     assert found.tail.endswith("[The reason.]") is (verdict != "met")
+
+
+@pytest.mark.parametrize("retries", [0, 3])
+def test_what_passes_only_on_what_its_first_run_left_is_not_met(confirm, retries):
+    confirm.commit(**IGNORED)
+    check = {"check": "test -e made && exit 0; touch made; exit 1", "retries": retries}
+    assert confirm(check)[1]["c1"].verdict == "unmet"
 
 
 def test_what_is_suspected_needs_three_passes_there_too_and_setup_does_not(confirm):
