@@ -153,19 +153,14 @@ class Job:
             progress.adopt(memory, self.mission)  # the text of the file that a person has looked at
             for known in memory["criteria"].values():
                 known["evidence"] = None
-            self._go_on_by_git()
+            begun = memory["current_phase"] in ("execution", "waiting") and memory["plan"] and memory["worker"]
+            if not begun:  # a session is gone on with; all else begins with the checks
+                progress.unblock(memory)
+                memory["plan"] = None
+            memory["commit"] = self.repo.head_of(self.branch) or memory["commit"]
+            memory["iterations"] = max(memory["iterations"], self.repo.last_iteration(self.mission.id) + bool(begun))
         if memory:
             memory["tree"] = ""
-
-    def _go_on_by_git(self) -> None:
-        """Take a phase and a number of iterations that are not to be believed only as far as nothing speaks against."""
-        memory = self.memory
-        ended = memory["current_phase"] == "validation" and memory["last"] is not None
-        at_work = bool(memory["plan"] and memory["worker"] and not ended)
-        if memory["current_phase"] != "blocked" or not memory["blocked"]:
-            memory.update(current_phase="execution" if at_work else "validation", blocked=None)
-            memory["plan"] = memory["plan"] if at_work or ended else None
-        memory["iterations"] = max(memory["iterations"], self.repo.last_iteration(self.mission.id) + at_work)
 
     def enter(self) -> None:
         """Check out the mission's branch, and begin a memory if there is none. Raises Stop, OSError, repo.GitError."""

@@ -220,6 +220,8 @@ def validate(job: Job) -> None:
         for line in ledger.note_claims(memory):
             log.warn(line)
         progress.close_iteration(memory, commit, job.repo.statistics(memory["base"]))
+    if memory["commit"]:  # whatever becomes of the branch
+        job.repo.remember(f"{job.mission.id}/head", memory["commit"])
     if memory["best"]:
         job.repo.remember(f"{job.mission.id}/best", memory["best"]["commit"])
     met, total = len(memory["completed_tasks"]), len(memory["criteria"])
