@@ -141,11 +141,14 @@ def _tell_where_to_look(scratch: Path) -> None:
     repository = scratch / "repository"
     print(f"""
 What you saw: the first session claimed that everything was done, and the checks were not impressed. The third broke
-a criterion that was met before; it was noticed at once and put right. Only exit codes closed anything.
+a criterion that was met before; it was noticed at once and put right. Only exit codes closed anything, and at the end
+every check passed once more in a clean checkout of the last commit.
 
 Where to look next:
   git -C {repository} log --stat main..cco/greeting
       one commit for each session
+  {repository}/.cco/reports/greeting.html
+      the report: each criterion at each iteration, what proves it, what the worker claimed
   {repository}/.cco/greeting.json
       the state, one file
   {repository}/.cco/logs/combined.log
