@@ -60,6 +60,7 @@ def init(args: argparse.Namespace) -> int:
 
 def check(args: argparse.Namespace) -> int:
     """Validate the mission, run every check once, and show what would be sent; starts no session."""
+    import checkout
     import dod
     import ledger
     import log
@@ -72,6 +73,7 @@ def check(args: argparse.Namespace) -> int:
     proc.catch_signals()
     job = open_job(_mission_path(args.mission), args.config)
     with job.lock():
+        checkout.remove_scratch(job.marker)
         job.begin()
         job.say_walls()
         job.memory["sealed"] = job.seal.take()
@@ -189,6 +191,8 @@ def accept(args: argparse.Namespace) -> int:
             open_ones = ", ".join(c.id for c in job.mission.criteria if c.check is None) or "none"
             has = "has a check, and only its exit code closes it" if wanted else "is no criterion of this mission"
             raise Stop(USAGE, f"{args.id} {has}; without a check are: {open_ones}")
+        if job.memory["current_phase"] == "completed":
+            raise Stop(USAGE, "the mission is done already")
         if job.memory["plan"] is None:
             job.memory["commit"] = job.repo.head_of(job.branch) or job.memory["commit"]
             job.memory.update(current_phase="validation", blocked=None)

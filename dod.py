@@ -129,16 +129,15 @@ def confirm(
     """
     setup = _set_up(mission, place)
     if setup and setup.verdict != "met":
-        said = f"`setup` fails ({setup.verdict}), so nothing can be checked there.{place.why}\n{setup.tail}"
+        said = f"`setup` fails ({setup.verdict}), so nothing can be checked there.\n{setup.tail}"
         return setup, {c.id: _unproven(c, said, place) for c in criteria}
-    made = clean.untracked()
+    clean.keep()
 
     def reset() -> None:
-        nonlocal made
-        if not clean.reset(made):  # what setup had made was changed
-            clean.reset({})
+        if not clean.reset():  # what setup had made was changed
+            clean.reset(everything=True)
             _set_up(mission, place)
-            made = clean.untracked()
+            clean.keep()
 
     found: dict[str, Verdict] = {}
     for criterion in criteria:
@@ -189,17 +188,23 @@ def all_met(verdicts: Iterable[Verdict]) -> bool:
 
 def last_output(criterion: str, folder: Path) -> str:
     """The end of what a criterion's check printed when it ran last, masked; "" if it never ran."""
-    try:
-        with open(folder / f"{criterion}.log", "rb") as file:
-            return proc.tail(file, TAIL)
-    except FileNotFoundError:
+    path = folder / f"{criterion}.log"
+    if path.is_symlink() or not path.is_file():
         return ""
+    with open(path, "rb") as file:
+        return proc.tail(file, TAIL)
 
 
 def keep_reason(criterion: str, folder: Path, reason: str) -> None:
     """Write why a verdict was given that no command printed, where `last_output` finds it."""
-    with open(folder / f"{criterion}.log", "w", encoding="utf-8", errors="replace", opener=log.private) as file:
-        file.write(log.mask(reason))
+    _write(folder / f"{criterion}.log", log.mask(reason))
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file anew: what a worker without a sandbox put in its place is not written through."""
+    checkout.delete(path)
+    with open(path, "x", encoding="utf-8", errors="replace", opener=log.private) as file:
+        file.write(text)
 
 
 def failure(verdict: Verdict) -> str:
@@ -380,6 +385,5 @@ def _note(result: proc.Result, output: IO[bytes]) -> str:
 def _keep(output: IO[bytes], note: str, path: Path) -> str:
     """Write the output, masked, beside the others; its digest."""
     data = proc.read(output, 0, MAX_OUTPUT)
-    with open(path, "w", encoding="utf-8", errors="replace", opener=log.private) as file:
-        file.write(log.mask(data.decode("utf-8", "replace")) + note)
+    _write(path, log.mask(data.decode("utf-8", "replace")) + note)
     return hashlib.sha256(data).hexdigest()

@@ -69,7 +69,7 @@ class Job:
         self.settings = load_settings(mission, self.config if config or self.config.exists() else None, os.environ)
         self.branch = self.settings.repository.branch or f"cco/{mission.id}"
         self.referee = [HERE, mission.path, self.config, self.root / ".env"]
-        self.repo = repo.Repo(self.root, self.referee)
+        self.repo = repo.Repo(self.root, [*self.referee, Path(state.key_path()).parent])
         self.seal = seal.Seal(self.repo, mission.protect, HERE, apart=self.referee[1:])
         self.no_walls = sandbox.obstacle(self.root) if self.settings.checks.sandbox else "checks.sandbox is off"
         self.marker = str(self.root.resolve())  # value of CCO_RUN: what this repository's missions started carries it
@@ -77,6 +77,7 @@ class Job:
         self.lost = ""  # name of what was sealed, where the state that remembered it is lost
         self.saved = ""  # digest of the state file as it was written last
         self.recovering = False  # whether the phase was begun by a run that ended in the middle of it
+        self.interrupted = False  # whether that was in the middle of the checks
         self.patient = True  # whether waits are waited for here
         self.sessions_left: int | None = None  # how many sessions this call may run; None: any number
 
@@ -131,6 +132,7 @@ class Job:
         if self.memory:
             self._adopt_edits()
             self.recovering = self.memory["current_phase"] == "validation"
+            self.interrupted, self.memory["checking"] = self.memory["checking"], False
             if self.memory["blocked"] and self.memory["blocked"]["seen"] != self.fingerprint():
                 log.info("something changed since the question was asked: checking again")
                 progress.unblock(self.memory)
@@ -178,6 +180,15 @@ class Job:
             self.memory["best"] = None
         self.save()
 
+    def require_branch(self) -> None:
+        """Raise Stop where a person has begun something else in this checkout since the last session."""
+        if (found := self.repo.branch()) != self.branch:
+            raise Stop(
+                USAGE, f"{self.root} is on {found or 'no branch'} now: git checkout {self.branch}, then start again"
+            )
+        if begun := self.repo.unfinished():
+            raise Stop(USAGE, f"{self.root} is in the middle of {', '.join(begun)}: end or abort it, then start again")
+
     def say_walls(self) -> None:
         """One line where the checks have no walls around them, and what follows from that."""
         if self.no_walls:
@@ -214,7 +225,7 @@ class Job:
         known = set(self.memory.get("litter", ()))
         if dirty := [name for name in self.repo.dirty() if log.mask(name) not in known]:  # it was saved masked
             names = "".join(f"\n  {name}" for name in dirty[:20]) + ("\n  ..." if len(dirty) > 20 else "")
-            if self.recovering:
+            if self.interrupted:
                 log.warn(f"the checks were interrupted, and may have left these; they go into the next commit:{names}")
                 return
             raise Stop(

@@ -73,11 +73,13 @@ def conclude(job: Job) -> int:
         raise Stop(PERSON, job.write_question())
     log.info(f"done: all {len(job.mission.criteria)} criteria are met, {_cost(job)}")
     proven, now = job.memory["commit"], job.repo.head_of(job.branch)
+    take = report.how_to_take(job.memory)
     if now != proven:
         log.warn(f"that was proven of commit {proven[:12]}; {job.branch} is {f'at {now[:12]}' if now else 'gone'} now")
+        take = f"git merge {proven[:12]}"
     for left_out in job.memory["left_out"]:
         log.warn(f"not on the branch, although the checks saw it: {left_out}")
-    log.info(f"to take the work: {report.how_to_take(job.memory)}")
+    log.info(f"to take the work: {take}")
     return DONE
 
 
@@ -114,6 +116,7 @@ def execute(job: Job) -> None:
     """One session of the worker, or the rest of one that was interrupted."""
     memory, session = job.memory, job.memory["worker"]
     _end_if_once(job)
+    job.require_branch()
     decision = manager.Plan(**memory["plan"])
     decision.session = "resume" if session["begun"] else "fresh"
     prompt = manager.worker_prompt(job.situation(), decision)
@@ -211,8 +214,11 @@ def validate(job: Job) -> None:
     commit = job.commit() if memory["plan"] else repo.Commit(memory["commit"])
     if memory["plan"]:
         progress.note_commit(memory, commit)
+    memory["checking"] = True
+    job.save()
     begun = time.monotonic()
     verdicts = proof.prove(job)
+    memory["checking"] = False
     memory["metrics"]["check_seconds"] = round(memory["metrics"]["check_seconds"] + time.monotonic() - begun, 1)
     for line in ledger.note_verdicts(memory, verdicts):
         log.info(line)

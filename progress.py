@@ -74,6 +74,7 @@ def begin(mission: Mission, branch: str, base: str, iterations: int, instance: s
         "sealed": "",
         "tampering": [],
         "returning": "",
+        "checking": False,
         "confirmed": None,
         "best": None,
         "history": [],

@@ -156,15 +156,13 @@ def _place(job: Job, root: Path, **more: Any) -> dod.Place:
 
 def _tree(job: Job) -> str:
     """Changes whenever a file does, also one that git ignores."""
-    digest = hashlib.sha256(job.repo.head().encode())
-    apart = {str(job.root / name) for name in (".git", *job.repo.never)}
-    for folder, folders, files in os.walk(job.root):
-        folders[:] = sorted(name for name in folders if os.path.join(folder, name) not in apart)
-        for path in sorted(os.path.join(folder, name) for name in (*files, *folders)):
-            if os.path.isfile(path) or os.path.islink(path):
-                s = os.lstat(path)
-                digest.update(repr((path, s.st_mode, s.st_size, s.st_mtime_ns, s.st_ctime_ns)).encode())
-    return digest.hexdigest()
+    apart = tuple(f"{job.root / name}/" for name in job.repo.never)
+    found = []
+    for entry in checkout.walk(job.root):
+        if not entry.is_dir(follow_symlinks=False) and not entry.path.startswith(apart):
+            s = entry.stat(follow_symlinks=False)
+            found.append((entry.path, s.st_mode, s.st_size, s.st_mtime_ns, s.st_ctime_ns))
+    return hashlib.sha256(repr((job.repo.head(), sorted(found))).encode("utf-8", "replace")).hexdigest()
 
 
 def _remembered(job: Job, id: str) -> Verdict:

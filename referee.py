@@ -19,7 +19,6 @@ from pathlib import Path
 
 import ledger
 import log
-import repo
 import sandbox
 import seal
 from job import PERSON, Job, Stop, digest, is_running
@@ -46,8 +45,8 @@ def walls(job: Job, root: Path) -> sandbox.Walls | None:
     sealed = [path for path in sealed_paths(job) if not {path, *path.parents} & {*hidden}]
     if root != job.root:
         git = job.repo.folder()
-        hidden, sealed = [*hidden, job.root, git], [git / "objects", git / "lfs", root / ".git"]
-        sealed += repo.Repo(root).submodules() if (root / ".git").exists() else []
+        hidden = [*hidden, job.root, git]
+        sealed = [git / "objects", git / "lfs", *(module / "objects" for module in job.repo.module_folders())]
     writable = tuple(Path(os.path.expanduser(place)) for place in checks.writable)
     return sandbox.Walls(root, tuple(sealed), tuple(hidden), writable, checks.network)
 

@@ -100,8 +100,9 @@ class Commit:
 class Repo:
     """One work tree. referee: paths inside it that belong to the kit or the mission and are never committed."""
 
-    def __init__(self, root: Path, referee: Sequence[Path] = ()):
-        self.root = root
+    def __init__(self, root: Path, referee: Sequence[Path] = (), git_folder: Path | None = None):
+        """git_folder: where git keeps its things, if that is not `.git` in the root."""
+        self.root, self.git_folder = root, git_folder
         inside = (path.relative_to(root) for path in referee if path != root and path.is_relative_to(root))
         self.never = sorted({*NEVER, *(path.as_posix() for path in inside)})
 
@@ -156,6 +157,10 @@ class Repo:
         """The `.git` of each submodule that is checked out: who writes it decides what git runs there."""
         paths = (self.root / name / ".git" for mode, _, name in self.tracked() if mode == GITLINK)
         return [path for path in paths if path.exists()]
+
+    def module_folders(self) -> list[Path]:
+        """Where git keeps the objects and settings of each submodule that is checked out."""
+        return [Repo(path.parent).folder() for path in self.submodules()]
 
     def tracked(self) -> list[tuple[str, str, str]]:
         """Mode, object and path of everything in the index."""
@@ -393,7 +398,8 @@ class Repo:
     def git(self, *args: str, stdin: bytes = b"", may_fail: bool = False, quiet: Sequence[str] = QUIET) -> bytes:
         """What a git command prints, to the byte; nothing when it may fail and did. Raises GitError."""
         settings = [part for setting in quiet for part in ("-c", setting)]
-        argv = [surroundings.find("git", self.root) or "git", "--no-pager", *settings, *args]
+        place = [f"--git-dir={self.git_folder}", f"--work-tree={self.root}"] if self.git_folder else []
+        argv = [surroundings.find("git", self.root) or "git", "--no-pager", *settings, *place, *args]
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             result = proc.run(
                 argv,

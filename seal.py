@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import checkout
 import repo
 
 STARS = re.compile(r"(?<=[^/])\*\*+|\*\*+(?=[^/])")  # ** as part of a name, which Path.glob refuses, is a *
@@ -214,10 +215,7 @@ def _walk(path: Path, without: re.Pattern[str]) -> Iterator[Path]:
     if os.path.islink(path) or not os.path.isdir(path):
         yield path
         return
-    for folder, folders, files in os.walk(path):
-        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
-        folders[:] = [name for name in folders if name not in links and not without.fullmatch(name)]
-        yield from (Path(folder, name) for name in (*files, *links) if not without.fullmatch(name))
+    yield from (Path(entry.path) for entry in checkout.walk(path, without) if not entry.is_dir(follow_symlinks=False))
 
 
 def _mode(path: Path) -> str:

@@ -143,7 +143,7 @@ def is_sealed(document: dict[str, Any]) -> bool:
 
 def _check_seal(document: dict[str, Any], path: Path | str) -> None:
     """Raise Forged for a document that our key did not seal; without a key, it may be another machine's."""
-    if os.path.exists(_key_path()) and (ours := _seal(document)) and document.get("seal") != ours:
+    if os.path.exists(key_path()) and (ours := _seal(document)) and document.get("seal") != ours:
         raise Forged(f"{path}: it was changed by somebody else than CCO, or comes from another user or machine")
 
 
@@ -160,7 +160,7 @@ def _key() -> bytes:
 
     b"" where none can be kept. Raises OSError for a passing reason not to get it: unsealed, the state would be forged.
     """
-    path = _key_path()
+    path = key_path()
     try:
         return _read(path) or _make_key(path)
     except OSError as error:
@@ -169,8 +169,11 @@ def _key() -> bytes:
         raise
 
 
-def _key_path() -> str:
-    return os.path.join(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"), "cco", "key")
+def key_path() -> str:
+    """Where this user's key is, or will be."""
+    return os.path.abspath(
+        os.path.join(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"), "cco", "key")
+    )
 
 
 def _read(path: str) -> bytes:

@@ -81,7 +81,7 @@ def test_only_the_files_of_the_commit_are_in_it(project, git, folder):
     clean = Clean(Repo(project), commit, folder)
     assert files(clean.root) == {".gitignore", "README.md", "src/app.py"}
     assert (clean.root / "src/app.py").read_text() == "x\n"
-    assert clean.untracked() == {}
+    assert clean.made == {}
     assert git(clean.root, "rev-parse", "HEAD") == commit
     assert git(clean.root, "branch", "--show-current") == ""
 
@@ -100,7 +100,7 @@ def test_the_work_tree_and_the_branch_are_not_touched(project, git, folder):
     before = git(project, "status", "--porcelain"), git(project, "branch", "-a")
     clean = Clean(Repo(project), commit, folder)
     write(clean.root, "a", content="by a check\n")
-    clean.reset({})
+    clean.reset()
     checkout.delete(folder)
     assert (git(project, "status", "--porcelain"), git(project, "branch", "-a")) == before
     assert (project / "a").read_text() == "changed\n"
@@ -112,7 +112,7 @@ def test_files_of_any_name_are_in_it_and_are_reset(project, git, folder):
     assert files(clean.root) == {*NAMES, "README.md"}
     write(clean.root, *NAMES, content="changed\n")
     write(clean.root, *(f"new {name}" for name in NAMES))
-    clean.reset({})
+    clean.reset()
     assert files(clean.root) == {*NAMES, "README.md"}
     assert {(clean.root / name).read_text() for name in NAMES} == {"x\n"}
 
@@ -126,7 +126,7 @@ def test_modes_and_links_are_those_of_the_commit(project, git, folder):
     (clean.root / "run.sh").chmod(0o644)
     (clean.root / "link").unlink()
     (clean.root / "link").write_text("no link")
-    clean.reset({})
+    clean.reset()
     assert os.access(clean.root / "run.sh", os.X_OK)
     assert os.readlink(clean.root / "link") == "run.sh"
 
@@ -136,11 +136,11 @@ def test_of_an_empty_repository_nothing_is_in_it(tmp_path, git, folder):
     root.mkdir()
     git(root, "init", "-q")
     clean = Clean(Repo(root), "", folder)
-    assert clean.untracked() == {}
+    assert clean.made == {}
     write(clean.root, "made by setup/x")
-    made = clean.untracked()
+    clean.keep()
     write(clean.root, "by a check", "deep/by a check")
-    clean.reset(made)
+    clean.reset()
     assert files(clean.root) == {"made by setup/x"}
     checkout.delete(folder)
     assert not folder.exists()
@@ -165,7 +165,7 @@ def test_no_hook_of_the_repository_runs(project, git, folder, tmp_path, where):
         git(project, "config", "core.hooksPath", str(hooks))
     (tmp_path / "it ran").unlink(missing_ok=True)
     clean = Clean(Repo(project), Repo(project).head(), folder)
-    clean.reset({})
+    clean.reset()
     checkout.delete(folder)
     assert not (tmp_path / "it ran").exists()
 
@@ -227,15 +227,15 @@ def test_what_a_check_made_is_removed_and_what_setup_made_stays(project, git, fo
     clean = Clean(Repo(project), commit, folder)
     of_setup = {"node_modules/left/index.js", "src/app.o", "src/generated.c", "build/deep/x"}
     write(clean.root, *of_setup)
-    made = clean.untracked()
+    clean.keep()
     write(clean.root, "src/other.o", "out/deep/y", "src/sub/new", "other.o", "src/new/.gitignore")
     (clean.root / "empty").mkdir()
     (clean.root / "link").symlink_to("/etc")
-    clean.reset(made)
+    clean.reset()
     assert files(clean.root) == {".gitignore", "README.md", "src/app.c", "src/sub/x", *of_setup}
     assert not (clean.root / "empty").exists()
     assert os.path.isdir("/etc")
-    assert clean.untracked() == made
+    assert clean._untracked().keys() == clean.made.keys()
 
 
 def test_tracked_files_are_restored_whatever_a_check_did_to_them(project, git, folder):
@@ -250,7 +250,7 @@ def test_tracked_files_are_restored_whatever_a_check_did_to_them(project, git, f
     write(clean.root, "file/x")
     git(clean.root, "add", "staged")
     git(clean.root, "rm", "-q", "--cached", "README.md")
-    clean.reset({})
+    clean.reset()
     assert files(clean.root) == {"README.md", "changed", "deleted", "deep/moved", "folder/x", "staged", "file"}
     assert {(clean.root / name).read_text() for name in ("changed", "staged", "deleted", "file")} == {"x\n"}
     assert git(clean.root, "status", "--porcelain") == ""
@@ -262,12 +262,12 @@ def test_a_check_that_commits_or_switches_moves_no_branch_and_is_undone(project,
     other = git(project, "rev-parse", "other")
     clean = Clean(Repo(project), commit, folder)
     git(clean.root, "checkout", "-q", "other")
-    clean.reset({})
+    clean.reset()
     assert (clean.root / "a").exists()
     write(clean.root, "b")
     git(clean.root, "add", "-A")
     git(clean.root, "-c", "user.name=x", "-c", "user.email=x@example.invalid", "commit", "-qm", "by a check")
-    clean.reset({})
+    clean.reset()
     assert files(clean.root) == {"README.md", "a"}
     assert (git(project, "rev-parse", "other"), git(project, "rev-parse", "main")) == (other, commit)
 
@@ -284,7 +284,7 @@ clean = checkout.Clean(git, git.head(), folder)
 (clean.root / "locked/deep/er/x").write_text("x")
 for name in ("locked/deep/er", "locked/deep", "locked"):
     (clean.root / name).chmod(0)
-clean.reset({})
+clean.reset()
 print(os.path.exists(clean.root / "locked"))
 (clean.root / "locked/deep").mkdir(parents=True)
 for place in (clean.root / "locked/deep", clean.root / "locked", clean.root, folder):
@@ -340,10 +340,10 @@ def test_a_submodule_is_reset_like_the_rest(with_module, git, folder):
     clean = Clean(Repo(with_module), Repo(with_module).head(), folder)
     before = files(clean.root)
     write(clean.root, "libs/a module/made/by setup")
-    made = clean.untracked()
+    clean.keep()
     write(clean.root, "libs/a module/README.md", content="changed\n")
     write(clean.root, "libs/a module/by a check", "libs/a module/deep/by a check")
-    clean.reset(made)
+    clean.reset()
     assert files(clean.root) == {*before, "libs/a module/made/by setup"}
     assert (clean.root / "libs/a module/README.md").read_text() == "# a project\n"
 
@@ -353,7 +353,7 @@ def test_a_submodule_that_a_check_removed_is_there_again(with_module, git, folde
     clean = Clean(Repo(with_module), Repo(with_module).head(), folder)
     before = files(clean.root)
     checkout.delete(clean.root / gone)
-    clean.reset({})
+    clean.reset()
     assert files(clean.root) == before
     assert git(clean.root, "status", "--porcelain") == ""
 
@@ -363,7 +363,7 @@ def test_the_submodule_in_the_work_tree_is_not_touched(with_module, git, folder)
     before = git(inside, "rev-parse", "HEAD"), git(inside, "status", "--porcelain"), files(inside)
     clean = Clean(Repo(with_module), Repo(with_module).head(), folder)
     write(clean.root, "libs/a module/README.md", content="changed\n")
-    clean.reset({})
+    clean.reset()
     checkout.delete(folder)
     assert (git(inside, "rev-parse", "HEAD"), git(inside, "status", "--porcelain"), files(inside)) == before
     git(inside, "fsck")
@@ -373,7 +373,7 @@ def test_a_submodule_that_was_never_checked_out_is_an_empty_folder(with_module, 
     git(with_module, "submodule", "--quiet", "deinit", "--force", "libs/a module")
     clean = Clean(Repo(with_module), Repo(with_module).head(), folder)
     assert files(clean.root) == {".gitmodules", "README.md"}
-    clean.reset(clean.untracked())
+    clean.reset()
     assert os.listdir(clean.root / "libs/a module") == []
 
 
@@ -390,6 +390,15 @@ def test_nothing_is_left_of_it(project, git, folder):
     checkout.delete(folder)
     assert not folder.exists()
     assert files(project / ".git") == before
+
+
+def test_a_folder_deeper_than_python_can_walk_is_deleted(tmp_path):
+    deep = "import os\nfor _ in range(3000):\n os.mkdir('d'); os.chdir('d')"
+    (tmp_path / "it").mkdir()
+    subprocess.run([sys.executable, "-c", deep], cwd=tmp_path / "it", check=True)
+    assert len(list(checkout.walk(tmp_path / "it"))) > 500
+    checkout.delete(tmp_path / "it")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_only_the_owners_temporary_folders_are_removed(tmp_path, monkeypatch):

@@ -707,7 +707,7 @@ def test_a_setup_that_fails_makes_everything_unmet_and_is_the_reason(confirm, co
     assert setup.verdict == verdict
     for id in ("c1", "c2"):
         assert (found[id].verdict, found[id].where, found[id].code) == ("unmet", "checkout", None)
-        assert found[id].tail.startswith(f"`setup` fails ({verdict}), so nothing can be checked there.\n[The reason.]")
+        assert found[id].tail.startswith(f"`setup` fails ({verdict}), so nothing can be checked there.\n")
         assert found[id].tail.endswith(setup.tail)
         assert dod.last_output(id, confirm.checks.folder) == found[id].tail
     assert not (confirm.checks.root / "ran").exists()
@@ -776,6 +776,27 @@ def test_a_second_look_tells_a_check_that_fails_there_from_one_that_fails_now_an
     found = confirm(following(pattern, confirm.folder.parent / "runs"), why="\n[The reason.]")[1]["c1"]
     assert (found.verdict, found.flaky, found.runs, found.where) == (verdict, flaky, len(pattern), "checkout")
     assert found.tail.endswith("[The reason.]") is (verdict != "met")
+
+
+def test_what_setup_did_to_tracked_files_and_to_git_is_there_for_every_check(confirm):
+    confirm.commit(**IGNORED, deleted="x\n")
+    setup = "pwd > tracked; rm deleted; git config a.b c; git tag of-setup; mkdir -m 555 made"
+    as_set_up = (
+        'test "$(cat tracked)" = "$PWD" && test ! -e deleted && test "$(git config a.b)" = c && git show -s of-setup'
+    )
+    spoils = f"{as_set_up} && echo x > tracked && git config a.b d && git tag -d of-setup && chmod 755 made"
+    verdicts = confirm(spoils, as_set_up, spoils, as_set_up, setup=f"{setup}; echo x >> '{confirm.folder}.setups'")[1]
+    assert dod.all_met(verdicts.values()), verdicts
+    assert Path(f"{confirm.folder}.setups").read_text() == "x\n"
+
+
+def test_nothing_that_a_check_does_to_git_runs_when_the_checkout_is_reset(confirm):
+    confirm.commit(**IGNORED)
+    proof = f"{confirm.folder}.escaped"
+    evil = f"git config filter.x.smudge \"touch '{proof}'; cat\"; git config core.fsmonitor \"touch '{proof}'; false\""
+    evil += "; mkdir -p .git/info; echo '* filter=x' > .git/info/attributes; rm tracked"
+    assert dod.all_met(confirm(evil, "grep -qx 'as it was' tracked", "rm -rf .git", "git status")[1].values())
+    assert not os.path.exists(proof)
 
 
 @pytest.mark.parametrize("retries", [0, 3])

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -981,3 +982,47 @@ def test_a_repository_with_a_lock_file_and_no_setup_is_told_at_once(bench, proje
         assert missing in said and "`setup: npm ci`" in said
     bench.write([A], limits={"iterations": 1}, setup="true")
     assert missing not in bench.run("check", str(bench.mission)).stdout
+
+
+# --------------------------------------------------------------------------------------------------------
+# People
+# --------------------------------------------------------------------------------------------------------
+
+
+def test_after_an_acceptance_uncommitted_edits_of_a_person_are_refused_as_ever(bench, project):
+    bench.write([A, {"id": "pretty", "criteria": "it is pretty"}])
+    bench.sessions(WRITES_A)
+    assert bench.start().returncode == 3
+    assert bench.run("accept", "pretty").returncode == 0
+    (project / "README.md").write_text("half an edit")
+    refused = bench.start()
+    assert refused.returncode == 2 and "has uncommitted changes" in refused.stdout + refused.stderr
+    assert (project / "README.md").read_text() == "half an edit"
+
+
+def test_a_person_who_went_to_another_branch_while_it_waited_is_told_and_nothing_is_touched(bench, project, git):
+    bench.write([A])
+    bench.sessions([{"limit": {"resetsAt": int(time.time()) - 900, "rateLimitType": "five_hour"}}], WRITES_A)
+    assert bench.start("--no-wait").returncode == 75
+    bench.remember({**bench.state(), "wait_until": 1, "current_phase": "execution"})
+    git(project, "checkout", "-q", "main")
+    (project / "mine").write_text("not for the mission")
+    refused = bench.start()
+    assert refused.returncode == 2, refused.stdout
+    assert git(project, "status", "--porcelain") == "?? mine" and len(bench.calls()) == 1
+
+
+@pytest.mark.parametrize("instead", ["mkfifo", "ln -s ../../../README.md", "mkdir"])
+def test_whatever_a_worker_puts_in_the_place_of_an_output_does_no_harm(bench, project, instead):
+    bench.write([A])
+    bench.sessions([{"bash": f"rm .cco/logs/checks/a.log; {instead} .cco/logs/checks/a.log"}, *WRITES_A])
+    before = (project / "README.md").read_text()
+    assert bench.start().returncode == 0
+    assert (project / "README.md").read_text() == before
+
+
+def test_a_deep_folder_in_the_work_tree_is_no_obstacle(bench, project):
+    deep = 'python3 -c \'import os\nfor _ in range(1100): os.mkdir("d"); os.chdir("d")\''
+    bench.write([A, {"id": "deep", "criteria": "deep", "check": f"test -e a && cd /tmp && {deep}"}])
+    bench.sessions([{"bash": f"mkdir -p deep && cd deep && {deep}"}, *WRITES_A])
+    assert bench.start().returncode == 0
