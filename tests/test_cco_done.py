@@ -1025,4 +1025,7 @@ def test_a_deep_folder_in_the_work_tree_is_no_obstacle(bench, project):
     deep = 'python3 -c \'import os\nfor _ in range(1100): os.mkdir("d"); os.chdir("d")\''
     bench.write([A, {"id": "deep", "criteria": "deep", "check": f"test -e a && cd /tmp && {deep}"}])
     bench.sessions([{"bash": f"mkdir -p deep && cd deep && {deep}"}, *WRITES_A])
-    assert bench.start().returncode == 0
+    try:
+        assert bench.start().returncode == 0
+    finally:
+        subprocess.run(["rm", "-rf", str(project / "deep")], check=True)  # deeper than pytest can remove

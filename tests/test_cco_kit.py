@@ -28,7 +28,8 @@ MISSION = json.dumps({"title": "t", "definition_of_done": [{"criteria": "c", "ch
 
 def run(*argv: str, cwd: Path, code: int | None = 0, **env: str) -> subprocess.CompletedProcess[str]:
     """Run a command with PYTHONPATH and the like as given only, and hold its exit code."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "CCO_", "MAKE"))}
+    own = ("PYTHON", "CCO_", "MAKE", "ARGS", "NO_SKIPS")  # make hands on what its own command line sets
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     done = subprocess.run(argv, cwd=cwd, env={**clean, **env}, capture_output=True, text=True, timeout=60, check=False)
     assert code is None or done.returncode == code, f"{argv}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
