@@ -94,7 +94,10 @@ class Mission:
 
 
 class Settings(SimpleNamespace):
-    """All settings by section, as `settings.claude_code.timeout`: durations in seconds, sizes in bytes."""
+    """All settings by section, as `settings.claude_code.timeout`: durations in seconds, sizes in bytes.
+
+    A key that takes a list of mappings (`notify`) is a list of such objects.
+    """
 
     warnings: list[str]  # accepted settings that do not do what they say
 
@@ -144,23 +147,25 @@ def refusal(mission: Mission, problems: Mapping[str, str]) -> MissionError:
 def load_settings(mission: Mission | None, path: Path | None, environ: Mapping[str, str]) -> Settings:
     """Merge defaults, the file at `path`, the mission's settings, and CCO_<SECTION>_<KEY> of `environ`.
 
-    `${NAME}` stands for a variable of `environ`, else of .env in the root of the repository; one that is empty or
-    not set is null where the key allows it. Raises MissionError.
+    A list (`notify`, CCO_NOTIFY) takes the place of a weaker one as a whole. `${NAME}` stands for a variable of
+    `environ`, else of .env in the root of the repository; one that is empty or not set is null where the key allows
+    it. Raises MissionError.
     """
     anchor = mission.repository if mission else path.parent if path else None
     root = find_git_root(anchor) if anchor else None
     known = {**(read_dotenv(root / ".env") if root else {}), **environ}
     known = {name: value for name, value in known.items() if value}
     schema = _schema("config")
-    chosen: dict[str, dict[str, Any]] = {}
+    chosen: dict[str, Any] = {}
     problems: list[str] = []
     for document, where, raw in _layers(mission, path, environ, schema):
         value = _fill_in(document, where, raw, schema, known)
         validate(document, value, schema, where)
         problems += document.report()
         if not document.problems:
-            for section, keys in (value or {}).items():
-                chosen.setdefault(section, {}).update(keys or {})
+            for name, part in (value or {}).items():
+                if part is not None:
+                    chosen[name] = {**chosen.get(name, {}), **part} if isinstance(part, dict) else part
     if problems:
         raise MissionError(problems)
     return _settings(schema, chosen, known)
@@ -179,14 +184,33 @@ def read_dotenv(path: Path) -> dict[str, str]:
 
 def settings_template() -> str:
     """The text of a settings file that explains every key and changes no default."""
-    wrap = functools.partial(textwrap.wrap, width=110, initial_indent="  # ", subsequent_indent="  # ")
     lines = ["# Settings of CCO. Every key shows its default; remove the # in front of a key to change it."]
     for section, part in _schema("config")["properties"].items():
-        lines += ["", f"# {part['description']}", f"{section}:"]
-        for key, entry in part["properties"].items():
-            choices = f" ({expected(entry)})" if "enum" in entry else ""
-            lines += [*wrap(entry["description"] + choices), f"  #{key}: {json.dumps(entry['default'])}"]
+        lines += ["", *_wrapped(part["description"], "# "), f"{section}:"]
+        for key, entry in part.get("properties", {}).items():
+            lines += [*_wrapped(entry["description"] + _choices(entry)), f"  #{key}: {json.dumps(entry['default'])}"]
+        if "items" in part:
+            lines += _list_template(part)
     return "\n".join(lines) + "\n"
+
+
+def _list_template(part: Mapping[str, Any]) -> list[str]:
+    """A list that is empty by default: what an entry may say, and an example to take the `# ` from."""
+    import yaml
+
+    lines = []
+    for key, entry in part["items"]["properties"].items():
+        lines += _wrapped(f"{key}: {entry['description']}{_choices(entry.get('items', entry))}")
+    example = yaml.safe_dump(part["examples"][0], sort_keys=False, default_flow_style=None, width=110)
+    return [*lines, "  # For example:", *(f"  # {line}" for line in example.splitlines())]
+
+
+def _wrapped(text: str, sign: str = "  # ") -> list[str]:
+    return textwrap.wrap(text, width=110, initial_indent=sign, subsequent_indent=sign)
+
+
+def _choices(entry: Mapping[str, Any]) -> str:
+    return f" ({expected(entry)})" if "enum" in entry else ""
 
 
 def find_git_root(folder: Path) -> Path | None:
@@ -263,7 +287,11 @@ def _layers(
         document = parse_document(mission.text, mission.path)
         yield document, (*_root(document), "settings"), mission.settings
     for section, part in schema["properties"].items():
-        prefix = f"CCO_{section.upper()}_"
+        whole, prefix = f"CCO_{section.upper()}", f"CCO_{section.upper()}_"
+        if "items" in part:
+            if environ.get(whole):
+                yield Document(whole), (), {section: _typed(environ[whole], part)}
+            continue
         for name in sorted(name for name in environ if name.startswith(prefix) and environ[name]):
             key = name[len(prefix) :].lower()
             yield Document(name), (), {section: {key: _typed(environ[name], part["properties"].get(key, {}))}}
@@ -276,7 +304,7 @@ def _fill_in(document: Document, where: Where, value: Any, schema: Mapping[str, 
         return {k: _fill_in(document, (*where, k), v, parts.get(k, {}), known) for k, v in value.items()}
     if isinstance(value, list):
         return [_fill_in(document, (*where, n), v, schema.get("items", {}), known) for n, v in enumerate(value)]
-    if not isinstance(value, str):
+    if not isinstance(value, str) or schema.get("literal"):  # literal: a `${NAME}` in it is the shell's
         return value
     missing = [name for name in VARIABLE.findall(value) if name not in known]
     if missing and VARIABLE.fullmatch(value) and "null" in types_of(schema):
@@ -301,22 +329,30 @@ def _typed(text: str, schema: Mapping[str, Any]) -> Any:
     return document.value if fits and not document.problems else text
 
 
-def _settings(schema: Mapping[str, Any], chosen: dict[str, dict[str, Any]], known: Mapping[str, str]) -> Settings:
-    values: dict[str, dict[str, Any]] = {}
-    for section, part in schema["properties"].items():
-        values[section] = {}
-        for key, entry in part["properties"].items():
-            default = _fill_in(Document("defaults"), (), entry["default"], entry, known)
-            value = chosen.get(section, {}).get(key, default)
-            if "format" in entry and value is not None:
-                value = FORMATS[entry["format"]][0](value)
-            values[section][key] = value
-    if values["orchestrator"]["iteration_timeout"] and "timeout" not in chosen.get("claude_code", {}):
-        values["claude_code"]["timeout"] = values["orchestrator"]["iteration_timeout"]
+def _settings(schema: Mapping[str, Any], chosen: Mapping[str, Any], known: Mapping[str, str]) -> Settings:
+    values: dict[str, Any] = {}
+    for name, part in schema["properties"].items():
+        if "items" in part:
+            values[name] = [_complete(part["items"], entry, known) for entry in chosen.get(name, part["default"])]
+        else:
+            values[name] = _complete(part, chosen.get(name, {}), known)
+    if values["orchestrator"].iteration_timeout and "timeout" not in chosen.get("claude_code", {}):
+        values["claude_code"].timeout = values["orchestrator"].iteration_timeout
     warnings = []
-    if values["persistence"]["type"] == "sqlite":
+    if values["persistence"].type == "sqlite":
         warnings.append("persistence.type: sqlite is not used, this kit stores its state as one JSON file")
-    return Settings(warnings=warnings, **{name: SimpleNamespace(**keys) for name, keys in values.items()})
+    return Settings(warnings=warnings, **values)
+
+
+def _complete(schema: Mapping[str, Any], chosen: Mapping[str, Any], known: Mapping[str, str]) -> SimpleNamespace:
+    """What was chosen, with the defaults of the other keys, durations in seconds and sizes in bytes."""
+    values = SimpleNamespace()
+    for key, entry in schema["properties"].items():
+        value = chosen.get(key, _fill_in(Document("defaults"), (), entry.get("default"), entry, known))
+        if "format" in entry and value is not None:
+            value = FORMATS[entry["format"]][0](value)
+        setattr(values, key, value)
+    return values
 
 
 @functools.cache

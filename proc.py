@@ -104,6 +104,11 @@ def pause(seconds: float) -> bool:
     return not stopping
 
 
+def spare(pid: int) -> None:
+    """Let a child that no command here started live, also while commands run: it is not swept up after them."""
+    _strangers.add(pid)
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Let a signal raise Interrupted in here, for what would not look at `stopping` for a long time."""

@@ -381,7 +381,7 @@ def test_the_template_explains_every_key_and_changes_nothing(config):
     schema = json.loads((Path(mission.__file__).parent / "schema/config.json").read_text())
     for section, part in schema["properties"].items():
         assert f"\n{section}:\n" in text
-        for key, entry in part["properties"].items():
+        for key, entry in part.get("properties", {}).items():
             assert f"\n  #{key}: {json.dumps(entry['default'])}\n" in text
     assert max(map(len, text.splitlines())) <= 110
 
@@ -398,6 +398,6 @@ def test_the_schema_gives_every_key_a_description_and_a_default_that_it_allows()
 
     schema = json.loads((Path(mission.__file__).parent / "schema/config.json").read_text())
     for part in schema["properties"].values():
-        for key, entry in part["properties"].items():
+        for key, entry in part.get("properties", {}).items():
             assert entry["description"].endswith("."), key
             assert Draft202012Validator(entry).is_valid(entry["default"]) or key == "api_key"
