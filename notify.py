@@ -48,7 +48,7 @@ EVENTS = (
     "failed",
 )
 OWN_KEYS = ("CCO_", "OPENROUTER_", "ANTHROPIC_", "CLAUDE_CODE_OAUTH_TOKEN")  # beginnings of what no command gets
-MOST = 32  # deliveries under way; above it the oldest is given up
+MOST = 64  # deliveries under way; above it the oldest is given up
 LIFETIME = 60.0  # seconds of one delivery in all
 TURN = 15.0  # seconds that it waits for the one before it
 ANSWER = 10.0  # seconds of silence after which a receiver is tried again

@@ -365,7 +365,8 @@ def test_ordinary_words_of_an_address_are_no_secrets():
 # --------------------------------------------------------------------------------------------------------
 
 
-def test_a_dead_port_is_tried_again_and_then_reported(capsys):
+def test_a_dead_port_is_tried_again_and_then_reported(hurried, capsys):
+    hurried(BACKOFF=(0.3, 0.4))
     begun = time.monotonic()
     said = delivered([to("slack", "http://127.0.0.1:1/x")], message(), capsys)
     assert said == "slack did not take the message about done: no answer (ConnectionError)\n"
@@ -412,15 +413,15 @@ def test_a_server_that_is_broken_for_good_is_reported(receiver, hurried, capsys)
 @pytest.mark.parametrize(
     ("asked", "least", "most"),
     [
-        ("2.5", 2.5, 4.5),
-        ("Wed, 21 Oct 2026 07:28:00 GMT", 0.1, 2.0),
-        ("nan", 0.1, 2.0),
-        ("-5", 0.1, 2.0),
-        ("86400", 3.0, 5.0),
+        ("1.5", 1.5, 2.9),
+        ("Wed, 21 Oct 2026 07:28:00 GMT", 0.1, 1.5),
+        ("nan", 0.1, 1.5),
+        ("-5", 0.1, 1.5),
+        ("86400", 2.0, 3.9),
     ],
 )
 def test_too_many_requests_are_answered_by_a_pause_of_the_asked_length(asked, least, most, receiver, hurried, capsys):
-    hurried(BACKOFF=(0.1,), LONGEST_PAUSE=3.0)
+    hurried(BACKOFF=(0.1,), LONGEST_PAUSE=2.0)
     server = receiver((429, {"Retry-After": asked}), 200)
     assert delivered([to("discord", server.url)], message(), capsys) == ""
     first, second = (when for when, _, _ in server.requests)
@@ -459,7 +460,7 @@ def test_a_command_that_fails_is_reported_with_its_exit_code(capsys):
 
 
 def test_a_command_that_hangs_is_ended_with_all_that_it_started(tmp_path, hurried, capsys):
-    hurried(COMMAND_TIME=1.0)
+    hurried(COMMAND_TIME=1.0, COMMAND_GRACE=0.5)
     pids = tmp_path / "pids"
     command = f"setsid sleep 300 & echo $! > '{pids}'; sleep 300 & echo $! >> '{pids}'; trap '' TERM; wait; sleep 300"
     said = delivered([to("command", command)], message(), capsys)

@@ -401,3 +401,161 @@ def test_the_schema_gives_every_key_a_description_and_a_default_that_it_allows()
         for key, entry in part.get("properties", {}).items():
             assert entry["description"].endswith("."), key
             assert Draft202012Validator(entry).is_valid(entry["default"]) or key == "api_key"
+
+
+# --------------------------------------------------------------------------------------------------------
+# notify, which is a list
+# --------------------------------------------------------------------------------------------------------
+
+WEBHOOK = "https://hooks.slack.com/services/T00000000/B00000000/aB3dE5fG7hI9jK1lM3nO5pQ7"
+WRONG_RECEIVERS = [
+    (WEBHOOK, "notify: found something that is not shown, expected a list of at most 8 receivers"),
+    (f"{{type: slack, url: '{WEBHOOK}'}}", "notify: found something that is not shown, expected a list of at most 8"),
+    (f"['{WEBHOOK}']", "notify[0]: found something that is not shown, expected a receiver, such as {type: slack, url"),
+    (
+        f"[{', '.join(['{type: command, command: c}'] * 9)}]",
+        "notify: found something that is not shown, expected a list",
+    ),
+    ("[{}]", "notify[0].type: missing, expected one of slack, discord, webhook or command; add it"),
+    (
+        "[{type: slak, url: https://x}]",
+        "notify[0].type: found 'slak', expected one of slack, discord, webhook or command",
+    ),
+    ("[{type: slak, url: https://x}]", "; did you mean slack?"),
+    ("[{type: slack}]", "notify[0].url: missing, expected an address that starts with https:// or http://; add it"),
+    ("[{type: webhook, url: 5}]", "notify[0].url: found something that is not shown, expected an address that starts"),
+    (
+        f"[{{type: discord, url: '{WEBHOOK[8:]}'}}]",
+        "notify[0].url: found something that is not shown, expected an addr",
+    ),
+    (
+        f"[{{type: discord, url: '{WEBHOOK} '}}]",
+        "notify[0].url: found something that is not shown, expected an address",
+    ),
+    (
+        "[{type: slack, url: '${UNSET}'}]",
+        "notify[0].url: found ${UNSET}, which is not set; set it in the environment or",
+    ),
+    (
+        "[{type: slack, url: https://x, command: c}]",
+        "notify[0].command: found something that is not shown, expected none",
+    ),
+    ("[{type: command}]", "notify[0].command: missing, expected a shell command of at most 4000 characters; add it"),
+    ("[{type: command, command: ' '}]", "notify[0].command: found ' ', expected a shell command of at most 4000"),
+    (
+        "[{type: command, command: 5}]",
+        "notify[0].command: found 5, expected a shell command of at most 4000 characters",
+    ),
+    (
+        f"[{{type: command, command: c, url: '{WEBHOOK}'}}]",
+        "notify[0].url: found something that is not shown, expected no",
+    ),
+    ("[{type: slack, url: https://x, evnts: [done]}]", "notify[0].evnts: unknown; did you mean events?"),
+    (
+        "[{type: slack, url: https://x, events: done}]",
+        "notify[0].events: found 'done', expected a list of events, such",
+    ),
+    (
+        "[{type: slack, url: https://x, events: []}]",
+        "notify[0].events: found a list, expected a list of events, such as",
+    ),
+    (
+        "[{type: slack, url: https://x, events: [block]}]",
+        "notify[0].events[0]: found 'block', expected one of criterion_m",
+    ),
+    ("[{type: slack, url: https://x, events: [block]}]", "; did you mean blocked?"),
+]
+
+
+def receivers(settings: mission.Settings) -> list[dict[str, object]]:
+    return [vars(receiver) for receiver in settings.notify]
+
+
+def test_nobody_is_told_of_milestones_by_default(config):
+    for text in ("", "notify:\n", "notify: []\n"):
+        assert load_settings(None, config(text), {}).notify == []
+
+
+def test_receivers_of_milestones_are_objects_with_all_of_their_keys(config):
+    text = """\
+notify:
+  - {type: slack, url: "${SLACK_WEBHOOK}"}
+  - type: command
+    command: mail -s "$CCO_EVENT ${CCO_MISSION}" me
+    events: [blocked, done]
+"""
+    events = ["criterion_met", "regression", "tampering", "limit", "limit_over", "stalled", "budget", "blocked"]
+    assert receivers(load_settings(None, config(text), {"SLACK_WEBHOOK": WEBHOOK})) == [
+        {"type": "slack", "url": WEBHOOK, "command": None, "events": [*events, "done", "failed"]},
+        {
+            "type": "command",
+            "url": None,
+            "command": 'mail -s "$CCO_EVENT ${CCO_MISSION}" me',  # what is in it is the shell's to replace
+            "events": ["blocked", "done"],
+        },
+    ]
+
+
+def test_a_list_of_receivers_takes_the_place_of_a_weaker_one(config, mission_with):
+    path = config("notify: [{type: command, command: file}, {type: command, command: too}]\n")
+    task = mission_with("{notify: [{type: command, command: mission}]}")
+    variable = {"CCO_NOTIFY": "[{type: webhook, url: '${URL}', events: [done]}]", "URL": WEBHOOK}
+    assert [r.command for r in load_settings(None, path, {}).notify] == ["file", "too"]
+    assert [r.command for r in load_settings(mission_with("{notify: null}"), path, {}).notify] == ["file", "too"]
+    assert [r.command for r in load_settings(task, path, {}).notify] == ["mission"]
+    assert load_settings(task, path, {"CCO_NOTIFY": "[]"}).notify == []
+    assert receivers(load_settings(task, path, variable)) == [
+        {"type": "webhook", "url": WEBHOOK, "command": None, "events": ["done"]}
+    ]
+
+
+def test_one_list_of_receivers_does_not_change_the_next(config):
+    path = config("notify: [{type: command, command: c}]\n")
+    load_settings(None, path, {}).notify[0].events.clear()
+    assert len(load_settings(None, path, {}).notify[0].events) == 10
+
+
+@pytest.mark.parametrize(("text", "said"), WRONG_RECEIVERS)
+def test_a_wrong_receiver_is_named_and_no_address_is_shown(config, mission_with, text, said):
+    (of_file,) = refused(None, config(f"notify: {text}\n"))
+    (of_mission,) = refused(mission_with(f"{{notify: {text}}}"), None)
+    (of_variable,) = refused(None, None, CCO_NOTIFY=text)
+    assert f"config.yaml:1: {said}" in of_file or said.startswith("; did")
+    for line in (of_file, of_mission, of_variable):
+        assert said in line
+        assert WEBHOOK[-24:] not in line
+    assert of_mission.partition("m.yaml:2: settings.")[2] == of_file.partition("config.yaml:1: ")[2]
+    assert of_variable.startswith("CCO_NOTIFY: notify")
+
+
+def test_every_wrong_receiver_is_named_with_its_line(config):
+    text = "notify:\n  - type: slack\n  - type: command\n    command: c\n    events:\n      - done\n      - dun\n"
+    found = refused(None, config(text))
+    assert [line.rpartition("/")[2][:34] for line in found if "url" not in line] == [
+        "config.yaml:7: notify[1].events[1]"
+    ]
+    assert "config.yaml:2: notify[0].url: missing" in found[0]
+
+
+@pytest.mark.parametrize("text", ("[{type: slack, url: ", "5", "all", "'[]'", "@odd: ["))
+def test_a_variable_that_holds_no_list_is_named_and_not_shown(text):
+    (line,) = refused(None, None, CCO_NOTIFY=text)
+    assert line.startswith(
+        "CCO_NOTIFY: notify: found something that is not shown, expected a list of at most 8 receivers"
+    )
+
+
+def test_the_template_shows_receivers_that_work_when_their_comment_signs_are_removed(config):
+    text = settings_template()
+    before, _, example = text.partition("  # For example:\n")
+    lines = [line.replace("# ", "", 1) for line in example.splitlines()]
+    settings = load_settings(None, config(before + "\n".join(lines)), {"SLACK_WEBHOOK": WEBHOOK})
+    assert [(r["type"], r["url"], bool(r["command"])) for r in receivers(settings)] == [
+        ("slack", WEBHOOK, False),
+        ("command", None, True),
+    ]
+    schema = json.loads((Path(mission.__file__).parent / "schema/config.json").read_text())["properties"]["notify"]
+    for key, entry in schema["items"]["properties"].items():
+        assert entry["description"].endswith("."), key
+        assert f"\n  # {key}: {entry['description'][:60]}" in before
+    assert "stalled" in before
