@@ -8,6 +8,7 @@ one per run, in order; when they are used up a run says "Nothing left to do." A 
 
     {"write": {PATH: TEXT}}   {"append": {PATH: TEXT}}   {"delete": PATH}   {"bash": COMMAND}    tool calls
     {"spawn": COMMAND}        a tool call that leaves a process behind, in a session of its own
+    {"hold": COMMAND}         a process in this one's group that keeps its output open and stays when it ends
     {"say": TEXT}             what the assistant claims; the last one is the result's text
     {"usage": {"input_tokens": N, "output_tokens": M}}   of each turn from here; 250000 input tokens cost a dollar
     {"event": {...}}          any event, say an api_retry
@@ -48,6 +49,10 @@ MODEL = "claude-opus-5-5"
 WINDOW = 1_000_000  # tokens
 PRICE = {"input_tokens": 4e-6, "output_tokens": 2e-5}  # dollars per token
 POLL = 0.02  # seconds between two looks for a wait_for file
+PART = 1000  # repeats written at a time, so that an endless line takes no memory here
+DAY = 86400  # seconds; a reset that is further away is told with its date
+LIMITS = {"five_hour": "5-hour limit", "seven_day": "weekly limit", "seven_day_opus": "Opus limit"}
+LIMITS |= {"seven_day_sonnet": "Sonnet limit", "seven_day_overage_included": "Fable limit"}
 
 
 class Stopped(Exception):
@@ -186,6 +191,9 @@ class Run:
     def do_spawn(self, command: str) -> None:
         self.do_bash(command, wait=False)
 
+    def do_hold(self, command: str) -> None:
+        subprocess.Popen(["bash", "-c", command], stdin=subprocess.DEVNULL)
+
     def do_say(self, text: str) -> None:
         self.said = text
         self.assistant({"type": "text", "text": text}, self.model)
@@ -197,7 +205,10 @@ class Run:
         self.emit(**{"kind" if key == "type" else key: value for key, value in event.items()})
 
     def do_raw(self, text: str, times: int = 1, end: str = "\n") -> None:
-        sys.stdout.buffer.write((text * times + end).encode("utf-8", "surrogateescape"))
+        part = (text * min(times, PART)).encode("utf-8", "surrogateescape")
+        for _ in range(times // PART):
+            sys.stdout.buffer.write(part)
+        sys.stdout.buffer.write((text * (times % PART) + end).encode("utf-8", "surrogateescape"))
         sys.stdout.buffer.flush()
 
     def do_stderr(self, text: str) -> None:
@@ -234,7 +245,8 @@ class Run:
     def do_limit(self, limit: dict[str, Any]) -> None:
         info = {"status": "rejected", "rateLimitType": "five_hour", "isUsingOverage": False, **limit}
         self.emit("rate_limit_event", rate_limit_info=info)
-        text = time.strftime("You've hit your limit · resets %H:%M (UTC)", time.gmtime(limit["resetsAt"]))
+        text = f"You've hit your {LIMITS.get(info['rateLimitType'], 'limit')}"
+        text += f" · resets {moment(limit['resetsAt'])} (UTC)" if "resetsAt" in limit else ""
         error = {"assistant_error": "rate_limit", "text": text, "api_error_status": 429}
         self.do_error(error, api_error="usage_limit_reached")
 
@@ -255,6 +267,15 @@ class Run:
 
 def fresh(kind: str) -> str:
     return f"{kind}_{uuid.uuid4().hex}"
+
+
+def moment(epoch: float) -> str:
+    """A reset as the real program tells it: 9pm, 5:49am, Nov 28, 10pm or Jan 6, 2027, 7pm."""
+    at, now = time.gmtime(epoch), time.gmtime()
+    date = f"%b {at.tm_mday}, " if epoch - time.time() > DAY else ""
+    year = "%Y, " if date and at.tm_year != now.tm_year else ""
+    clock = f"{at.tm_hour % 12 or 12}" + (":%M" if at.tm_min else "") + ("am" if at.tm_hour < 12 else "pm")
+    return time.strftime(date + year + clock, at)
 
 
 def cost(tokens: dict[str, int]) -> float:

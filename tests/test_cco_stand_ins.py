@@ -191,6 +191,27 @@ def test_a_limit_names_its_reset_as_with_the_real_claude(claude, ours):
         assert (info["status"], info["resetsAt"], info["rateLimitType"]) == ("rejected", RESET, "five_hour")
 
 
+@pytest.mark.parametrize("ahead", [600, 2 * 3600, 26 * 3600, 40 * 86400], ids=("soon", "hours", "a day", "weeks"))
+@pytest.mark.parametrize("exact", [True, False], ids=("full hour", "any minute"))
+def test_a_limit_tells_its_reset_in_the_words_of_the_real_claude(claude, ours, ahead, exact):
+    reset = int(time.time()) + ahead
+    reset = reset - reset % 3600 + 3600 if exact else reset - reset % 3600 + 1740
+    headers = {name: reset if name.endswith("reset") else value for name, value in LIMIT.items()}
+    real = claude.run(failure(429, "no", headers=headers), *BEGIN, login={**SUBSCRIPTION, "TZ": "UTC"})
+    assert ours.run([{"limit": {"resetsAt": reset}}], *BEGIN).last()["result"] == real.last()["result"]
+
+
+@pytest.mark.parametrize("window", ["seven_day", "seven_day_opus", "seven_day_sonnet", "seven_day_overage_included"])
+def test_a_limit_of_any_window_is_told_as_with_the_real_claude(claude, ours, window):
+    headers = {**LIMIT, f"{UNIFIED}representative-claim": window}
+    real = claude.run(failure(429, "no", headers=headers), *BEGIN, login={**SUBSCRIPTION, "TZ": "UTC"})
+    stood_in = ours.run([{"limit": {"resetsAt": RESET, "rateLimitType": window}}], *BEGIN)
+    assert stood_in.last()["result"] == real.last()["result"]
+    for stream in (real, stood_in):
+        info = next(event["rate_limit_info"] for event in stream.events if event["type"] == "rate_limit_event")
+        assert (info["status"], info["rateLimitType"]) == ("rejected", window)
+
+
 def test_a_session_that_nobody_knows_is_lost_as_with_the_real_claude(claude, ours):
     real, stood_in = claude.run([], f"--resume={SESSION}"), ours.run([], f"--resume={SESSION}")
     assert stood_in.looked_at() == real.looked_at()
@@ -213,6 +234,19 @@ def test_a_resumed_session_adds_up_its_cost_as_with_the_real_claude(claude, ours
         costs.append((first["total_cost_usd"], second["total_cost_usd"], second["usage"]["input_tokens"]))
     assert costs[0] == pytest.approx(costs[1])
     assert costs[0][1] == pytest.approx(2 * costs[0][0])
+
+
+def test_on_a_resumed_session_a_budget_is_of_this_run_alone_as_with_the_real_claude(claude, ours):
+    dear = [{"text": "Dear.", "input_tokens": 250_000}]
+    calls = [tool("Bash", command="true") | {"input_tokens": 100_000, "repeat": 9}]
+    begun = (claude.run(dear, *BEGIN), ours.run([{"usage": {"input_tokens": 250_000}}], *BEGIN))
+    flags = (f"--resume={SESSION}", "--max-budget-usd", "0.5")
+    steps = [{"usage": {"input_tokens": 100_000}}, *[{"bash": "true"}] * 9]
+    ended = (claude.run(calls, *flags), ours.run(steps, *flags))
+    for first, second in zip(begun, ended, strict=True):
+        assert first.last()["total_cost_usd"] == pytest.approx(1, abs=0.01)
+        assert (second.code, second.last()["subtype"], second.last()["num_turns"]) == (1, "error_max_budget_usd", 2)
+        assert second.last()["total_cost_usd"] == pytest.approx(1.8, abs=0.01)
 
 
 def test_both_report_the_window_that_the_context_is_measured_by(claude, ours):
@@ -261,6 +295,25 @@ def test_it_can_lie_babble_and_end_without_a_result(ours):
     done = subprocess.run(ours.argv, input=b"Go on.", capture_output=True, cwd=ours.project, env=ours.env, check=True)
     assert done.stdout.endswith(b"\xff\xff\xff\nxxxxxxxxxx")
     assert b'"result"' not in done.stdout
+
+
+def test_a_child_can_hold_its_output_after_the_end(ours, tmp_path):
+    ours.plan([{"hold": "until test -e go; do sleep 0.02; done; echo late; touch gone"}])
+    with (tmp_path / "output").open("w+b") as output:
+        argv = [*ours.argv, *BEGIN]
+        subprocess.run(argv, input=b"Go on.", stdout=output, cwd=ours.project, env=ours.env, check=True)
+        (ours.project / "go").touch()
+        appears(ours.project / "gone")
+        output.seek(0)
+        lines = output.read().splitlines()
+    assert json.loads(lines[-2])["type"] == "result"
+    assert lines[-1] == b"late"
+
+
+def test_a_line_of_300_mb_takes_no_memory_here(ours):
+    ours.plan([{"raw": "x", "times": 300_000_000}])
+    command = 'ulimit -v 200000; exec "$0" "$@" > /dev/null'
+    subprocess.run(["bash", "-c", command, *ours.argv], input=b"Go on.", cwd=ours.project, env=ours.env, check=True)
 
 
 def test_the_messages_api_holds_an_answer_until_a_file_exists(tmp_path):
