@@ -26,6 +26,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import machine
 from repo import GITLINK, Repo
 
 TREE, GIT, SET_UP = "tree", "git", "git after setup"  # names in the folder: the checkout, our .git, the commands' own
@@ -124,7 +125,7 @@ def _repository(source: Repo, root: Path, folder: Path) -> Repo:
 def walk(folder: Path | str, without: re.Pattern[str] = GITS_OWN) -> Iterator[os.DirEntry[str]]:
     """Everything below a folder; of a path that is too long for the system, only its beginning.
 
-    without: names of files and folders that are passed over.
+    without: names of files and folders that are passed over. Raises OSError for what the machine lacks.
     """
     todo = [str(folder)]
     while todo:
@@ -132,7 +133,9 @@ def walk(folder: Path | str, without: re.Pattern[str] = GITS_OWN) -> Iterator[os
             with os.scandir(todo.pop()) as entries:
                 inside = [entry for entry in entries if not without.fullmatch(entry.name)]
             inside = [entry for entry in inside if len(os.fsencode(entry.path)) < LONGEST]
-        except OSError:
+        except OSError as error:
+            if error.errno in machine.LACKS:
+                raise  # else all that is in it would be taken for deleted
             continue
         todo += [entry.path for entry in inside if entry.is_dir(follow_symlinks=False)]
         yield from inside

@@ -26,6 +26,7 @@ from typing import IO, Any
 
 import checkout
 import log
+import machine
 import proc
 import processes
 import sandbox
@@ -47,6 +48,7 @@ VARIABLE = re.compile(  # what differs from run to run: that, paths, UUIDs, addr
     re.I,
 )
 CANNOT_RUN = (126, 127)  # the shell's exit codes for "not executable" and "not found"
+CANNOT_FORK = 254  # bash's exit code when it can start no process
 WALLS_FAILED = b"bwrap: "  # how bubblewrap's own complaints begin
 BEYOND = {"cpu": "processor time", "memory": "memory", "processes": "processes"}
 
@@ -106,7 +108,8 @@ class Place:
 def check(criteria: Sequence[Criterion], place: Place, everything: bool = False) -> dict[str, Verdict]:
     """Run every check and return the verdict of each criterion, in the given order.
 
-    everything: also what runs last, whatever the others say. Raises proc.Interrupted when a signal arrived meanwhile.
+    everything: also what runs last, whatever the others say. Raises proc.Interrupted when a signal arrived meanwhile,
+    OSError for what the machine lacks.
     """
     now = [c for c in criteria if everything or c.when == "always"]
     found = _run_all(now, place)
@@ -318,7 +321,12 @@ class _Trial:
         if self.place.walls:
             result.swept = []  # all of it ends with its walls; what was still about to is nobody's daemon
         verdict = _verdict(result, proc.read(self.output, 0, len(WALLS_FAILED)))
+        if verdict != "met":
+            checkout.delete(self.scratch)  # with which it may have filled the disk itself
+            _require_machine(verdict, result, self.output, self.place)
         why = self.place.why if verdict != "met" else ""
+        if self.place.outputs.parents[2].is_dir():  # the repository, where somebody may have removed what is ours
+            self.place.outputs.mkdir(mode=0o700, parents=True, exist_ok=True)
         digest = _keep(self.output, _note(result, self.output) + why, self.place.outputs / f"{self.criterion.id}.log")
         self._tidy()
         tail = last_output(self.criterion.id, self.place.outputs)
@@ -353,6 +361,15 @@ def _verdict(result: proc.Result, beginning: bytes) -> str:
     if result.error or result.code in CANNOT_RUN or (result.code == 1 and beginning == WALLS_FAILED):
         return "broken"
     return "met" if result.code == 0 and not result.stopped and result.size <= MAX_OUTPUT else "unmet"
+
+
+def _require_machine(verdict: str, result: proc.Result, output: IO[bytes], place: Place) -> None:
+    """Raise OSError where a check may have failed for what the machine lacks: that says nothing about the work."""
+    if verdict == "broken" or result.code == CANNOT_FORK:
+        said = "" if result.error else proc.tail(output, TAIL)
+        if lack := machine.lack(result.errno, said, machine.SCARCE):
+            raise OSError(lack.errno, lack.strerror, str(place.root))
+    machine.require_room(tempfile.gettempdir(), place.outputs, place.root)
 
 
 def _unproven(criterion: Criterion, reason: str, place: Place) -> Verdict:

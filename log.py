@@ -223,6 +223,13 @@ def _masked_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class _PrivateFile(logging.handlers.RotatingFileHandler):
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.stream and not os.path.exists(self.baseFilename):  # somebody removed it: begin it anew
+            with contextlib.suppress(OSError):
+                self.stream.close()
+            self.stream = None
+        super().emit(record)
+
     def _open(self) -> Any:
         return open(self.baseFilename, self.mode, encoding=self.encoding, errors="replace", opener=private)
 

@@ -37,6 +37,7 @@ MARGIN = 4096  # bytes before the shown end of an output, so that a secret on th
 PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 4, 36  # prctl(2)
 
 _raising = False
+_hung_up = False  # whether the terminal is gone, which was not said yet
 _beside: list[Running] = []  # the commands that run now
 _strangers: set[int] = set()  # children of ours that no command here has started
 stopping = 0  # the signal that asked the kit to stop; 0: none
@@ -82,6 +83,8 @@ class Result:
     """Command lines of the processes that it left behind and that were ended."""
     error: str = ""
     """Why it could not be started."""
+    errno: int = 0
+    """The system's number for that; see machine.py."""
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -89,17 +92,22 @@ class Result:
 # --------------------------------------------------------------------------------------------------------
 
 
-def catch_signals() -> None:
-    """Let SIGTERM, SIGINT and SIGHUP set `stopping`. Under nohup SIGHUP stays ignored."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _note_signal)
+def catch_signals(hangup: bool = True) -> None:
+    """Let SIGTERM, SIGINT and SIGHUP set `stopping`. Under nohup SIGHUP stays ignored.
+
+    hangup: whether a lost terminal is a reason to stop; if not, the log tells of it, and the work goes on.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _note_signal)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _note_signal if hangup else _note_hangup)
 
 
 def pause(seconds: float) -> bool:
     """Wait, at most until a signal asks to stop; whether the whole time was waited."""
     end = time.monotonic() + seconds
     while not stopping and (left := end - time.monotonic()) > 0:
+        _tell_hangup()
         time.sleep(min(STEP, left))
     return not stopping
 
@@ -125,6 +133,19 @@ def _note_signal(number: int, _frame: object) -> None:
     stopping = number
     if _raising:
         raise Interrupted
+
+
+def _note_hangup(_number: int, _frame: object) -> None:
+    global _hung_up
+    _hung_up = True
+
+
+def _tell_hangup() -> None:
+    """Not from the handler: it may have come in the middle of another line."""
+    global _hung_up
+    if _hung_up:
+        _hung_up = False
+        log.warn("the terminal is gone; the mission goes on (make stop ends it after the current session)")
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -200,6 +221,7 @@ class Running:
             _beside.append(self)
         except OSError as error:
             self.result.error = f"{error.strerror}: {error.filename or argv[0]}"
+            self.result.errno = error.errno or 0
         except ValueError as error:  # a NUL byte in an argument
             self.result.error = str(error)
 
@@ -227,6 +249,7 @@ class Running:
         return self.result
 
     def _reason_to_stop(self) -> str:
+        _tell_hangup()
         now, limits = time.monotonic(), self.limits
         if (size := sum(map(_size, self.files))) != self.result.size:
             self.result.size, self.grew = size, now

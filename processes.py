@@ -8,6 +8,7 @@ What is not covered: without /proc (macOS) only a recorded process is found agai
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 
 import log
 
@@ -86,6 +88,20 @@ def carries(pid: int, name: str, value: str) -> bool:
     return f"{name}={value}".encode() in _read(f"/proc/{pid}/environ").split(b"\0")
 
 
+def working_in(folder: Path, program: str) -> set[int]:
+    """The processes of a program, by the beginning of its name, whose working directory is in a folder."""
+    root = os.path.realpath(folder)
+    named = (pid for pid in _pids() if _read(f"/proc/{pid}/comm").startswith(program.encode()))
+    return {pid for pid in named if os.path.commonpath([root, _working_directory(pid) or "/"]) == root}
+
+
+def _working_directory(pid: int) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/cwd")
+    except OSError:  # as in `_read`
+        return ""
+
+
 def session(pid: int) -> int:
     """The session that a process belongs to, 0 if there is no such process."""
     return int((stat_fields(pid)[3:4] or [b"0"])[0])
@@ -144,5 +160,7 @@ def _read(path: str) -> bytes:
     try:
         with open(path, "rb", buffering=0) as file:
             return file.read()
-    except OSError:  # it ended meanwhile, or belongs to somebody else
-        return b""
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise  # else a worker that runs would be taken for gone
+        return b""  # it ended meanwhile, or belongs to somebody else

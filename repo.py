@@ -8,6 +8,7 @@ What is not covered: filter drivers (git-lfs and the like) run as configured.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -18,7 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import log
+import machine
 import proc
+import processes
 import surroundings
 
 TIMEOUT = 600.0  # seconds for one git command; a first `git add` of a large tree is slow
@@ -78,6 +81,8 @@ HALF_DONE = ("cherry-pick", "merge", "rebase")  # what a worker may have stopped
 TITLE = 72  # characters of a commit's title
 BODY = 4000  # characters of the worker's report in a commit
 COMMAND = re.compile(r"[a-z]+(-[a-z]+)*")
+NO, FATAL, USAGE = 1, 128, 129  # git's exit codes
+UNREADABLE = re.compile(r"not a git repository|No such ref: HEAD|[Pp]ermission denied")  # said of no missing object
 TEST_FILE = re.compile(r"(^|/)(tests?|spec|__tests__)/|(^|/)test_|[._-](test|spec)s?\.", re.I)
 
 
@@ -229,9 +234,14 @@ class Repo:
         return self.root / self._git("rev-parse", "--git-path", name)
 
     def remove_stale_lock(self, age: float) -> None:
-        """Remove the index lock of a git that died, `age` seconds ago or longer. Only when no git of ours runs."""
+        """Remove the index lock of a git that died, `age` seconds ago or longer. Only when no git of ours runs.
+
+        The clock may have been set since, so no git may be at work here, and one from the future is old.
+        """
         lock = self._git_path("index.lock")
-        if lock.exists() and time.time() - lock.stat().st_mtime >= age:
+        if not lock.exists() or 0 < time.time() - lock.stat().st_mtime < age:
+            return
+        if not processes.working_in(self.root, "git"):
             log.warn(f"removed {lock}, which a git that died left behind")
             lock.unlink()
 
@@ -396,7 +406,10 @@ class Repo:
         return printed.decode("utf-8", "surrogateescape").rstrip("\n")
 
     def git(self, *args: str, stdin: bytes = b"", may_fail: bool = False, quiet: Sequence[str] = QUIET) -> bytes:
-        """What a git command prints, to the byte; nothing when it may fail and did. Raises GitError."""
+        """What a git command prints, to the byte; nothing when it may fail and did.
+
+        Raises GitError, OSError for what the machine lacks.
+        """
         settings = [part for setting in quiet for part in ("-c", setting)]
         place = [f"--git-dir={self.git_folder}", f"--work-tree={self.root}"] if self.git_folder else []
         argv = [surroundings.find("git", self.root) or "git", "--no-pager", *settings, *place, *args]
@@ -415,11 +428,21 @@ class Repo:
             printed = out.read()
             said = proc.tail(err, 2000).strip()
         log.trace("git", argv=argv, code=result.code, said=said)
-        if result.code != 0 and not may_fail:
-            raise GitError(
-                f"git {' '.join(args)[:60]} in {self.root}: {result.error or result.stopped or said or 'failed'}"
-            )
-        return printed if result.code == 0 else b""
+        if result.code == 0:
+            return printed
+        self._require_machine(result, said if quiet is QUIET else "")  # a hook may say whatever it likes
+        if may_fail and (result.code in (NO, USAGE) or (result.code == FATAL and not UNREADABLE.search(said))):
+            return b""
+        why = result.error or result.stopped or said or "failed"
+        raise GitError(f"git {' '.join(args)[:60]} in {self.root}: {why}")
+
+    def _require_machine(self, result: proc.Result, said: str) -> None:
+        """Raise OSError where git may have failed for what the machine lacks: that is no answer."""
+        if not self.root.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "this folder is gone", str(self.root))
+        if lack := machine.lack(result.errno, said):
+            raise OSError(lack.errno, lack.strerror, str(self.root))
+        machine.require_room(tempfile.gettempdir())  # where it prints to
 
     def _environment(self) -> dict[str, str]:
         """No variable of a surrounding git command, no look at a repository around this one, no question, English.

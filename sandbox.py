@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import log
+import machine
 import proc
 import processes
 import surroundings
@@ -152,7 +153,10 @@ class Walls:
 
 
 def obstacle(root: Path) -> str:
-    """Why bubblewrap does not work here, in one line; "" when it does. root: what its files offer does not count."""
+    """Why bubblewrap does not work here, in one line; "" when it does. root: what its files offer does not count.
+
+    Raises OSError for what the machine lacks only for now: no check is to run without walls for that.
+    """
     if not processes.LINUX:
         return "bubblewrap needs Linux"
     program = surroundings.find(PROGRAM, root)
@@ -162,6 +166,8 @@ def obstacle(root: Path) -> str:
     with tempfile.TemporaryFile() as out:
         result = proc.run([program, *PROBE], cwd=Path("/"), env=env, output=out, limits=limits)
         said = " ".join(proc.tail(out, 500).split())
+    if result.code and (lack := machine.lack(result.errno, said, machine.SCARCE)):
+        raise lack
     return "" if result.code == 0 else f"bubblewrap says: {said or result.error or result.stopped or result.code}"
 
 
@@ -321,8 +327,8 @@ def _secrets() -> list[Path]:
 def _holds_login(path: str) -> bool:
     try:
         return bool(LOGIN.search(Path(path).read_bytes()))
-    except OSError:
-        return False
+    except OSError as error:
+        return error.errno in machine.LACKS
 
 
 def _homes() -> list[str]:

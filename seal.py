@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import checkout
+import machine
 import repo
 
 STARS = re.compile(r"(?<=[^/])\*\*+|\*\*+(?=[^/])")  # ** as part of a name, which Path.glob refuses, is a *
@@ -222,7 +223,9 @@ def _mode(path: Path) -> str:
     """As git writes it, "" for nothing and for a folder."""
     try:
         status = path.lstat()
-    except OSError:
+    except OSError as error:
+        if error.errno in machine.LACKS:
+            raise  # else it would be taken for deleted
         return ""
     if stat.S_ISLNK(status.st_mode):
         return LINK
