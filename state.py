@@ -267,10 +267,23 @@ class Lock:
                 return False  # an orchestrator has it
             _flock(handle, fcntl.LOCK_UN)  # a `holder` of a curious process has it, for a moment
             time.sleep(0.001)
-        return os.path.exists(self.path) and os.path.samestat(os.fstat(handle), os.stat(self.path))  # not replaced
+        return self._is_there(handle)
+
+    def keep(self) -> None:
+        """Take it anew where the file was removed or replaced under us. Raises Busy when another one was faster."""
+        if self.handle >= 0 and not self._is_there(self.handle):
+            lost = self.handle
+            self.__enter__()
+            os.close(lost)
+
+    def _is_there(self, handle: int) -> bool:
+        return os.path.exists(self.path) and os.path.samestat(os.fstat(handle), os.stat(self.path))
 
     def __exit__(self, *_: object) -> None:
-        os.ftruncate(self.handle, 0)
+        try:
+            os.ftruncate(self.handle, 0)
+        except OSError:  # the disk is read-only by now; what is written in it is for people only
+            pass
         os.close(self.handle)
 
 
