@@ -114,10 +114,10 @@ def receiver() -> Iterator[Callable[..., Receiver]]:
 def nothing_left(receiver) -> Iterator[None]:
     """After each test no delivery lives on, even where the test itself failed."""
     yield
-    left = list(notify._under_way)
-    for delivery in left:
-        delivery.process.kill()
-    notify.finish(10)
+    for end in (subprocess.Popen.terminate, subprocess.Popen.kill):  # asked first, a command ends what it started
+        for delivery in notify._under_way:
+            end(delivery.process)
+        notify.finish(10)
     assert not notify._under_way
 
 
@@ -533,13 +533,13 @@ def test_a_delivery_survives_the_sweep_after_a_command_during_which_it_was_sent(
         notify.send([to("slack", server.url)], message())
 
     with (tmp_path / "out").open("wb") as out:
-        command = ["sh", "-c", "setsid sleep 300 & echo $!"]
+        leave = "setsid sh -c 'touch ready; sleep 300; true' & until test -e ready; do sleep 0.02; done"
+        command = ["sh", "-c", leave]
         result = proc.run(
             command, cwd=tmp_path, env=dict(os.environ), output=out, limits=proc.Limits(30), started=during
         )
-    assert [name.endswith("sleep 300") for name in result.swept] == [
-        True
-    ]  # what the command left is ended, and the delivery is not
+    # What the command left is ended, and the delivery is not.
+    assert result.swept and all("sleep 300" in name for name in result.swept)
     until(lambda: server.requests, "the message arrives")
     (delivery,) = notify._under_way
     assert delivery.process.poll() is None
@@ -596,12 +596,16 @@ def test_a_message_arrives_although_the_kit_has_ended(receiver):
 
 def test_a_signal_ends_the_waiting_at_the_end(receiver):
     server = receiver(hang)
-    with kit_process(server, "notify.send(receivers, message); notify.finish(60)") as kit:
+    then = "notify.send(receivers, message); print(notify._under_way[0].process.pid, flush=True); notify.finish(60)"
+    with kit_process(server, then) as kit:
+        assert kit.stdout
+        pid = int(kit.stdout.readline())
         until(lambda: server.requests, "the message arrives")
         begun = time.monotonic()
         kit.send_signal(signal.SIGTERM)
         kit.communicate(timeout=30)
     assert time.monotonic() - begun < 10
+    os.kill(pid, signal.SIGKILL)  # it would go on for its minute
 
 
 def test_without_file_handles_there_is_a_warning_and_nothing_else(receiver):
