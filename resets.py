@@ -11,7 +11,6 @@ in another language than English.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, datetime, timedelta, timezone, tzinfo
@@ -239,10 +238,7 @@ def _amount(value: object) -> float | None:
 
 def _number(value: object) -> float:
     """The value as a number, 0 if it is none."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return 0.0
     try:
-        number = float(value)
+        return float(value) if isinstance(value, (int, float, str)) else 0.0
     except (ValueError, OverflowError):
         return 0.0
-    return number if math.isfinite(number) else 0.0

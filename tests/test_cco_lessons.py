@@ -69,9 +69,9 @@ def test_the_same_resolution_of_the_same_failure_is_kept_once(file):
 def test_the_same_failure_comes_first_then_the_most_alike_then_the_newest(file):
     old = "E   KeyError: no such fee name\nshop.py:1: in total\nshop.py:2: in fee of countries"
     for name, output in {
-        "alike": old + "\nshop.py:9: in discount of members",
         "same, older": old,
         "same, newer": old,
+        "alike": old + "\nshop.py:9: in discount of members",
         "one line in common": "E   KeyError: no such fee name\ntax.py:1: in vat of regions\ntax.py:8: in rate of goods",
         "nothing in common": "E   ValueError: the cart has no currency",
     }.items():
@@ -275,6 +275,7 @@ def test_a_line_that_somebody_else_wrote_cannot_flood_or_steer_a_prompt(file):
     planted["lines"] = [f"{planted['lines'][0]}\n\ud800", *["z\n" * 900] * 99]
     file.write_text(json.dumps(planted) + "\n")
     (found,) = lessons.fitting(file, "E   ValueError: the cart has no currency")
+    assert len(found.lines) <= lessons.LINES
     told = lessons.told(found)
     assert len(told) <= lessons.MAX_TOLD
     assert told.isprintable()
@@ -286,9 +287,13 @@ def test_of_a_huge_file_only_the_end_is_read_and_it_is_made_small(file, capsys):
         planted.truncate(3_000_000_000)  # sparse
     begun = time.monotonic()
     assert lessons.fitting(file, "E   ValueError: the cart has no currency") == []
+    lessons.learn(file.with_name("another"), lesson(resolved="at the end"))
+    with file.open("ab") as planted:
+        planted.write(b"\n" + file.with_name("another").read_bytes())
+    assert [one.resolved for one in lessons.fitting(file, "E   ValueError: the cart has no currency")] == ["at the end"]
     lessons.learn(file, lesson())
     assert time.monotonic() - begun < 10
-    assert [one.resolved for one in lessons.fitting(file, "E   ValueError: the cart has no currency")]
+    assert resolved(file) == ["at the end", lesson().resolved]
     assert file.stat().st_size < lessons.MAX_SIZE
     assert "damaged lines are gone" in capsys.readouterr().err
 
@@ -582,6 +587,15 @@ error[E0308]: mismatched types
 For more information about this error, try `rustc --explain E0308`.
 error: could not compile `shop` (lib) due to 1 previous error
 """
+CARGO_OTHER_MISMATCH = """\
+error[E0308]: mismatched types
+ --> src/stock.rs:19:12
+   |
+19 |     stock.put(weight);
+   |           --- ^^^^^^ expected `u64`, found `f64`
+
+error: could not compile `shop` (lib) due to 1 previous error
+"""
 TSC = """\
 src/cart.ts(14,7): error TS2339: Property 'price' does not exist on type 'Offer'.
 src/mail.ts(2,21): error TS2307: Cannot find module 'nodemailer' or its corresponding type declarations.
@@ -623,8 +637,8 @@ def test_a_failure_is_recognised(file, learned, failure):
 
 
 ALL = [PYTEST, PYTEST_OTHER, PYTEST_OTHER_SUM, PYTEST_MODULE, PYTEST_OTHER_MODULE, NPM_MODULE, NPM_OTHER_MODULE,
-       NPM_NO_JEST, JEST, JEST_OTHER, JEST_THIRD, CARGO_PANIC, CARGO_OTHER_PANIC, CARGO_ERROR, CARGO_OTHER_ERROR, TSC,
-       TSC_OTHER]  # fmt: skip
+       NPM_NO_JEST, JEST, JEST_OTHER, JEST_THIRD, CARGO_PANIC, CARGO_OTHER_PANIC, CARGO_ERROR, CARGO_OTHER_ERROR,
+       CARGO_OTHER_MISMATCH, TSC, TSC_OTHER]  # fmt: skip
 
 
 @pytest.mark.parametrize("learned", range(len(ALL)))
@@ -664,11 +678,28 @@ def test_what_any_failure_prints_recognises_none(file, output):
     assert lessons.fitting(file, output + "\nE   KeyError: no such fee name") == []
 
 
+@pytest.mark.parametrize(
+    ("learned", "failure", "fits"),
+    [
+        ("in total of carts\nin price of goods", "in total of carts\nin rate of taxes", False),
+        ("in total of carts\nin price of goods\nin fee of lands", "in total of carts\nin price of goods\nin x y", True),
+        ("in total of carts\nin price of goods", "in total of carts", True),
+        # a line with one word of its own says nothing alone
+        ("E   KeyError: 'id'", "E   KeyError: 'id'\nshop.py:4: in total of carts", False),
+        ("E   KeyError: 'id'", "E   KeyError: 'id'", True),
+    ],
+)
+def test_more_than_half_has_to_be_in_common(file, learned, failure, fits):
+    lessons.learn(file, lesson(learned))
+    assert bool(lessons.fitting(file, failure)) is fits
+
+
 def test_what_it_names_first_is_the_error():
     assert lessons.telling(PYTEST)[0] == "E TypeError: 'int' object is not subscriptable"
     assert lessons.telling(PYTHON_MODULE)[0] == "ModuleNotFoundError: No module named 'yaml'"
     assert lessons.telling(NPM_MODULE)[0] == "Error: Cannot find module 'express'"
     assert lessons.telling(CARGO_ERROR)[0] == "error[E_]: cannot find value `missing_fee` in this scope"
+    assert lessons.telling(CARGO_ERROR * 2) == lessons.telling(CARGO_ERROR)
     assert lessons.telling(CARGO_PANIC)[0] == "thread 'tests::adds_up' (_) panicked at lib.rs:_:"
     assert lessons.telling(TSC)[0] == "cart.ts(_): error TS_: Property 'price' does not exist on type 'Offer'."
 

@@ -104,6 +104,10 @@ def local(monkeypatch):
             "You have reached your API usage limits. You will regain access on 2026-12-01 at 00:00 UTC.",
             at("2026-12-01"),
         ),
+        # measured with 2.1.329
+        ("You've hit your 5-hour limit · resets 8:18pm (UTC)", at("2026-11-27 20:18")),
+        ("You've hit your Opus limit · resets Nov 29, 7:19am (Asia/Kolkata)", at("2026-11-29 07:19", "Asia/Kolkata")),
+        ("You've hit your weekly limit · resets Dec 3, 2:49pm (Etc/GMT+5)", at("2026-12-03 14:49", "Etc/GMT+5")),
         # others' wording
         ("Your limits will reset at 03:00 UTC", at("2026-11-28 03:00")),
         ("resets at 6am tomorrow (UTC)", at("2026-11-28 06:00")),
@@ -187,7 +191,8 @@ def test_the_day_is_that_of_the_named_zone():
         ("resets Dec 31 at 11:58pm (UTC)", "2027-01-01 00:05", "2026-12-31 23:58"),
         ("resets Jan 2, 1pm (UTC)", "2026-12-30 10:00", "2027-01-02 13:00"),
         ("resets Feb 29, 1pm (UTC)", "2028-02-27 10:00", "2028-02-29 13:00"),
-        ("limit reached|1795773600", "2026-11-27 10:05", "2026-11-27 10:00"),
+        ("limit reached|1795773600", "2026-11-27 10:09", "2026-11-27 10:00"),
+        ("resets Nov 27, 2026, 10am (UTC)", "2026-11-27 10:09", "2026-11-27 10:00"),
     ],
 )
 def test_what_has_just_passed_is_over_and_what_passed_before_comes_again(said, now, expected):
@@ -215,6 +220,21 @@ def test_a_change_of_the_clock_here_is_heeded_where_no_zone_is_named(local):
     local("America/New_York")
     assert resets.from_text("resets 2:30am", at("2026-03-08 06:00")) == at("2026-03-08 07:30")
     assert resets.from_text("resets 1:30am", at("2026-11-01 05:45")) == at("2026-11-01 06:30")
+
+
+@pytest.mark.parametrize(
+    ("said", "now"),
+    [
+        ("limit reached|1795773600", "2026-11-27 10:11"),
+        ("resets Nov 27, 2026, 10am (UTC)", "2026-11-27 10:11"),
+        ("resets today at 10am (UTC)", "2026-11-27 10:11"),
+        # at any hour of the day
+        ("resets Friday (UTC)", "2026-11-27 00:05"),
+        ("resets Nov 27 (UTC)", "2026-11-27 00:05"),
+    ],
+)
+def test_what_passed_and_cannot_come_again_leaves_it_open(said, now):
+    assert resets.from_text(said, at(now)) is None
 
 
 def test_of_several_times_the_latest_counts():
