@@ -893,3 +893,42 @@ def test_a_worker_that_kills_its_parent_every_time_starts_one_worker_a_start(ben
     assert (counted(bench), commits(bench, git)) == (count("completed"), ["1"])
     assert (bench.project / "log").read_text() == "once\n" * 2
     assert spent(bench) == pytest.approx(charged(bench))
+
+
+# Forty shells that would write after their `sleep`. Process numbers are used up in between, so that whoever goes over
+# them as Python's set holds them (by number modulo its size, which is 512 then) meets each `sleep` before its shell.
+STEPWISE = """
+upto() {{ until p=$(sh -c 'echo $$'); test $((p % 512)) -gt $1 && test $((p % 512)) -lt $2; do :; done; }}
+upto 250 350
+for i in $(seq 40); do (until test -e go; do sleep 0.2; done; {sleeper}; echo $i >> went_on) & done
+upto 0 60
+touch go
+wait
+"""
+
+
+def test_no_command_goes_on_to_its_next_step_while_what_is_left_of_a_worker_is_ended(bench, project, sleeper):
+    bench.sessions([{"bash": STEPWISE.format(sleeper=sleeper)}, {"hang": True}], WORK)
+    kit = bench.begin()
+    until(lambda: len(running(sleeper)) == 40, "its commands")
+    kit.kill()
+    kit.wait()
+    for pid in [pid for pid, line in bench.alive().items() if "claude_stand_in" in line]:
+        os.kill(pid, signal.SIGKILL)
+    done = start(bench)
+    assert done.returncode == 0, said(done)
+    assert running(sleeper) == []
+    assert not (project / "went_on").exists()
+    assert counted(bench) == count("completed")
+
+
+def test_no_command_goes_on_to_its_next_step_while_a_session_is_ended(bench, project, sleeper):
+    hurried(bench)
+    set_claude(bench, idle_timeout="6s")
+    bench.sessions([{"ignore_term": True}, {"bash": STEPWISE.format(sleeper=sleeper)}], WORK)
+    kit = bench.begin()
+    until(lambda: len(running(sleeper)) == 40, "its commands")
+    assert kit.wait(PATIENCE) == 0, bench.output()
+    assert running(sleeper) == []
+    assert not (project / "went_on").exists()
+    assert counted(bench) == count("completed", iterations=2, errors=("timeout",), sessions=2)
