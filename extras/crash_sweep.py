@@ -65,7 +65,6 @@ STARTERS = ("vfork", "clone", "clone3", "fork")
 POLLED = ("openat", "close", "write")  # calls whose number hangs on the machine
 CHANGING = "pwrite64,ftruncate,fsync,fdatasync,flock,rename,renameat,renameat2,link,linkat,symlink,unlink,unlinkat,"
 TRACED = f"{CHANGING}rmdir,mkdir,chmod,fchmod,{','.join((*POLLED, *STARTERS))}"
-PRICE = {"input_tokens": 4e-6, "output_tokens": 2e-5}  # dollars; extras/claude_stand_in.py has the same
 CONTAINED = ("bwrap", "--dev-bind", "/", "/", "--unshare-pid", "--proc", "/proc", "--die-with-parent")
 KINDS = (
     *("not_injected", "unended", "tracebacks", "states", "counts", "commits"),
@@ -128,7 +127,7 @@ class Call:
     @property
     def filtered(self) -> list[str]:
         """Options by which strace counts it alone, where its number among all of its name hangs on the machine."""
-        return ["-P", self.given] if self.name in POLLED and self.given else []
+        return ["-P", self.given] if self.name in POLLED and _plain(self.given) == self.given else []
 
     @property
     def when(self) -> int:
@@ -156,14 +155,14 @@ class Point:
 # --------------------------------------------------------------------------------------------------------
 
 
-def calls_of(trace: Path) -> list[Call]:
-    """What a trace shows, in its order."""
+def calls_of(trace: Path, folder: Path) -> list[Call]:
+    """What the trace of a process that works in this folder shows, in its order."""
     found: list[Call] = []
     names: Counter[str] = Counter()
     places: Counter[tuple[str, str]] = Counter()
     for line in trace.read_text(errors="replace").splitlines() if trace.exists() else []:
         if parts := re.match(r"(\w+)\((.*)", line):
-            given, path = _places(parts[1], parts[2])
+            given, path = _places(parts[1], parts[2], folder)
             names[parts[1]] += 1
             places[parts[1], given] += 1
             there = places[parts[1], given]
@@ -171,13 +170,13 @@ def calls_of(trace: Path) -> list[Call]:
     return found
 
 
-def _places(name: str, rest: str) -> tuple[str, str]:
+def _places(name: str, rest: str, folder: Path) -> tuple[str, str]:
     """The file that a call is about, as it is given and whole: its first path, or that of its first file handle."""
     start = re.match(r'(?:(?:AT_FDCWD|\d+)<([^>]*)>(?:, )?)?(?:"([^"]*)")?', rest)
     handle, given = (start[1] or "", start[2] or "") if start else ("", "")
     if name in ("write", "pwrite64"):  # the text that is written is no path
         given = ""
-    return given or handle, os.path.normpath(os.path.join(handle, given)) if given else handle
+    return given or handle, os.path.normpath(folder / handle / given) if given or handle else ""
 
 
 def _changes(call: Call) -> bool:
@@ -233,17 +232,21 @@ def _ends(calls: list[Call]) -> list[Call]:
 
 
 def git_points(run: str, folder: Path, root: Path) -> list[Point]:
-    """Before each change of the repository by git, and while it holds a lock."""
+    """Before the first change of each kind that git makes to each file, and while it holds a lock.
+
+    How many parts an object is written in hangs on its bytes, and what git does to one object it does to all.
+    """
     points = []
     for trace in sorted(folder.glob("git-*"), key=lambda path: int(path.name[4:])):
         command, numbers = int(trace.name[4:]), Counter[str]()
         groups: dict[tuple[str, str], list[Call]] = {}
         for call in changes_of(trace, root):
-            if call.name == "openat" and "tmp_obj" in call.path:  # a name of its own each time, and empty until written
-                continue
-            kind = (call.name if call.name in POLLED else f"{call.name}:{call.nth}", _plain(call.path))
-            groups.setdefault(kind, []).append(call)
-        for call in sorted({call for group in groups.values() for call in _ends(group)}, key=lambda call: call.at):
+            kind = call.name, _plain(call.path)
+            # An object has a name of its own each time, is empty until written, and finds its folder or makes it.
+            if kind != ("openat", "objects/tmp_obj") and not (call.name == "mkdir" and "/objects/" in call.path):
+                groups.setdefault(kind, []).append(call)
+        firsts = {group[0] for group in groups.values()}
+        for call in sorted(firsts, key=lambda call: call.at):
             numbers[call.name] += 1
             held = call.name == "openat" and call.path.endswith(".lock")
             for how in ("killed", "held") if held else ("killed",):
@@ -255,7 +258,7 @@ def git_points(run: str, folder: Path, root: Path) -> list[Point]:
 def changes_of(trace: Path, root: Path) -> list[Call]:
     """What a git command changed in the repository."""
     places = (f"{root}/repository/.git/", f"{root}/repository/work/")
-    return [call for call in calls_of(trace) if call.path.startswith(places) and _changes(call)]
+    return [call for call in calls_of(trace, root / "repository") if call.path.startswith(places) and _changes(call)]
 
 
 def worker_points(run: str) -> list[Point]:
@@ -274,9 +277,11 @@ class Trial:
     """The mission in a folder that always has the same path, put back for every point."""
 
     def __init__(self, base: Path, kit: Path):
+        sys.path.insert(0, str(kit))  # whose modules are loaded here, to look at what it wrote
         self.base, self.kit, self.root = base, kit, base / "now"
         self.repository, self.trace, self.sweep = self.root / "repository", base / "trace", base / "git"
-        self.state, self.store = self.repository / ".cco/demo.json", _module("state", kit)
+        self.state, self.store = self.repository / ".cco/demo.json", _module(kit, "state")
+        self.price = _module(kit, "extras/claude_stand_in").PRICE
         self.found: list[tuple[str, str]] = []
         self.starts = self.iterations = 0
         own = {"HOME": "home", "XDG_STATE_HOME": "key", "TMPDIR": "tmp", "CLAUDE_STAND_IN": "script.json"}
@@ -314,35 +319,32 @@ class Trial:
     def baseline(self, wanted: set[str]) -> list[Point]:
         """Run the mission once, keep what was before each run, and find the points of those that are wanted."""
         points = []
-        for run in RUNS:
+        for run in RUNS[: 1 + max(RUNS.index(run) for run in wanted)]:
             if run == "walls":
                 self.put_back(run)
             else:
-                self.keep(run)
-            traced = run in wanted
-            if run == "walls" and not traced:
-                break
-            self._run_traced(run) if traced else self.start("--once")
-            if traced:
-                points += self._points(run)
+                subprocess.run(["cp", "-a", str(self.root), str(self.base / f"before-{run}")], check=True)
+            code = self.trace_run(run) if run in wanted else self.start("--once")
+            if code != (75 if run in RUNS[: PIECES - 1] else 0):
+                said = _text(self.base / "killed") if run in wanted else _text(self.base / f"start-{self.starts - 1}")
+                sys.exit(f"run {run} ends with {code} although nothing was killed:\n{said}")
+            points += self._points(run) if run in wanted else []
         return points
 
     def _points(self, run: str) -> list[Point]:
         """What the traces of a run show."""
         pids = dict(line.split() for line in _text(self.sweep / "pids").splitlines())
         harmless = {pid for pid, number in pids.items() if not changes_of(self.sweep / f"git-{number}", self.root)}
-        found = kit_points(run, calls_of(self.trace), self.root, harmless)
+        found = kit_points(run, calls_of(self.trace, self.repository), self.root, harmless)
         if run == "walls":  # of which only the sandboxes are new
             return [point for point in found if point.call.name in STARTERS and _pid(point.call) not in pids]
         return found + git_points(run, self.sweep, self.root) + worker_points(run)
 
-    def _run_traced(self, run: str) -> None:
+    def trace_run(self, run: str) -> int:
+        """A run whose kit and whose git commands are traced; its exit code."""
         command = ["strace", "-y", "-s", "200", "-o", str(self.trace), "-e", f"trace={TRACED}"]
-        self._watched(run, command, {"SWEEP_CALL": "all", "SWEEP_OPTIONS": f"-e trace={TRACED}"}).wait(PATIENCE)
-
-    def keep(self, run: str) -> None:
-        """Keep the folder as it is before a run."""
-        subprocess.run(["cp", "-a", str(self.root), str(self.base / f"before-{run}")], check=True)
+        traced = {"SWEEP_CALL": "all", "SWEEP_OPTIONS": f"-e trace={TRACED}"}
+        return self._watched(run, command, traced).wait(PATIENCE)
 
     def put_back(self, run: str) -> None:
         """Make the folder what it was before a run."""
@@ -445,7 +447,7 @@ class Trial:
 
     def _is_last(self, call: Call, trace: Path) -> bool:
         """Whether the trace ends with that very call."""
-        made = calls_of(trace)
+        made = calls_of(trace, self.repository)
         return len(made) == call.when and _plain(made[-1].path) == _plain(call.path)
 
     def kill_at_work(self, point: Point) -> bool:
@@ -572,8 +574,8 @@ class Trial:
     def prove_cost(self, metrics: dict[str, Any]) -> None:
         """What the stand-in took for its sessions is in the state, once."""
         sessions = [json.loads(path.read_text()) for path in (self.root / "script.json.sessions").iterdir()]
-        tokens = {kind: sum(session[kind] for session in sessions) for kind in PRICE}
-        dollars = round(sum(PRICE[kind] * count for kind, count in tokens.items()), 6)
+        tokens = {kind: sum(session[kind] for session in sessions) for kind in self.price}
+        dollars = round(sum(self.price[kind] * count for kind, count in tokens.items()), 6)
         self.expect("cost", "dollars", round(metrics["estimated_cost"], 6), dollars)
         used = metrics["token_usage"]
         self.expect("cost", "tokens", [used["input"], used["output"]], [*tokens.values()])
@@ -589,18 +591,17 @@ def _pid(call: Call) -> str:
 
 
 def _plain(path: str) -> str:
-    """The path without the letters that git gives its temporary files."""
-    return re.sub("[0-9a-f]{2}/tmp_obj_.*", "tmp_obj", path)
+    """The path, or what all temporary files of git have in common."""
+    return re.sub(".*/objects/([0-9a-f]{2}/)?tmp_obj_.*", "objects/tmp_obj", path)
 
 
 def _text(path: Path) -> str:
     return path.read_text(errors="replace") if path.exists() else ""
 
 
-def _module(name: str, kit: Path) -> Any:
+def _module(kit: Path, name: str) -> Any:
     """A module of the kit that is tried."""
-    sys.path.insert(0, str(kit))
-    spec = importlib.util.spec_from_file_location(f"tried_{name}", kit / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"tried_{Path(name).name}", kit / f"{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -619,6 +620,8 @@ def work(args: argparse.Namespace) -> int:
     trial.build()
     patterns = args.only or ["*"]
     wanted = {run for run in RUNS if any(fnmatch.fnmatch(run, p.partition(":")[0]) for p in patterns)}
+    if not wanted:
+        sys.exit(f"{' '.join(patterns)}: the runs are {' '.join(RUNS)}")
     points = trial.baseline(wanted)
     chosen = [point for point in points if any(fnmatch.fnmatch(point.name, pattern) for pattern in patterns)]
     chosen = chosen[args.every // 2 :: args.every]
