@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from conftest import KIT, until
-from test_cco_faults import INSTANT, JITTER, LATE, MARGIN, STEPS, hurried, running
+from test_cco_faults import INSTANT, JITTER, KILL_PARENT, LATE, MARGIN, STEPS, hurried, running
 from test_cco_real import DONE, ONE, SUBSCRIPTION, Host, does, failure, limit, writes
 from test_cco_real import host as host
 from test_cco_real import sandbox as sandbox
@@ -313,3 +313,19 @@ def test_nothing_that_a_tool_hid_outlives_the_start_after_kill_9(host, sandbox, 
     assert (host.root / "a.log").read_text() == "once\n"
     assert model.most == 1
     assert host.litter() == []
+
+
+@pytest.mark.parametrize("walls", ["sandbox", "no sandbox"])
+def test_a_worker_that_kills_its_parent(host, sandbox, walls):
+    env = open_or_walled(host, walls)
+    kills = does(f"echo once >> a.log; {KILL_PARENT}; sleep 600")
+    with host.model(kills if env else does(f"echo once >> a.log; {KILL_PARENT}; true"), writes("a"), DONE) as model:
+        if env:
+            with host.running(**env) as kit:
+                assert kit.wait(60) == -signal.SIGKILL
+            assert len(host.workers()) == 1
+        assert host.start(**env) == 0, host.said()  # within the walls there is no kit that could be killed
+    assert count(host) == ("completed", 1, [])
+    assert host.commits() == ["1"]
+    assert (host.root / "a.log").read_text() == "once\n"
+    assert model.most == 1
