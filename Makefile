@@ -12,7 +12,7 @@ RUN = "$(KIT)/.venv/bin/python" "$(KIT)/cco.py"
 help: ## show this help
 	@awk -F ':.*## ' '/^##@/ { print "\n" substr($$0, 5) } /^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' "$(KIT)/Makefile"
 
-##@ A mission (MISSION=missions/api.yaml CONFIG=file SESSION=id ID=criterion ACCEPT=1 ARGS="--once --no-wait")
+##@ A mission (MISSION=missions/api.yaml CONFIG=file SESSION=id TEXT=note ID=criterion ACCEPT=1 ARGS="--once --no-wait")
 .PHONY: init
 init: venv ## write .cco/config.yaml, and MISSION from TEMPLATE=hello if it is named
 	@$(RUN) init $(if $(MISSION),--mission "$(MISSION)") $(if $(TEMPLATE),--template "$(TEMPLATE)") $(ARGS)
@@ -34,8 +34,13 @@ status: venv ## one line for each mission, or the criteria of SESSION
 	@$(RUN) status $(if $(SESSION),--session "$(SESSION)") $(if $(MISSION),"$(MISSION)") $(ARGS)
 
 .PHONY: stop
-stop: venv ## end after the current session
+stop: venv ## end after the current session; twice: now
 	@$(RUN) stop $(if $(MISSION),"$(MISSION)") $(ARGS)
+
+.PHONY: tell
+tell: override export TEXT := $(value TEXT)
+tell: venv ## leave a note for the worker: TEXT="use the staging database"
+	@$(RUN) tell $(if $(SESSION),--session "$(SESSION)") $(ARGS) -- "$$TEXT"
 
 .PHONY: accept
 accept: venv ## say as a person that the criterion ID is met

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
+    from job import Job
+
 
 # --------------------------------------------------------------------------------------------------------
 # Commands
@@ -105,31 +107,55 @@ def check(args: argparse.Namespace) -> int:
 
 def start(args: argparse.Namespace) -> int:
     """Run the mission until it is done; safe to call again at any time."""
-    import loop
+    import job
+    import notify
     import proc
+
+    proc.catch_signals()
+    sessions_left = 1 if args.once else None
+    try:
+        while True:
+            one = job.open_job(_mission_path(args.mission), args.config, args.accept)
+            one.sessions_left, one.patient = sessions_left, not args.no_wait
+            try:
+                return _run(one)
+            except job.Edited:
+                args.accept, sessions_left = False, one.sessions_left
+    finally:
+        notify.finish(2.0 if proc.stopping else 10.0)
+
+
+def _run(job: Job) -> int:
+    """One run of the mission as it is written now. Raises job.Edited when that is not so any more."""
+    import loop
+    import milestones
     import proof
     import referee
     import worker
-    from job import open_job
+    from job import CANNOT, ERROR
 
-    proc.catch_signals()
-    job = open_job(_mission_path(args.mission), args.config, args.accept)
-    job.sessions_left, job.patient = 1 if args.once else None, not args.no_wait
-    with job.lock():
-        job.recall()
-        if loop.is_over(job):  # the checkout is left as it is
-            return loop.conclude(job)
-        if not job.memory:
-            referee.require_known(job)
-        if job.settings.claude_code.mode == "automatic":
-            worker.find(job.settings.claude_code.command, job.root)
-            if job.settings.claude_code.sandbox:
-                worker.require_sandbox(job.root)
-        job.enter()
-        referee.inspect(job)
-        job.say_walls()
-        proof.announce(job)
-        return loop.loop(job)
+    try:
+        with job.lock():
+            job.recall()
+            if loop.is_over(job):  # the checkout is left as it is
+                return loop.conclude(job)
+            loop.end_if_impatient(job)
+            if not job.memory:
+                referee.require_known(job)
+            if job.settings.claude_code.mode == "automatic":
+                worker.find(job.settings.claude_code.command, job.root)
+                if job.settings.claude_code.sandbox:
+                    worker.require_sandbox(job.root)
+            job.enter()
+            referee.inspect(job)
+            job.say_walls()
+            proof.announce(job)
+            return loop.loop(job)
+    except Exception as error:
+        code, said = _reading(error)
+        if code in (ERROR, CANNOT):
+            milestones.failed(job, said)
+        raise
 
 
 def resume(args: argparse.Namespace) -> int:
@@ -158,17 +184,30 @@ def status(args: argparse.Namespace) -> int:
 
 
 def stop(args: argparse.Namespace) -> int:
-    """Ask the orchestrator that runs here to end after the current session."""
+    """Ask the orchestrator that runs here to end after the current session; ask twice: now."""
+    from pathlib import Path
+
     folder = report.find_folder(*_places(args))
     if folder is None:
         print("no mission was started here: name the mission, or go to its repository", file=sys.stderr)
         return 2
-    holder = state.holder(os.path.join(folder, "lock"))
-    if holder is None:
-        print("nothing is running here")
-        return 0
-    with open(os.path.join(folder, "stop"), "w"):
-        print(f"mission {holder.get('mission')} (pid {holder.get('pid')}) ends after the current session")
+    import steering
+
+    print(steering.stop(Path(folder)))
+    return 0
+
+
+def tell(args: argparse.Namespace) -> int:
+    """Leave a note for the worker; the next instruction carries it."""
+    from pathlib import Path
+
+    import steering
+
+    folder = report.find_folder(os.getcwd(), HERE)
+    running = (state.holder(os.path.join(folder, "lock")) or {}).get("mission") if folder else None
+    args.session = args.session or running
+    memory = _one_mission(args)
+    print(steering.tell(Path(str(folder)), memory["mission_id"], args.text))
     return 0
 
 
@@ -176,39 +215,16 @@ def accept(args: argparse.Namespace) -> int:
     """Say as a person that a criterion without a check is met; recorded with your name and the time."""
     from pathlib import Path
 
-    import ledger
-    import log
-    from job import DONE, USAGE, Stop, open_job
+    import steering
+    from job import DONE, open_job
 
-    if os.environ.get("CCO_RUN"):
-        raise Stop(USAGE, "this is a session or a check of CCO; only a person can accept")
+    steering.require_person()
     memory = _one_mission(args)
     job = open_job(Path(memory["mission"]["path"]), _other_config(memory))
     with job.lock():
         job.recall()
-        wanted = [c for c in job.mission.criteria if c.id == args.id]
-        if not wanted or wanted[0].check is not None:
-            open_ones = ", ".join(c.id for c in job.mission.criteria if c.check is None) or "none"
-            has = "has a check, and only its exit code closes it" if wanted else "is no criterion of this mission"
-            raise Stop(USAGE, f"{args.id} {has}; without a check are: {open_ones}")
-        if job.memory["current_phase"] == "completed":
-            raise Stop(USAGE, "the mission is done already")
-        if job.memory["plan"] is None:
-            job.memory["commit"] = job.repo.head_of(job.branch) or job.memory["commit"]
-            job.memory.update(current_phase="validation", blocked=None)
-        ledger.note_evidence(job.memory, args.id, "accepted", _user(), "accepted by a person", [])
-        job.save()
-        log.info(f"{args.id} is accepted as it is in commit {job.memory['commit'][:12]}; start again to go on")
+        steering.accept(job, args.id)
     return DONE
-
-
-def _user() -> str:
-    import getpass
-
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # nobody of that number is known here
-        return f"user {os.getuid()}"
 
 
 def write_report(args: argparse.Namespace) -> int:
@@ -301,6 +317,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--no-wait": {"action": "store_true", "help": "end with 75 instead of waiting for a limit's reset"},
     "--accept": {"action": "store_true", "help": "adopt what changed while a worker ran"},
     "id": {"metavar": "ID", "help": "the criterion"},
+    "text": {"metavar": "TEXT", "help": "what the worker should know"},
     "--json": {"action": "store_true", "help": "for programs"},
     "--real": {"action": "store_true", "help": "with the real claude against a scripted API"},
 }
@@ -311,6 +328,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], tuple[str, ...]]]
     "resume": (resume, ("--session", "--config", "--once", "--no-wait", "--accept")),
     "status": (status, ("mission", "--session", "--json")),
     "stop": (stop, ("mission",)),
+    "tell": (tell, ("text", "--session")),
     "accept": (accept, ("id", "--session")),
     "report": (write_report, ("--session",)),
     "demo": (demo, ("--real",)),
@@ -367,36 +385,42 @@ def _open_standard_files() -> None:
 
 def _failed(error: Exception) -> int:
     """Say what went wrong, where people and the log find it, and return the exit code for it."""
-    import errno
     import traceback
 
     import job
     import log
+
+    code, said = _reading(error)
+    details = {"traceback": "".join(traceback.format_exception(error))} if code == job.ERROR else {}
+    say = log.warn if isinstance(error, state.Busy) else log.info if code in (job.LATER, 130, 143) else log.error
+    say(said, **details)
+    log.stop()
+    return code
+
+
+def _reading(error: Exception) -> tuple[int, str]:
+    """The exit code that an error stands for, and what to say about it."""
+    import errno
+
+    import job
     import proc
     from mission import MissionError
     from repo import GitError
     from worker import CannotRun
 
-    code, said, say = job.ERROR, f"unexpected error: {type(error).__name__}: {error}", log.error
-    details: dict[str, str] = {}
     if isinstance(error, job.Stop):
-        code, said = error.code, str(error)
-        say = log.info if code in (job.LATER, 130, 143) else log.error
-    elif isinstance(error, proc.Interrupted):
-        code, said, say = 128 + proc.stopping, "interrupted; start again to go on", log.info
-    elif isinstance(error, state.Busy):
-        code, said, say = job.LATER, str(error), log.warn
-    elif isinstance(error, MissionError):
-        code, said = job.USAGE, str(error)
-    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        code, said = job.CANNOT, f"{error}: free some space, then start again; the last good state is kept"
-    elif isinstance(error, (CannotRun, GitError, OSError, state.StateError)):
-        code, said = job.CANNOT, str(error)
-    else:
-        details = {"traceback": traceback.format_exc()}
-    say(said, **details)
-    log.stop()
-    return code
+        return error.code, str(error)
+    if isinstance(error, proc.Interrupted):
+        return 128 + proc.stopping, "interrupted; start again to go on"
+    if isinstance(error, state.Busy):
+        return job.LATER, str(error)
+    if isinstance(error, MissionError):
+        return job.USAGE, str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return job.CANNOT, f"{error}: free some space, then start again; the last good state is kept"
+    if isinstance(error, (CannotRun, GitError, OSError, state.StateError)):
+        return job.CANNOT, str(error)
+    return job.ERROR, f"unexpected error: {type(error).__name__}: {error}"
 
 
 if __name__ == "__main__":

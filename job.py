@@ -11,7 +11,6 @@ The order of the work is in loop.py; here is what each step needs of the reposit
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from contextlib import suppress
@@ -19,9 +18,13 @@ from pathlib import Path
 
 import checkout
 import dod
+import edits
+import inbox
 import ledger
+import lessons
 import log
 import manager
+import notify
 import processes
 import progress
 import repo
@@ -29,18 +32,11 @@ import report
 import sandbox
 import seal
 import state
-from mission import (
-    Mission,
-    MissionError,
-    find_git_root,
-    load,
-    load_settings,
-    parse,
-    read_dotenv,
-    require_repository,
-)
+from edits import digest, is_running
+from mission import Mission, MissionError, find_git_root, load, load_settings, read_dotenv, require_repository
 
 HERE = Path(__file__).resolve().parent
+SHOWN = 5  # commits that the hand-over to a fresh session names
 LITTER = 300  # uncommitted paths that are remembered
 STALE = 600.0  # seconds after which an index lock is left over, however slow the git
 DONE, ERROR, USAGE, PERSON, CANNOT, LIMIT, LATER = 0, 1, 2, 3, 4, 5, 75  # exit codes; a signal's is 128 + its number
@@ -54,6 +50,10 @@ class Stop(Exception):
         self.code = code
 
 
+class Edited(Exception):
+    """A person has edited mission or settings while nothing ran: the mission is to be opened anew."""
+
+
 class Job:
     """One mission being worked on."""
 
@@ -65,6 +65,7 @@ class Job:
         self.file = self.folder / f"{mission.id}.json"
         self.checks = self.folder / "logs" / "checks"
         self.sessions = self.folder / "logs" / "sessions"
+        self.lessons = self.folder / "lessons.jsonl"
         self.config = Path(os.path.abspath(config)) if config else self.folder / "config.yaml"
         self.settings = load_settings(mission, self.config if config or self.config.exists() else None, os.environ)
         self.branch = self.settings.repository.branch or f"cco/{mission.id}"
@@ -102,8 +103,32 @@ class Job:
 
     def situation(self) -> manager.Situation:
         """All that the next decision rests on."""
-        tails = {c.id: dod.last_output(c.id, self.checks) for c in self.mission.criteria}
-        return progress.situation(self.memory, self.mission, tails, self.settings.session.max_context)
+        tails, memory = self.last_outputs(), self.memory
+        learned = {id: self._lessons(tails[id]) for id in memory["pending_tasks"]}
+        more = {"commits": self._last_commits(), "notes": inbox.current(memory), "told": inbox.earlier(memory)}
+        return progress.situation(memory, self.mission, tails, self.settings.session.max_context, learned, **more)
+
+    def last_outputs(self) -> dict[str, str]:
+        """The end of what each criterion's check printed last."""
+        return {c.id: dod.last_output(c.id, self.checks) for c in self.mission.criteria}
+
+    def _lessons(self, failure: str) -> list[str]:
+        return [lessons.told(lesson) for lesson in lessons.fitting(self.lessons, failure)]
+
+    def _last_commits(self) -> list[str]:
+        """The mission's last commits with what they changed, newest first."""
+        if not (head := self.memory["commit"]) or head == self.memory["base"]:
+            return []
+        since = [f"^{self.memory['base']}"] if self.memory["base"] else []
+        shown = self.repo.git("log", "--shortstat", "--format=%x00%h %s", f"-n{SHOWN}", head, *since, may_fail=True)
+        return [" ".join(entry.split()) for entry in shown.decode("utf-8", "replace").split("\0")[1:]]
+
+    def take_notes(self) -> None:
+        """Take up what a person has left for the worker. Raises OSError."""
+        for text in inbox.take(self.folder, self.memory):
+            log.info(f"a note for the worker: {text}")
+            self.save()
+        inbox.clear(self.folder, self.memory)
 
     def begin(self) -> None:
         """A new memory for the mission; iterations that git knows of on the mission's branch are counted."""
@@ -111,7 +136,7 @@ class Job:
         self.memory = progress.begin(
             self.mission, self.branch, self.repo.head(), known, self.settings.claude_code.instance_id
         )
-        self.memory["settings"] = {"path": str(self.config), "digest": self.settings_digest(), "suspect": None}
+        self._adopt_settings()
         progress.adopt(self.memory, self.mission)
 
     def recall(self) -> None:
@@ -243,11 +268,30 @@ class Job:
 
     def fingerprint(self) -> str:
         """Changes when a person did something that may unblock the mission."""
-        return f"{digest(self.mission.path)} {self.settings_digest()} {self.repo.head_of(self.branch)}"
+        notes = " ".join(inbox.names(self.folder, self.mission.id))
+        return f"{digest(self.mission.path)} {self.settings_digest()} {self.repo.head_of(self.branch)} {notes}".strip()
 
     def settings_digest(self) -> str:
         """Changes with the settings file and with .env."""
         return f"{digest(self.config)} {digest(self.root / '.env')}"
+
+    def was_edited(self) -> bool:
+        """Whether mission or settings are others than those that were accepted, and usable. Only while nothing runs.
+
+        What cannot be used is named once; what was accepted counts until it can.
+        """
+        found = {"mission": digest(self.mission.path), "settings": self.settings_digest()}
+        known = {name: self.memory[name] for name in found}
+        if all(found[name] in (known[name]["digest"], known[name]["suspect"]) for name in found):
+            return False
+        try:
+            load_settings(load(self.mission.path), self.config if self.config.exists() else None, os.environ)
+            return True
+        except MissionError as error:
+            log.warn(f"an edit cannot be used yet, what was accepted counts:\n{error}")
+            for name in found:
+                known[name]["suspect"] = found[name]
+            return False
 
     def _adopt_edits(self) -> None:
         """Take up a person's edits between two runs; settings that changed while a worker ran only with `accept`."""
@@ -259,13 +303,19 @@ class Job:
                 raise Stop(
                     PERSON, f"{changed} changed while a worker ran. Look at it, then: make start ACCEPT=1 (--accept)"
                 )
-            log.info(f"the settings were edited; adopted: {self.config}")
-            memory["settings"] = {"path": str(self.config), "digest": found, "suspect": None}
+            changes = edits.of_settings(known["values"], edits.values(self.settings))
+            log.info(f"the settings were edited; adopted: {self.config} ({'; '.join(changes) or 'no other values'})")
+            self._adopt_settings()
         if self.mission.digest != memory["mission"]["digest"]:
-            log.info(f"the mission was edited; adopted: {self.mission.path}")
+            changes = edits.of_mission(memory["mission"]["text"], self.mission)
+            log.info(f"the mission was edited; adopted: {self.mission.path} ({'; '.join(changes) or 'no other words'})")
             progress.adopt(memory, self.mission)
             if memory["plan"] is None:
                 progress.unblock(memory)
+
+    def _adopt_settings(self) -> None:
+        here = {"path": str(self.config), "digest": self.settings_digest(), "suspect": None}
+        self.memory["settings"] = {**here, "values": edits.values(self.settings)}
 
     # ------------------------------------------------------------------------------------------------
     # The results
@@ -323,7 +373,7 @@ def open_job(path: Path, config: str | None, accept: bool = False) -> Job:
     log.know(os.environ)
     place = path.parent
     try:
-        mission = _accepted(path, accept)
+        mission = edits.accepted(path, accept)
         place = mission.repository
         require_repository(mission)
         job = Job(mission, config, accept)
@@ -333,6 +383,7 @@ def open_job(path: Path, config: str | None, accept: bool = False) -> Job:
     log.know(read_dotenv(job.root / ".env"))
     for secret in (job.settings.openrouter.api_key, job.settings.claude_code.api_key):
         log.know_value(secret)
+    notify.know(job.settings.notify)
     if job.root.is_relative_to(HERE):
         raise Stop(USAGE, f"{job.root} is the kit. Copy the kit as a folder into your repository, or set `repository`.")
     if "\\" in str(job.root):
@@ -348,48 +399,11 @@ def open_job(path: Path, config: str | None, accept: bool = False) -> Job:
     return job
 
 
-def _accepted(path: Path, accept: bool) -> Mission:
-    """The mission in the file, or as it was accepted where the file changed, broke or vanished under a worker."""
-    try:
-        mission: Mission | None = load(path)
-        problem = None
-    except MissionError as error:
-        mission, problem = None, error
-    memory = _remembered(path, mission.repository if mission else path.parent)
-    found = digest(path)
-    if memory and not accept and found != memory["mission"]["digest"]:
-        under_worker = is_running(memory) or found == memory["mission"]["suspect"]
-        if under_worker:
-            log.warn(f"{path} changed while a worker ran: what was accepted counts. ACCEPT=1 (--accept) adopts it.")
-            return parse(memory["mission"]["text"], path)
-    if mission is None:
-        raise problem or MissionError([f"{path}: cannot be read"])
-    return mission
-
-
-def _remembered(path: Path, place: Path) -> progress.Memory | None:
-    """The memory of the mission that was started from this file, whatever its id is now; none that is forged."""
-    folder = report.find_folder(str(place), os.getcwd())
-    found = report.memories(folder) if folder else []
-    return next((memory for memory in found if memory["mission"].get("path") == str(path)), None)
-
-
 def _end_left(place: Path) -> None:
     """End what a killed run left, also where mission or settings cannot be read any more."""
     if folder := report.find_folder(str(place), os.getcwd()):
         with suppress(state.Busy, OSError), state.Lock(Path(folder, "lock"), processes.identity(os.getpid())):
             processes.end_leftovers(str(Path(folder).parent.resolve()), None)
-
-
-def is_running(memory: progress.Memory) -> bool:
-    """Whether, by its memory, a worker was at work when the last run ended."""
-    process = (memory["worker"] or {}).get("process")
-    return memory["current_phase"] == "execution" and isinstance(process, dict) and isinstance(process.get("pid"), int)
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file's content, "" if there is none."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def make_folders(folder: Path) -> None:

@@ -23,6 +23,9 @@ TAMPERING = 20  # changes of the referee kept in all
 QUOTES = 5  # of a judge's evidence whose text is kept; all of them are watched
 NAMED = 10  # criteria or claims kept of one session
 STREAK = 3  # iterations in a row below the best commit, after which it is gone back to
+SEEN = 4  # earlier failures remembered of a criterion, by which one that comes back is known
+TRIES = 5  # sessions on a criterion that is not met, whatever changed, that weigh as much as one without any change
+DEADLOCK = 5  # times that they did so since a person was asked, until a person is asked
 CONFLICT = 3  # times that one criterion became met while another broke, until they are called conflicting
 STUCK = 6  # iterations without a newly met criterion, until morale is low
 RETURNS = 2  # times that one commit is gone back to
@@ -58,10 +61,18 @@ def note_verdicts(memory: Memory, verdicts: Mapping[str, dod.Verdict]) -> list[s
 
 
 def _note_failure(memory: Memory, id: str, verdict: dod.Verdict) -> None:
+    """Count the sessions that changed nothing in a failure, or brought back an earlier one; and slowly all others."""
     known, failure = memory["criteria"][id], dod.failure(verdict)
-    unchanged = failure and failure == known["failure"]
     worked_on = id == (memory["plan"] or {}).get("focus")
-    known["stalls"] = known["stalls"] + worked_on if unchanged else 0
+    if not failure:
+        known.update(stalls=0, tries=0, seen=[], failure="", impossible=None)
+        return
+    if failure != known["failure"]:
+        known["impossible"] = None  # the checks say that something moved
+    unchanged = failure in (known["failure"], *known["seen"])
+    known["tries"] += worked_on
+    known["stalls"] = max(known["stalls"] + worked_on if unchanged else 0, known["tries"] // TRIES)
+    known["seen"] = [*(one for one in known["seen"] if one != failure), failure][-_share(memory, SEEN) :]
     known["failure"] = failure
 
 
@@ -115,7 +126,7 @@ def _note_change(memory: Memory, known: dict[str, Any]) -> None:
 
 def _share(memory: Memory, most: int) -> int:
     """How many entries each of the criteria may keep, so that the state of a large mission stays small."""
-    return max(most // 6, min(most, most * 20 // len(memory["criteria"])))
+    return max(1, most // 6, min(most, most * 20 // len(memory["criteria"])))
 
 
 def _last_met(known: Mapping[str, Any]) -> int:
@@ -176,15 +187,33 @@ def note_claims(memory: Memory) -> list[str]:
     return [f'the worker reported "{lie["text"]}"; the checks say otherwise: {", ".join(lie["false"])}' for lie in lies]
 
 
-def conflicts(memory: Memory) -> list[tuple[str, str]]:
-    """Pairs of criteria of which, three times, one became met in the very iteration in which the other broke."""
+def conflicts(memory: Memory, least: int = CONFLICT, after: int = 0) -> list[tuple[str, str]]:
+    """Pairs of criteria of which, so many times, one became met in the very iteration in which the other broke.
+
+    after: only what happened later than this iteration counts.
+    """
     turns = {id: dict(known["changes"]) for id, known in memory["criteria"].items() if known["regressions"]}
     found = []
     for first, second in itertools.combinations(turns, 2):
-        both = turns[first].keys() & turns[second].keys()
+        both = (n for n in turns[first].keys() & turns[second].keys() if n > after)
         met_and_broken = [n for n in both if {turns[first][n], turns[second][n]} == {"m", "r"}]
-        found += [(first, second)] * (len(met_and_broken) >= CONFLICT)
+        found += [(first, second)] * (len(met_and_broken) >= least)
     return found
+
+
+def deadlock(memory: Memory) -> list[tuple[str, str]]:
+    """Pairs that have gone on breaking each other although the worker was told."""
+    return conflicts(memory, DEADLOCK, memory["answered"])
+
+
+def note_impossible(memory: Memory, id: str, reason: str) -> str:
+    """Remember that the manager calls a criterion impossible; its first reason, if it said so before.
+
+    What the checks say since counts for more: when a failure has changed, the first time is forgotten.
+    """
+    known = memory["criteria"][id]
+    before, known["impossible"] = known["impossible"], reason[:MESSAGE]
+    return str(before or "")
 
 
 def morale(memory: Memory) -> str:
@@ -235,6 +264,12 @@ def count(memory: Memory) -> None:
     metrics["dod_criteria_completed"], metrics["dod_criteria_total"] = met, total
     metrics["completion_percentage"] = round(100 * met / total, 1)
     metrics["cost_per_criteria"] = round(metrics["estimated_cost"] / met, 4) if met else 0
+
+
+def standing(memory: Memory) -> dict[str, dict[str, Any]]:
+    """What is to be compared after the next checks: verdict, stalls, tries and failure of each criterion."""
+    shown = ("verdict", "stalls", "tries", "failure")
+    return {id: {name: known[name] for name in shown} for id, known in memory["criteria"].items()}
 
 
 def fingerprint(text: str) -> str:

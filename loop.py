@@ -5,7 +5,7 @@
         loop.loop(job)
 
 Each phase writes what it is about to do before it does it, and the phase in the state is the one that a restart goes
-on with. So the loop is nothing but a look at the phase.
+on with. So the loop is nothing but a look at the phase. Between two phases a person's edits are taken up: by a restart.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
-from datetime import datetime
 from typing import Any
 
+import budget
 import claims
 import dod
+import inbox
 import ledger
 import log
 import manager
+import milestones
 import page
 import proc
 import processes
@@ -32,15 +34,13 @@ import proof
 import referee
 import repo
 import report
+import waiting
 import worker
-from job import CANNOT, DONE, HERE, LATER, LIMIT, PERSON, Job, Stop
-from stream import Outcome
+from job import CANNOT, DONE, HERE, LATER, LIMIT, PERSON, Edited, Job, Stop
+from stream import WINDOW, Outcome
 
-MARGIN = 60.0  # seconds waited after a usage limit's reset
-NO_RESET = 3600.0  # seconds waited for a limit that names no reset
-LONGEST_WAIT = 8 * 86400.0  # seconds; no limit of the API is longer
-BACKOFF = (30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)  # seconds after each failure in a row, the last one for ever
 CRASHES = 3  # in a row that are retried within one iteration
+TELL = 3600.0  # seconds between two lines about a long wait
 REMEDIES = {
     "auth": "log in again: run `claude` once and /login, or set ANTHROPIC_API_KEY",
     "credit": "add credit or raise the spending limit of the Anthropic account",
@@ -50,7 +50,7 @@ REMEDIES = {
 
 
 def loop(job: Job) -> int:
-    """Phase after phase, each saved before the next begins, until done or until something raises Stop."""
+    """Phase after phase, each saved before the next begins, until done or until something raises Stop (or Edited)."""
     phases = {"planning": plan, "execution": execute, "validation": validate, "waiting": wait}
     while work := phases.get(job.memory["current_phase"]):
         if proc.stopping:
@@ -68,9 +68,9 @@ def is_over(job: Job) -> bool:
 
 def conclude(job: Job) -> int:
     """Say that the mission is done, or raise Stop with the question that a person has to answer."""
-    _write_report(job)
     if job.memory["blocked"]:
         raise Stop(PERSON, job.write_question())
+    _write_report(job)
     log.info(f"done: all {len(job.mission.criteria)} criteria are met, {_cost(job)}")
     proven, now = job.memory["commit"], job.repo.head_of(job.branch)
     take = report.how_to_take(job.memory)
@@ -88,19 +88,18 @@ def plan(job: Job) -> None:
     memory = job.memory
     _stop_where_asked(job)
     _end_if_once(job)
+    if job.was_edited():  # no worker and no check ran since it was compared, so it was a person
+        raise Edited
     if best := memory["returning"] or ledger.way_back(memory):
         return _go_back(job, best)
-    if reached := progress.limit_reached(memory, job.mission.limits, job.settings.orchestrator.max_iterations):
-        _write_report(job)
-        raise Stop(LIMIT, reached)
-    with proc.interruptible():  # an answer may take minutes
-        decision = manager.decide(job.situation(), job.settings)
-    progress.note_plan(memory, decision)
+    job.take_notes()
+    _end_at_limit(job)
+    decision = _decide(job)
+    if decision.impossible and (first := ledger.note_impossible(memory, decision.focus, decision.impossible)):
+        decision.strategy = "escalate"
+        decision.question = _impossible(decision.focus, first, decision.impossible)
     if decision.strategy == "escalate":
-        memory["plan"] = None  # nothing is to be carried out
-        asks_again = manager.has_judge(job.settings) and memory["criteria"][decision.focus]["verdict"] == "unjudged"
-        memory["blocked"] = {"question": decision.question, "seen": "" if asks_again else job.fingerprint()}
-        return job.save("blocked")
+        return _ask_person(job, decision)
     memory["iterations"] += 1
     if decision.session == "fresh" or not memory["worker"]:
         memory["worker"] = _new_session()
@@ -116,7 +115,10 @@ def execute(job: Job) -> None:
     """One session of the worker, or the rest of one that was interrupted."""
     memory, session = job.memory, job.memory["worker"]
     _end_if_once(job)
+    _end_at_limit(job, begun=True)
     job.require_branch()
+    job.take_notes()
+    claude = job.settings.claude_code
     decision = manager.Plan(**memory["plan"])
     decision.session = "resume" if session["begun"] else "fresh"
     prompt = manager.worker_prompt(job.situation(), decision)
@@ -129,8 +131,11 @@ def execute(job: Job) -> None:
         root=job.root,
         sealed=referee.sealed_paths(job),
         network=job.mission.network,
+        model=next(iter(waiting.models(memory, claude.model, claude.fallbacks)), claude.model),
+        timeout=budget.left_seconds(memory, job.mission.limits, claude.timeout),
+        window=session["window"],
         spent=session["spent"],
-        budget_usd=progress.budget_left(memory, job.mission.limits),
+        budget_usd=budget.left_usd(memory, job.mission.limits),
         marker=job.marker,
         stream=job.sessions / f"{memory['iterations']:04d}-{session['session']}.jsonl",
     )
@@ -139,15 +144,16 @@ def execute(job: Job) -> None:
         session.update(begun=True, process=processes.identity(pid))
         job.save()
 
-    by_hand = job.settings.claude_code.mode == "manual"
-    outcome = _by_hand(job, task) if by_hand else _by_worker(job, task, started)
+    outcome = _by_hand(job, task) if claude.mode == "manual" else _by_worker(job, task, started)
     if job.sessions_left is not None:
         job.sessions_left -= 1
-    session.update(process=None, context=outcome.context, spent=outcome.session)
+    inbox.passed_on(memory)
+    session.update(process=None, context=outcome.context, window=outcome.window, spent=outcome.session)
     progress.note_outcome(memory, outcome, claims.claims(outcome.report, job.mission.criteria))
     _tell_outcome(job, outcome)
     referee.compare(job)
-    _go_on_after(job, outcome)
+    milestones.limits(job)
+    _go_on_after(job, task, outcome)
 
 
 def _by_worker(job: Job, task: worker.Task, started: Callable[[int], None]) -> Outcome:
@@ -179,7 +185,7 @@ def _by_hand(job: Job, task: worker.Task) -> Outcome:
     return outcome
 
 
-def _go_on_after(job: Job, outcome: Outcome) -> None:
+def _go_on_after(job: Job, task: worker.Task, outcome: Outcome) -> None:
     """The table "after / next" of the design."""
     memory, session, kind = job.memory, job.memory["worker"], outcome.kind
     if kind in ("ended", "turn_cap", "budget_cap", "timeout") or (kind == "interrupted" and not proc.stopping):
@@ -191,21 +197,46 @@ def _go_on_after(job: Job, outcome: Outcome) -> None:
     if kind == "lost_session" and session["begun"] and session["failures"] == 0:
         memory["worker"] = {**_new_session(), "failures": 1}  # a second loss in a row is no loss but a failure
         return job.save("execution")
-    now = time.time()
     if kind == "limit":
-        memory["wait_until"] = min(max(outcome.resets_at or now + NO_RESET, now), now + LONGEST_WAIT) + MARGIN
-        return job.save("waiting")
+        return _after_limit(job, task, outcome)
     if kind in ("overloaded", "crashed", "lost_session"):
-        session["failures"] += 1
-        if kind != "overloaded" and session["failures"] > CRASHES:
-            memory["worker"] = None  # what was done is kept, checked and held against the limits
-            return job.save("validation")
-        memory["wait_until"] = now + BACKOFF[min(session["failures"], len(BACKOFF)) - 1]
-        return job.save("waiting")
+        return _after_failure(job, outcome)
     job.save("execution")
     if kind == "interrupted":
         raise Stop(128 + proc.stopping, "interrupted; the session is kept, start again to go on")
     raise Stop(CANNOT, f"{outcome.message}\nTo mend it: {REMEDIES[kind]}")
+
+
+def _after_limit(job: Job, task: worker.Task, outcome: Outcome) -> None:
+    """Wait for the reset; where it is the limit of one model alone, go on with another while there is one."""
+    memory, claude, why = job.memory, job.settings.claude_code, "the usage limit"
+    wait = waiting.until_reset(outcome.resets_at)
+    if outcome.limited:
+        waiting.note_limited(memory, task.model, outcome.limited, wait)
+        if models := waiting.models(memory, claude.model, claude.fallbacks):
+            text = (
+                f"{outcome.limited} is used up for {waiting.span(wait)}; going on with {models[0] or 'the usual model'}"
+            )
+            milestones.tell(job, "limit", text)
+            return job.save("execution")
+        wait, why = waiting.first_reset(memory), "the usage limit of each model"
+    waiting.begin(memory, wait, why)
+    job.save("waiting")
+    milestones.tell(
+        job, "limit", f"{outcome.message.splitlines()[0]}; going on {waiting.when(memory)}, in {waiting.span(wait)}"
+    )
+
+
+def _after_failure(job: Job, outcome: Outcome) -> None:
+    """Try the same session again later, for ever when it is the service that fails; a claude that crashes costs it."""
+    memory, session = job.memory, job.memory["worker"]
+    session["failures"] += 1
+    if outcome.kind != "overloaded" and session["failures"] > CRASHES:
+        memory["worker"] = None  # what was done is kept, checked and held against the limits
+        return job.save("validation")
+    why = "the service to answer again" if outcome.kind == "overloaded" else "another try"
+    waiting.begin(memory, waiting.backoff(session["failures"]), f"{why} ({session['failures']} failed)")
+    job.save("waiting")
 
 
 def validate(job: Job) -> None:
@@ -216,16 +247,19 @@ def validate(job: Job) -> None:
         progress.note_commit(memory, commit)
     memory["checking"] = True
     job.save()
-    begun = time.monotonic()
+    begun, before, outputs = time.monotonic(), ledger.standing(memory), job.last_outputs()
     verdicts = proof.prove(job)
     memory["checking"] = False
     memory["metrics"]["check_seconds"] = round(memory["metrics"]["check_seconds"] + time.monotonic() - begun, 1)
     for line in ledger.note_verdicts(memory, verdicts):
         log.info(line)
+    milestones.progress(job, before)
     if memory["plan"]:
         for line in ledger.note_claims(memory):
             log.warn(line)
+        milestones.learn(job, before, outputs)
         progress.close_iteration(memory, commit, job.repo.statistics(memory["base"]))
+        inbox.forget(memory)
     if memory["commit"]:  # whatever becomes of the branch
         job.repo.remember(f"{job.mission.id}/head", memory["commit"])
     if memory["best"]:
@@ -233,30 +267,98 @@ def validate(job: Job) -> None:
     met, total = len(memory["completed_tasks"]), len(memory["criteria"])
     log.info(f"{met} of {total} criteria met{_cost(job, ', ')}")
     job.note_litter()
-    job.save("completed" if dod.all_met(verdicts.values()) else "planning")
+    milestones.limits(job)
+    done = dod.all_met(verdicts.values())
+    job.save("completed" if done else "planning")
+    if done:
+        milestones.tell(
+            job,
+            "done",
+            f"all {total} criteria are met{_cost(job, ', ')}; to take the work: {report.how_to_take(memory)}",
+        )
 
 
 def wait(job: Job) -> None:
     """Wait for a limit's reset or after a failure. The time is in the state, so a restart waits on."""
-    until = job.memory["wait_until"] or 0
-    when = datetime.fromtimestamp(until).strftime("%a %H:%M:%S")
-    if not job.patient and time.time() < until:
-        raise Stop(LATER, f"waiting until {when}; start again then")
-    log.info(f"waiting until {when}")
-    begun = time.monotonic()
-    while (left := until - time.time()) > 0 and proc.pause(min(left, 5.0)):
+    memory, left = job.memory, waiting.left(job.memory)
+    end_if_impatient(job)
+    if left > 0:
+        log.info(f"waiting for {memory['wait']['why']}, until {waiting.when(memory)}: {waiting.span(left)}")
+    begun = told = time.monotonic()
+    end = begun + left
+    # Whichever clock comes first: the wall's may be set back, and the other one stands still while the machine sleeps.
+    while (left := min(waiting.left(memory), end - time.monotonic())) > 0 and proc.pause(min(left, 5.0)):
         _stop_where_asked(job)
-        log.live(f"waiting until {when}, {int(left)} s left")
+        if time.monotonic() - told >= TELL:
+            told = time.monotonic()
+            log.info(f"still waiting for {memory['wait']['why']}: {waiting.span(left)} left")
+        log.live(f"waiting for {memory['wait']['why']}: {waiting.span(left)} left")
     log.live("")
-    progress.note_wait(job.memory, time.monotonic() - begun)
-    if not proc.stopping:
-        job.memory["wait_until"] = None
-    job.save(None if proc.stopping else "execution")
+    progress.note_wait(memory, time.monotonic() - begun)
+    if proc.stopping:
+        return job.save()
+    if memory["wait"] and "limit" in memory["wait"]["why"]:
+        milestones.tell(
+            job, "limit_over", f"the wait for {memory['wait']['why']} is over; iteration {memory['iterations']} goes on"
+        )
+    waiting.end(memory)
+    job.save("execution")
+    if job.was_edited():  # while nothing ran
+        raise Edited
+
+
+def end_if_impatient(job: Job) -> None:
+    """Raise Stop where there is a wait, and this call is not to wait."""
+    memory = job.memory
+    if not job.patient and memory.get("current_phase") == "waiting" and (left := waiting.left(memory)) > 0:
+        why = f"waiting for {memory['wait']['why']}, until {waiting.when(memory)}"
+        raise Stop(LATER, f"{why} ({waiting.span(left)}); start again then")
 
 
 # --------------------------------------------------------------------------------------------------------
 # Their steps
 # --------------------------------------------------------------------------------------------------------
+
+
+def _end_at_limit(job: Job, begun: bool = False) -> None:
+    """Raise Stop before anything is paid for that the limits do not cover."""
+    if reached := budget.reached(job.memory, job.mission.limits, job.settings.orchestrator.max_iterations, begun):
+        _write_report(job)
+        raise Stop(LIMIT, reached)
+
+
+def _decide(job: Job) -> manager.Plan:
+    """The next plan. A manager LLM that cannot be reached is left alone for longer each time; the rules stand in."""
+    memory = job.memory
+    with proc.interruptible():  # an answer may take minutes
+        decision = manager.decide(job.situation(), job.settings, time.time() >= memory["manager"]["until"])
+    progress.note_plan(memory, decision)
+    if decision.unreachable:
+        failures = memory["manager"]["failures"] + 1
+        memory["manager"] = {"failures": failures, "until": time.time() + waiting.backoff(failures)}
+    elif decision.source != "rules":
+        memory["manager"] = {"failures": 0, "until": 0}
+    milestones.limits(job)
+    return decision
+
+
+def _ask_person(job: Job, decision: manager.Plan) -> None:
+    """Nothing is to be carried out: the mission waits for an answer."""
+    memory = job.memory
+    memory["plan"] = None
+    asks_again = manager.has_judge(job.settings) and memory["criteria"][decision.focus]["verdict"] == "unjudged"
+    memory["blocked"] = {"question": decision.question, "seen": "" if asks_again else job.fingerprint()}
+    job.save("blocked")
+    _write_report(job)
+    milestones.send(job, "blocked", str(decision.question))
+
+
+def _impossible(id: str, first: str, again: str) -> str:
+    return (
+        f"The manager calls {id} impossible, before the last session and after it: {first}"
+        f"{'' if again == first else f' / {again}'} Is that so? Then change the criterion. Else say what the worker is"
+        " missing (make tell TEXT=...)."
+    )
 
 
 def _go_back(job: Job, commit: str) -> None:
@@ -277,7 +379,15 @@ def _write_report(job: Job) -> None:
 
 
 def _new_session() -> dict[str, Any]:
-    return {"session": str(uuid.uuid4()), "begun": False, "context": 0.0, "failures": 0, "process": None, "spent": {}}
+    nothing: dict[str, Any] = {
+        "begun": False,
+        "context": 0.0,
+        "window": WINDOW,
+        "failures": 0,
+        "process": None,
+        "spent": {},
+    }
+    return {"session": str(uuid.uuid4()), **nothing}
 
 
 def _end_if_once(job: Job) -> None:

@@ -22,7 +22,7 @@ from mission import PRIORITIES, Mission
 from openrouter import NoAnswer, as_data
 
 STRATEGIES = ("retry_modified", "alternative", "partial", "escalate")  # the ladder, lowest step first
-RUNGS = (2, 4)  # stalled iterations from which on another approach, and setting aside, are due
+RUNGS = (2, 4, 6)  # stalled iterations from which on another approach, setting aside, and asking a person are due
 FAILURES_SHOWN = 3  # failing checks whose output goes into a prompt
 FAILURE_TAIL = 2500  # characters of each of them
 TONES = {  # one sentence; what is to be done stands elsewhere
@@ -51,8 +51,12 @@ class Standing:
     """Whether it is met in the work tree alone, not in a clean checkout."""
     stalls: int = 0
     """Iterations that worked on it without any change in its failure."""
+    revived: bool = False
+    """Whether something else became met since it was worked on last, so that it deserves another try."""
     tail: str = ""
     """The end of its check's output."""
+    lessons: Sequence[str] = ()
+    """What resolved failures like this one before, one line each."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +75,16 @@ class Situation:
     """The worker's last words."""
     tried: Sequence[str] = ()
     """One line per session, newest last."""
+    commits: Sequence[str] = ()
+    """The mission's last commits, one line each, newest first."""
+    notes: Sequence[str] = ()
+    """What a person told the worker since the last instruction."""
+    told: Sequence[str] = ()
+    """What the person told it before."""
     conflicts: Sequence[tuple[str, str]] = ()
     """Criteria that keep breaking each other."""
+    deadlock: Sequence[tuple[str, str]] = ()
+    """Those of them that went on doing so although the worker knew."""
     morale: str = "steady"
     """rising, steady, struggling or stuck: it sets the tone, never the content."""
     lies: Sequence[str] = ()
@@ -97,24 +109,31 @@ class Plan:
     """"resume" or "fresh"."""
     question: str | None = None
     """For a person, when the strategy is "escalate"."""
+    impossible: str | None = None
+    """Why the manager believes that the focus can never be met; nothing follows from saying so once."""
     source: str = "rules"
     """Who decided: "rules" or the model that answered."""
     cost_usd: float = 0.0
     """What the decision cost."""
     tokens: dict[str, int] = field(default_factory=dict)
     """input and output tokens of the decision."""
+    unreachable: bool = False
+    """Whether the LLM should have decided and could not be reached."""
 
 
-def decide(situation: Situation, settings: Any) -> Plan:
-    """The plan for the next session. Never fails: the rules stand in for an LLM that does."""
+def decide(situation: Situation, settings: Any, may_ask: bool = True) -> Plan:
+    """The plan for the next session. Never fails: the rules stand in for an LLM that does.
+
+    may_ask: False while an LLM that could not be reached is left alone for a while.
+    """
     by_rule = rules(situation)
-    if by_rule.strategy == "escalate" or provider(settings) == "rules":
+    if by_rule.strategy == "escalate" or provider(settings) == "rules" or not may_ask:
         return by_rule
     try:
         plan = ask(situation, settings)
     except NoAnswer as error:
         log.warn(f"the manager LLM did not help, the rules decide this iteration: {error}")
-        return replace(by_rule, **error.bill)
+        return replace(by_rule, **error.bill, unreachable=isinstance(error, openrouter.Unreachable))
     focus = next(s for s in situation.standings if s.id == plan.focus)
     if focus.stalls >= RUNGS[0]:  # it may climb the ladder, not step down
         plan.strategy, plan.session = max(plan.strategy, "alternative", key=STRATEGIES.index), "fresh"
@@ -139,22 +158,32 @@ def provider(settings: Any) -> str:
 
 
 def rules(situation: Situation) -> Plan:
-    """The most important unmet criterion; another approach after two stalls, a person when nothing else is left."""
+    """The most important unmet criterion, by the ladder: the same approach, another one, others first, a person."""
     unmet = [s for s in situation.standings if s.verdict != "met"]
     # Of the unjudged, what runs last waits for the others, and what has no check waits for a person.
     failing = [s for s in unmet if s.verdict != "unjudged"]
-    open_ones = [s for s in failing if not _set_aside(s)]
+    open_ones = _open(failing)
+    if situation.deadlock:
+        return _ask_which(situation)
     if not open_ones:
         return _escalate(failing or [s for s in unmet if s.check is None] or unmet)
     focus = min(open_ones, key=lambda s: (PRIORITIES.index(s.priority), not s.broken_by))
     strategy = "alternative" if focus.stalls >= RUNGS[0] else "retry_modified"
-    session = "resume" if situation.resumable and strategy == "retry_modified" else "fresh"
+    if strategy == "retry_modified" and any(map(_set_aside, failing)):
+        strategy = "partial"
+    session = "resume" if situation.resumable and strategy != "alternative" else "fresh"
     title = " ".join(f"{focus.id}: {focus.criteria}".split())[:TITLE]
     return Plan(focus.id, title, _instruction(focus, strategy, situation), strategy, session)
 
 
 def _set_aside(standing: Standing) -> bool:
     return standing.stalls >= RUNGS[1]
+
+
+def _open(standings: Sequence[Standing]) -> list[Standing]:
+    """What may be worked on: what is not set aside; when there is none, what deserves another try."""
+    open_ones = [s for s in standings if not _set_aside(s)]
+    return open_ones or [s for s in standings if s.revived and s.stalls < RUNGS[2]]
 
 
 def _instruction(focus: Standing, strategy: str, situation: Situation) -> str:
@@ -176,12 +205,19 @@ def _instruction(focus: Standing, strategy: str, situation: Situation) -> str:
         )
     if strategy == "alternative":
         parts.append(
-            f"{focus.stalls} sessions on it changed nothing in how the check fails. Do not go on in the same way:"
+            "The last sessions on it brought it no nearer. Do not go on in the same way:"
             " find the cause first, write it down in your report, then take another approach."
         )
+    if focus.lessons:
+        told = as_data("\n".join(f"- {line}" for line in focus.lessons))
+        parts.append(f"Failures like this one were resolved before in this repository:\n<data>\n{told}\n</data>")
+    aside = [s.id for s in situation.standings if s.verdict not in ("met", "unjudged") and _set_aside(s)]
+    if aside := [id for id in aside if id != focus.id]:
+        parts.append(f"Leave alone for now, since many sessions on it changed nothing: {', '.join(aside)}.")
     if green := [s.id for s in situation.standings if s.verdict == "met"]:
         parts.append(f"These are met and have to stay met: {', '.join(green)}.")
-    if others := [s.id for s in situation.standings if s.verdict not in ("met", "unjudged") and s is not focus]:
+    waiting = [s.id for s in situation.standings if s.verdict not in ("met", "unjudged") and s is not focus]
+    if others := [id for id in waiting if id not in aside]:
         parts.append(f"When it is met and you have room, go on with the next of these: {', '.join(others)}.")
     return "\n\n".join(parts)
 
@@ -190,6 +226,18 @@ def _how_proven(standing: Standing) -> str:
     if standing.check is None:
         return "It has no check: a judge reads the files that git tracks, and closes it only by quotes from them."
     return f"Its check is this command, run in the repository's root; exit code 0 means met:\n\n    {standing.check}"
+
+
+def _ask_which(situation: Situation) -> Plan:
+    """Criteria that break each other again and again are for a person to weigh."""
+    first, second = situation.deadlock[0]
+    known = {s.id: s for s in situation.standings}
+    question = (
+        f"{first} ({known[first].criteria}) and {second} ({known[second].criteria}) keep breaking each other: whenever"
+        " one became met, the other broke. Can both be true at once? Then say how (make tell TEXT=...). Else change the"
+        " check of the one that counts less."
+    )
+    return Plan(first, f"Ask about {first} and {second}", question, "escalate", "fresh", question)
 
 
 def _escalate(stuck: Sequence[Standing]) -> Plan:
@@ -203,7 +251,7 @@ def _escalate(stuck: Sequence[Standing]) -> Plan:
     else:
         how = f"its check fails: `{worst.check}`. Is the check right" if worst.check else "it is judged. Is it clear"
         question = (
-            f"{worst.stalls} sessions on {worst.id} ({worst.criteria}) changed nothing in how {how}, and what is the"
+            f"The last sessions on {worst.id} ({worst.criteria}) changed nothing in how {how}, and what is the"
             " worker missing?"
         )
     return Plan(worst.id, f"Ask about {worst.id}", question, "escalate", "fresh", question)
@@ -218,7 +266,7 @@ def ask(situation: Situation, settings: Any) -> Plan:
     """One call of the manager LLM. Raises NoAnswer for everything that is not a plan for one of the open criteria."""
     user = _fill("situation.md", _parts(situation))
     answer = openrouter.ask(_system_prompt(situation.mission), user, "plan", settings)
-    choices = [s.id for s in situation.standings if s.verdict != "met" and not _set_aside(s)]
+    choices = [s.id for s in _open([s for s in situation.standings if s.verdict != "met"])]
     focus = answer.content["focus"]
     if focus not in choices:
         raise NoAnswer(f"it wants to work on {focus!r}, which is not one of {', '.join(choices)}", answer.bill)
@@ -235,7 +283,8 @@ def worker_prompt(situation: Situation, plan: Plan) -> str:
 
     The mission's own text is in it as it is, also where it looks like a secret: the work may depend on it.
     """
-    parts = {**_parts(situation), "instruction": plan.instruction}
+    notes = situation.notes if plan.session == "resume" else (*situation.told, *situation.notes)
+    parts = {**_parts(situation), "notes": _notes(notes), "instruction": plan.instruction}
     return _fill("resume.md" if plan.session == "resume" else "fresh.md", parts)
 
 
@@ -264,7 +313,14 @@ def _parts(situation: Situation) -> dict[str, str]:
         "report": as_data(situation.report[-FAILURE_TAIL:]),
         "feedback": _feedback(situation),
         "tried": as_data("\n".join(f"- {line}" for line in situation.tried)) or "- nothing yet",
+        "commits": as_data("\n".join(f"- {line}" for line in situation.commits)) or "- none yet",
+        "lessons": as_data("\n".join(f"- {line}" for s in situation.standings for line in s.lessons)) or "- none",
+        "notes": _notes(situation.notes),
     }
+
+
+def _notes(notes: Sequence[str]) -> str:
+    return "From the person who runs this mission:\n\n" + "\n\n".join(notes) if notes else ""
 
 
 def _feedback(situation: Situation) -> str:

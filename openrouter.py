@@ -26,6 +26,7 @@ from document import NOT_TEXT
 HERE = Path(__file__).resolve().parent
 DEADLINE = 120.0  # seconds for one answer of the LLM, wall time
 MAX_ANSWER = 2_000_000  # bytes of an HTTP answer
+LATER = (402, 408, 429)  # statuses, besides those of the server's own failure, by which Unreachable is meant
 MAX_AMOUNT = 1e12  # dollars or tokens that an answer may say it cost
 FENCE = re.compile(r"<\s*/\s*data", re.I)  # the end of what programs printed, see prompts/
 
@@ -37,6 +38,10 @@ class NoAnswer(Exception):
         """bill: what it cost all the same, like Answer.bill; nothing when there was no answer at all."""
         super().__init__(message)
         self.bill = dict(bill or {})
+
+
+class Unreachable(NoAnswer):
+    """Nobody answered, or only to say that it is too much, too early or not paid for: asking again soon is no use."""
 
 
 @dataclass(frozen=True)
@@ -115,21 +120,22 @@ def _post(url: str, body: dict[str, Any], key: str | None) -> dict[str, Any]:
             for byte in response.iter_content(1):  # more at a time would be waited for, however slowly it drips
                 data += byte
                 if time.monotonic() > end or len(data) > MAX_ANSWER:
-                    raise NoAnswer(f"no complete answer within {DEADLINE:.0f} s and {MAX_ANSWER} bytes")
+                    raise Unreachable(f"no complete answer within {DEADLINE:.0f} s and {MAX_ANSWER} bytes")
             status = response.status_code
     except (requests.RequestException, ValueError) as error:  # ValueError: a base_url that is none
-        raise NoAnswer(f"{type(error).__name__}: {error}") from error
+        raise Unreachable(f"{type(error).__name__}: {error}") from error
     return _body(status, bytes(data))
 
 
 def _body(status: int, data: bytes) -> dict[str, Any]:
+    refused = Unreachable if status in LATER or status >= 500 else NoAnswer
     try:
         reply = json.loads(data)
     except (ValueError, RecursionError):
-        raise NoAnswer(f"HTTP {status} and no JSON: {data[:200]!r}") from None
+        raise refused(f"HTTP {status} and no JSON: {data[:200]!r}") from None
     problem = reply.get("error") if isinstance(reply, dict) else "not an object"
     if status != 200 or problem:
-        raise NoAnswer(f"HTTP {status}: {json.dumps(problem)[:300]}")
+        raise refused(f"HTTP {status}: {json.dumps(problem)[:300]}")
     return dict(reply)
 
 

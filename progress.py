@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import judge
@@ -19,7 +19,7 @@ import ledger
 import manager
 import repo
 from claims import Claim
-from mission import Criterion, Limits, Mission
+from mission import Criterion, Mission
 from stream import Outcome
 
 HISTORY = 200  # iterations kept one by one; older ones live on in the totals
@@ -37,6 +37,7 @@ NO_SESSION: dict[str, Any] = {
     "denials": [],
     "claims": {"made": 0, "lies": []},
 }
+NOTHING: Mapping[str, Sequence[str]] = {}
 DOCUMENTS = (".md", ".rst", ".txt", ".adoc", ".html")
 
 Memory = ledger.Memory
@@ -57,13 +58,20 @@ def begin(mission: Mission, branch: str, base: str, iterations: int, instance: s
         "errors": [],
         "timestamp": ledger.now(),
         "mission": {},
-        "settings": {"path": "", "digest": "", "suspect": None},
+        "settings": {"path": "", "digest": "", "suspect": None, "values": {}},
         "criteria": {},
         "plan": None,
         "last": None,
         "worker": None,
         "wait_until": None,
+        "wait": None,
+        "limited": {},
+        "manager": {"failures": 0, "until": 0},
+        "alerts": {},
+        "notes": [],
+        "told": "",
         "blocked": None,
+        "answered": 0,
         "branch": branch,
         "start_branch": "",
         "litter": [],
@@ -99,9 +107,9 @@ def adopt(memory: Memory, mission: Mission) -> None:
 def _blank() -> dict[str, Any]:
     """A criterion that nothing is known of."""
     switches = dict.fromkeys(("seen_red", "proves", "flaky", "unconfirmed"), False)
-    lists: dict[str, Any] = {"regressions": [], "changes": []}
-    nothing = {"verdict": "unjudged", "since": 0, "first_met": None, "stalls": 0, "failure": ""}
-    return {**nothing, **lists, **switches, "proof": None, "evidence": None}
+    lists: dict[str, Any] = {"regressions": [], "changes": [], "seen": []}
+    nothing = {"verdict": "unjudged", "since": 0, "first_met": None, "stalls": 0, "tries": 0, "failure": ""}
+    return {**nothing, **lists, **switches, "proof": None, "evidence": None, "impossible": None}
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -118,7 +126,7 @@ def note_outcome(memory: Memory, outcome: Outcome, said: Sequence[Claim] = ()) -
     if outcome.kind == "ended":
         metrics["successful_actions"] += 1
         metrics["error_recoveries"] += metrics["failing"]
-        metrics["failing"] = False
+        metrics["failing"], memory["told"] = False, ""
     elif outcome.kind != "limit":  # which is nobody's error
         error = {"timestamp": ledger.now(), "message": f"{outcome.kind}: {outcome.message}"[:MESSAGE]}
         memory["errors"] = [*memory["errors"], error][-ERRORS:]
@@ -206,9 +214,27 @@ def close_iteration(memory: Memory, commit: repo.Commit, statistics: Mapping[str
 # --------------------------------------------------------------------------------------------------------
 
 
-def situation(memory: Memory, mission: Mission, tails: Mapping[str, str], max_context: float) -> manager.Situation:
-    """All that the next decision rests on. tails: the end of each check's last output. max_context: 0 to 1."""
-    standings = [_standing(c, memory["criteria"][c.id], tails[c.id]) for c in mission.criteria]
+def situation(
+    memory: Memory,
+    mission: Mission,
+    tails: Mapping[str, str],
+    max_context: float,
+    lessons: Mapping[str, Sequence[str]] = NOTHING,
+    **more: Any,
+) -> manager.Situation:
+    """All that the next decision rests on.
+
+    tails: the end of each check's last output. max_context: 0 to 1. lessons: what is told of each criterion's failure.
+    more: other fields of the situation, which the memory does not know.
+    """
+    standings = [
+        replace(
+            _standing(c, memory["criteria"][c.id], tails[c.id]),
+            revived=_is_revived(memory, c.id),
+            lessons=lessons.get(c.id, ()),
+        )
+        for c in mission.criteria
+    ]
     session, last = memory["worker"], memory["last"] or NO_SESSION
     last_closed = memory["history"][-1]["iteration"] if memory["history"] else 0
     refused = f"; refused to it: {', '.join(last['denials'])}" if last["denials"] else ""
@@ -224,40 +250,26 @@ def situation(memory: Memory, mission: Mission, tails: Mapping[str, str], max_co
             f'"{lie["text"]}": the checks say otherwise of {", ".join(lie["false"])}' for lie in last["claims"]["lies"]
         ],
         conflicts=ledger.conflicts(memory),
+        deadlock=ledger.deadlock(memory),
         morale=ledger.morale(memory),
         tampering=[
             f"{entry['path']} ({entry['what']})" for entry in memory["tampering"] if entry["iteration"] >= last_closed
         ],
+        **more,
     )
 
 
-def limit_reached(memory: Memory, limits: Limits, max_iterations: int | None) -> str:
-    """Which limit stands in the way of another session and what would lift it; "" when none does."""
-    metrics, done = memory["metrics"], memory["iterations"]
-    spent = (
-        ("limits.cost_usd", metrics["estimated_cost"], limits.cost_usd),
-        ("limits.iterations", done, limits.iterations),
-        ("orchestrator.max_iterations", done, max_iterations),
-        ("limits.hours", (metrics["worker_seconds"] + metrics["check_seconds"]) / 3600, limits.hours),
-        ("limits.tokens", metrics["token_usage"]["input"] + metrics["token_usage"]["output"], limits.tokens),
-    )
-    for name, used, cap in spent:
-        if cap is not None and used >= cap:
-            place = "mission" if name.startswith("limits.") else "settings"
-            return f"{name} is reached: {round(used, 4)} of {cap}. Raise it in the {place} and start again to go on."
-    return ""
+def _is_revived(memory: Memory, id: str) -> bool:
+    """Whether more criteria are met now than after the last session on this one."""
+    met = next((entry["met"] for entry in reversed(memory["history"]) if entry["focus"] == id), None)
+    return met is not None and len(memory["completed_tasks"]) > met
 
 
 def unblock(memory: Memory) -> None:
     """A person did something: check again, and count stalls anew."""
-    memory.update(current_phase="validation", blocked=None, tree="")
+    memory.update(current_phase="validation", blocked=None, tree="", answered=memory["iterations"])
     for known in memory["criteria"].values():
-        known["stalls"] = 0
-
-
-def budget_left(memory: Memory, limits: Limits) -> float | None:
-    """US dollars that the next session may cost, None without a limit."""
-    return None if limits.cost_usd is None else max(0.01, limits.cost_usd - memory["metrics"]["estimated_cost"])
+        known.update(stalls=0, tries=0, seen=[], impossible=None)
 
 
 def _standing(criterion: Criterion, known: Mapping[str, Any], tail: str) -> manager.Standing:

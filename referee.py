@@ -19,9 +19,11 @@ from pathlib import Path
 
 import ledger
 import log
+import milestones
 import sandbox
 import seal
-from job import PERSON, Job, Stop, digest, is_running
+from edits import digest, is_running
+from job import PERSON, Job, Stop
 
 WORD = "then: make start ACCEPT=1 (--accept)"
 WITNESS = "accepted"  # name of what git remembers of a mission
@@ -129,6 +131,9 @@ def _restore(job: Job, by: str) -> list[str]:
 
 
 def _note(job: Job, changes: Sequence[seal.Change]) -> None:
+    if changes:
+        named = "\n".join(f"{_name(job, change.path)} ({change.what})" for change in changes)
+        milestones.send(job, "tampering", f"what is protected was changed, and counts as it was before:\n{named}")
     ledger.note_tampering(job.memory, [(_name(job, c.path), c.what, c.kept) for c in changes])
 
 

@@ -20,6 +20,7 @@ from typing import IO, Any
 
 import log
 import proc
+import resets
 
 MAX_LINE = 10_000_000  # bytes; a longer line is dropped, the stream goes on
 PART = 100_000  # bytes taken in at a time
@@ -28,6 +29,8 @@ FINISH = 20.0  # seconds in which the rest is taken in after the end; of what is
 SHOWN = 20  # lines shown of one tick
 MAX_AMOUNT = 1e15  # of dollars, tokens or epoch seconds that an event may name
 LINGER = 60.0  # seconds that claude may live on after its result
+INSTANT = 2.0  # seconds; a run that ends sooner, without a turn, has done nothing whatever it says of itself
+WINDOW = 200_000  # tokens of the context window, until claude has said how large it is
 REPORT = 8000  # characters of the worker's last words that are kept
 TOKENS = {
     "input": "inputTokens",
@@ -36,12 +39,25 @@ TOKENS = {
     "cache_creation": "cacheCreationInputTokens",
 }
 
+ENDS = ("ended", "interrupted", "turn_cap", "budget_cap")  # kinds that are believed of a run with a turn in it
 CONTEXT_FULL = ("prompt_too_long", "blocking_limit", "rapid_refill_breaker")  # values of terminal_reason
 
 # Only error results and synthetic messages are matched against these, never what the model wrote.
 AUTH = re.compile(r"not logged in|/login|invalid api key|failed to authenticate|oauth|subscription access", re.I)
-CREDIT = re.compile(r"credit balance|spend limit|usage credits? required|specified api usage limits", re.I)
-LIMIT = re.compile(r"hit your .*limit|(usage|5-hour|weekly|session|opus|sonnet) limit reached|out of extra usage", re.I)
+CREDIT = re.compile(
+    r"credit balance|spend limit(?!.*limit resets)|usage credits? required|specified api usage limits"
+    r"|out of usage credits(?!.*resets)",
+    re.I,
+)
+LIMIT = re.compile(
+    r"(hit|reached) your .*limit|(usage|5-hour|weekly|session|opus|sonnet|haiku|fable)( [\d.]+)? limit reached"
+    r"|out of (extra usage|usage credits)|requires usage credits",
+    re.I,
+)
+NO_SERVICE = re.compile(
+    r"unable to connect|connection (error|refused|reset)|timed out|overloaded|internal server error|limiting requests",
+    re.I,
+)
 TOO_LONG = re.compile(r"prompt is too long|request too large|context limit reached", re.I)
 LOST = re.compile(r"no conversation found|session id \S+ is already in use", re.I)
 REFUSED = re.compile(
@@ -62,6 +78,8 @@ class Outcome:
     """The worker's last words."""
     resets_at: float | None = None
     """When a limit ends, epoch seconds."""
+    limited: str = ""
+    """The family of the only model that a limit is of, such as "opus"; "" when it is of all of them."""
     turns: int = 0
     """API turns taken."""
     cost_usd: float = 0.0
@@ -72,6 +90,8 @@ class Outcome:
     """The same totals (and `usd`) of the whole session so far."""
     context: float = 0.0
     """Share of the model's window that the conversation fills, 0 to 1."""
+    window: int = WINDOW
+    """Size of that window in tokens."""
     denials: list[str] = field(default_factory=list)
     """Tool calls that the walls refused."""
     seconds: float = 0.0
@@ -96,7 +116,7 @@ class Stream:
         self.result: dict[str, Any] = {}
         self.result_seen = 0.0
         self.in_time = True  # whether the result came before the kit had to end the session
-        self.limit: dict[str, Any] = {}
+        self.limits: dict[str, dict[str, Any]] = {}  # the last word on each window that is used up
         self.error: dict[str, Any] = {}  # the last synthetic message: claude's own words, not the model's
         self.usage: dict[str, dict[str, int]] = {}
         self.words: list[str] = []
@@ -164,9 +184,16 @@ class Stream:
         elif kind == "assistant":
             self._assistant(event)
         elif kind == "rate_limit_event":
-            self.limit = _dict(event.get("rate_limit_info"))
+            self._limit(_dict(event.get("rate_limit_info")))
         elif kind == "result":
             self.result, self.result_seen = event, time.monotonic()
+
+    def _limit(self, info: dict[str, Any]) -> None:
+        """Events come on ordinary turns too, with `allowed`: only `rejected` is a limit."""
+        window = str(info.get("rateLimitType"))
+        self.limits.pop(window, None)
+        if info.get("status") == "rejected":
+            self.limits[window] = info
 
     def _assistant(self, event: dict[str, Any]) -> None:
         message = _dict(event.get("message"))
@@ -190,13 +217,19 @@ class Stream:
             log.info(f"worker: {self.doing}")
 
 
-def classify(stream: Stream, result: proc.Result, stderr: str, spent: Mapping[str, float]) -> Outcome:
+def classify(
+    stream: Stream, result: proc.Result, stderr: str, spent: Mapping[str, float], window: int = WINDOW
+) -> Outcome:
     """The outcome of a session from its events, its process and its stderr, in this order of trust:
 
     what the kit itself did, the structured limit, claude's own error words, the result, the exit code.
+    window: tokens of the context window as far as it is known.
     """
     said = _error_text(stream, stderr)
-    kind = _kind(stream, result, said)
+    kind, turns = _kind(stream, result, said), int(_number(stream.result.get("num_turns")) or len(stream.usage))
+    if kind in ENDS and not turns and not result.stopped and result.seconds < INSTANT:
+        kind = "crashed"
+    limits, window = list(stream.limits.values()), _window(stream) or window
     session = _session_totals(stream) or dict(spent)
     # A total below the last one is of a version that reports each run by itself.
     run = {name: value - (spent.get(name, 0) if value >= spent.get(name, 0) else 0) for name, value in session.items()}
@@ -204,12 +237,14 @@ def classify(stream: Stream, result: proc.Result, stderr: str, spent: Mapping[st
         kind,
         message=said or _how_it_ended(kind, stream, result),
         report=_report(stream),
-        resets_at=_resets_at(stream.limit) if kind == "limit" else None,
-        turns=int(_number(stream.result.get("num_turns")) or len(stream.usage)),
+        resets_at=(resets.from_windows(limits) or resets.from_text(said, time.time())) if kind == "limit" else None,
+        limited=resets.limited_model(limits, said) if kind == "limit" else "",
+        turns=turns,
         cost_usd=round(run.pop("usd", 0.0), 6),
         tokens={name: int(count) for name, count in run.items()},
         session=session,
-        context=_context(stream),
+        context=round(_filled(stream) / window, 3),
+        window=window,
         denials=[_denial(item) for item in _dicts(stream.result.get("permission_denials"))],
         seconds=round(result.seconds, 1),
         swept=result.swept,
@@ -243,11 +278,15 @@ def _kind(stream: Stream, result: proc.Result, said: str) -> str:
 def _error_kind(stream: Stream, said: str, reason: object) -> str:
     """The kind that claude's own error speaks of, "" if it speaks of none."""
     error, status = stream.error.get("error"), stream.result.get("api_error_status")
-    if stream.limit.get("errorCode") == "credits_required" or error == "billing_error" or CREDIT.search(said):
+    if (
+        any(limit.get("errorCode") == "credits_required" for limit in stream.limits.values())
+        or error == "billing_error"
+        or CREDIT.search(said)
+    ):
         return "credit"
     if reason in CONTEXT_FULL or TOO_LONG.search(said):
         return "context_full"
-    if stream.limit.get("status") == "rejected" or LIMIT.search(said):
+    if stream.limits or LIMIT.search(said):
         return "limit"
     if error in ("authentication_failed", "oauth_org_not_allowed", "account_on_hold") or status == 401:
         return "auth"
@@ -257,7 +296,9 @@ def _error_kind(stream: Stream, said: str, reason: object) -> str:
         return "denied"
     if error in ("rate_limit", "overloaded", "server_error") or status == 429 or _number(status) >= 500:
         return "overloaded"
-    return "auth" if AUTH.search(said) else ""
+    if AUTH.search(said):
+        return "auth"
+    return "overloaded" if NO_SERVICE.search(said) else ""
 
 
 def _error_text(stream: Stream, stderr: str) -> str:
@@ -291,13 +332,6 @@ def _report(stream: Stream) -> str:
     return (text if len(text) >= len(last) else last)[-REPORT:].encode("utf-8", "replace").decode()
 
 
-def _resets_at(limit: dict[str, Any]) -> float | None:
-    """The latest reset among the windows that are used up."""
-    windows = [_dict(window) for window in _dict(limit.get("unifiedWindows")).values()]
-    used_up = [limit, *(window for window in windows if window.get("status") == "rejected")]
-    return max((_number(window.get("resetsAt")) for window in used_up), default=0.0) or None
-
-
 def _session_totals(stream: Stream) -> dict[str, float]:
     """Cost and tokens of the whole session, all models and subagents; empty without a result that knows them."""
     models = [_dict(use) for use in _dict(stream.result.get("modelUsage")).values()]
@@ -307,12 +341,16 @@ def _session_totals(stream: Stream) -> dict[str, float]:
     return {"usd": _number(stream.result.get("total_cost_usd")), **tokens}
 
 
-def _context(stream: Stream) -> float:
+def _filled(stream: Stream) -> float:
+    """Tokens of the conversation as it was sent last."""
     last: dict[str, int] = next(reversed(stream.usage.values()), {})
-    filled = sum(_number(last.get(f"{kind}input_tokens")) for kind in ("", "cache_read_", "cache_creation_"))
+    return sum(_number(last.get(f"{kind}input_tokens")) for kind in ("", "cache_read_", "cache_creation_"))
+
+
+def _window(stream: Stream) -> int:
+    """Tokens of the model's window; 0 without a result that knows it."""
     models = _dict(stream.result.get("modelUsage")).values()
-    window = max((_number(_dict(use).get("contextWindow")) for use in models), default=0.0)
-    return round(filled / window, 3) if window else 0.0
+    return int(max((_number(_dict(use).get("contextWindow")) for use in models), default=0.0))
 
 
 def _denial(item: dict[str, Any]) -> str:

@@ -55,7 +55,10 @@ def clean_env(environ: Mapping[str, str], keep: Sequence[str] = (), apart: Path 
     def kept(name: str) -> bool:
         return any(name == k or (k.endswith("*") and name.startswith(k[:-1])) for k in keep)
 
-    plain = {n: v for n, v in environ.items() if kept(n) or not (log.is_secret_name(n) or n in SURROUNDING)}
+    def told(name: str, value: str) -> bool:
+        return log.is_secret_name(name) or name in SURROUNDING or log.holds_secret(os.fsencode(value))
+
+    plain = {n: v for n, v in environ.items() if kept(n) or not told(n, v)}
     if apart is None:
         return plain
     path = {"PATH": _trusted(plain.get("PATH"), apart)[0]}

@@ -64,6 +64,12 @@ class Task:
     """Host names that sandboxed commands may reach."""
     budget_usd: float | None
     """What this run may cost, None for no cap."""
+    model: str | None
+    """Which model works; None for Claude Code's own choice."""
+    timeout: float
+    """Seconds that it may run."""
+    window: int
+    """Tokens of the model's context window, as far as it is known."""
     spent: Mapping[str, float]
     """`Outcome.session` after the session's last run: claude reports totals of the whole session."""
     marker: str
@@ -124,7 +130,7 @@ def run(task: Task, settings: Any, started: Callable[[int], None] | None = None)
     settings: the kit's settings. started: called with claude's pid as soon as there is one.
     """
     argv = command_line(task, settings)
-    limits = proc.Limits(settings.claude_code.timeout, settings.claude_code.idle_timeout, MAX_STREAM)
+    limits = proc.Limits(task.timeout, settings.claude_code.idle_timeout, MAX_STREAM)
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         with open(task.stream, "a", encoding="utf-8", opener=log.private) as kept:
             stream = Stream(out, kept)
@@ -142,7 +148,7 @@ def run(task: Task, settings: Any, started: Callable[[int], None] | None = None)
             stream.in_time = bool(stream.result)
             if result.stopped != "size":  # what is too much is not read to its end either
                 stream.finish()
-        outcome = classify(stream, result, proc.tail(err, 4000).strip(), task.spent)
+        outcome = classify(stream, result, proc.tail(err, 4000).strip(), task.spent, task.window)
     log.live("")
     log.debug(f"session {outcome.kind}", code=result.code, stopped=result.stopped, swept=result.swept)
     return outcome
@@ -197,7 +203,7 @@ def command_line(task: Task, settings: Any) -> list[str]:
     argv += [f"--resume={task.session}" if task.resume else f"--session-id={task.session}"]
     argv += ["--permission-mode", claude.permission_mode, "--setting-sources", "user", "--strict-mcp-config"]
     argv += ["--settings", walls, "--append-system-prompt-file", str(task.rules)]
-    argv += [f"--model={claude.model}"] if claude.model else []
+    argv += [f"--model={task.model}"] if task.model else []
     argv += [f"--max-turns={claude.max_turns}"] if claude.max_turns else []
     argv += [f"--max-budget-usd={task.budget_usd:.4f}"] if task.budget_usd is not None else []
     return argv

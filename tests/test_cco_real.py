@@ -25,7 +25,7 @@ from conftest import KIT, marked, need, until
 
 import state as store
 from extras.messages_api import MessagesAPI
-from loop import MARGIN
+from waiting import MARGIN
 
 API_KEY = {"ANTHROPIC_API_KEY": "none-is-needed"}
 SUBSCRIPTION = {"CLAUDE_CODE_OAUTH_TOKEN": "sk-ant-oat01-dummy"}

@@ -1,0 +1,90 @@
+"""What a person tells a mission: notes in .cco/inbox, until the next instruction carries them.
+
+    inbox.leave(folder, "api", "use the staging database")      by `make tell`
+    for text in inbox.take(folder, memory): ...                 into the memory, where it is kept until it was passed on
+    inbox.clear(folder, memory)                                 once that memory is saved
+
+Each note is a file, written whole or not at all, so nothing is lost and nothing is passed on twice.
+
+What is not covered: a worker without a sandbox can leave notes too. A note changes no verdict.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from pathlib import Path
+from typing import Any
+
+import log
+
+MOST = 4000  # characters of one note
+KEPT = 10  # notes that are remembered after they were passed on, for sessions that begin afresh
+SHORT = 1000  # characters of each of these
+
+Memory = dict[str, Any]
+
+
+def leave(folder: Path, mission: str, text: str) -> Path:
+    """Leave a note for a mission. folder: `.cco`. Raises ValueError for one that is empty or too long, OSError."""
+    if not text.strip() or len(text) > MOST:
+        raise ValueError(f"a note has 1 to {MOST} characters, this one has {len(text.strip())}")
+    place = folder / "inbox"
+    place.mkdir(mode=0o700, exist_ok=True)
+    path = place / f"{mission}.{time.time_ns()}.md"
+    half = place / f".{path.name}.{os.getpid()}"
+    with open(half, "x", encoding="utf-8", errors="replace", opener=log.private) as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(half, path)
+    return path
+
+
+def names(folder: Path, mission: str) -> list[str]:
+    """The notes that wait for a mission, oldest first."""
+    place = folder / "inbox"
+    found = [path for path in place.glob("*.md") if path.name.rsplit(".", 2)[0] == mission] if place.is_dir() else []
+    return sorted(path.name for path in found if stat.S_ISREG(path.lstat().st_mode))
+
+
+def take(folder: Path, memory: Memory) -> list[str]:
+    """Take new notes into the memory; their texts. Raises OSError."""
+    known = {note["id"] for note in memory["notes"]}
+    new: list[dict[str, Any]] = []
+    for name in names(folder, memory["mission_id"]):
+        if name not in known:
+            with open(folder / "inbox" / name, encoding="utf-8", errors="replace") as file:
+                new.append({"id": name, "text": file.read(MOST).strip(), "iteration": None})
+    memory["notes"] += new
+    return [str(note["text"]) for note in new]
+
+
+def clear(folder: Path, memory: Memory) -> None:
+    """Remove the notes that the saved memory holds."""
+    for note in memory["notes"]:
+        (folder / "inbox" / note["id"]).unlink(missing_ok=True)
+
+
+def current(memory: Memory) -> list[str]:
+    """What the instruction of this iteration has to carry: also again, when its session was cut off."""
+    return [note["text"] for note in memory["notes"] if note["iteration"] in (None, memory["iterations"])]
+
+
+def earlier(memory: Memory) -> list[str]:
+    """What earlier instructions carried, for a worker that knows nothing."""
+    return [note["text"] for note in memory["notes"] if note["iteration"] not in (None, memory["iterations"])]
+
+
+def passed_on(memory: Memory) -> None:
+    """The worker has been told."""
+    for note in memory["notes"]:
+        if note["iteration"] is None:
+            note["iteration"] = memory["iterations"]
+
+
+def forget(memory: Memory) -> None:
+    """The iteration is over: of what was passed on, the beginning is kept."""
+    done = [{**note, "text": note["text"][:SHORT]} for note in memory["notes"] if note["iteration"] is not None]
+    memory["notes"] = [*done[-KEPT:], *(note for note in memory["notes"] if note["iteration"] is None)]

@@ -1,0 +1,99 @@
+"""How long to wait, for what, and with which model not to wait at all.
+
+    waiting.begin(memory, waiting.until_reset(outcome.resets_at), "the usage limit")
+    while waiting.left(memory) > 0: ...
+
+Waits are in the memory, as a time of the wall clock: they go on after a restart or a reboot. Clocks are set back and
+machines sleep, so what is left is never more than what was planned. Part of the document that schema/state.json
+describes, like progress.py. No files, no processes.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+MARGIN = 60.0  # seconds waited after a usage limit's reset
+SPREAD = 60.0  # seconds of chance on top, so that not all who wait for one reset come at once
+NO_RESET = 3600.0  # seconds waited for a limit that names no reset; then the next session tries
+LONGEST = 8 * 86400.0  # seconds; no limit of the API is longer
+BACKOFF = (30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)  # seconds after each failure in a row, the last one for ever
+JITTER = 0.1  # share of a back-off that chance adds
+
+Memory = dict[str, Any]
+
+
+def until_reset(resets_at: float | None) -> float:
+    """Seconds to wait for a usage limit that ends at this epoch time, None where it names none."""
+    now = time.time()
+    wait = NO_RESET if resets_at is None else max(0.0, resets_at - now) + MARGIN
+    return min(wait, LONGEST) + random.uniform(0, SPREAD)
+
+
+def backoff(failures: int) -> float:
+    """Seconds to wait after so many failures in a row, 1 or more."""
+    return BACKOFF[min(failures, len(BACKOFF)) - 1] * random.uniform(1, 1 + JITTER)
+
+
+def begin(memory: Memory, seconds: float, why: str) -> None:
+    """Remember a wait. why: what is waited for, in words."""
+    now = time.time()
+    memory["wait_until"], memory["wait"] = now + seconds, {"since": now, "why": why}
+
+
+def left(memory: Memory) -> float:
+    """Seconds that are still to be waited, 0 or less when the time has come."""
+    if memory["wait_until"] is None:
+        return 0.0
+    planned = memory["wait_until"] - memory["wait"]["since"]
+    return float(min(memory["wait_until"] - time.time(), planned, LONGEST + MARGIN + SPREAD))
+
+
+def end(memory: Memory) -> None:
+    """Forget the wait."""
+    memory["wait_until"] = memory["wait"] = None
+
+
+def when(memory: Memory) -> str:
+    """When the wait ends, for people."""
+    return datetime.fromtimestamp(memory["wait_until"]).strftime("%a %H:%M")
+
+
+def span(seconds: float) -> str:
+    """A time for people: 40 s, 12 min, 3 h 05 min, 2 d 4 h."""
+    minutes = int(seconds // 60)
+    if seconds < 60:
+        return f"{max(0, int(seconds))} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    hours = minutes // 60
+    return f"{hours} h {minutes % 60:02} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+# --------------------------------------------------------------------------------------------------------
+# Limits of one model alone
+# --------------------------------------------------------------------------------------------------------
+
+
+def note_limited(memory: Memory, model: str | None, family: str, seconds: float) -> None:
+    """Remember that a model, and with it its family, is used up. model: as it was asked for, None for the default."""
+    memory["limited"] = {**memory["limited"], **dict.fromkeys((model or "", family), time.time() + seconds)}
+
+
+def models(memory: Memory, wanted: str | None, fallbacks: Sequence[str]) -> list[str | None]:
+    """Those of these models that are not used up, in this order; None stands for claude's own choice."""
+    return [name for name in (wanted, *fallbacks) if not _is_limited(memory, name)]
+
+
+def first_reset(memory: Memory) -> float:
+    """Seconds until the first of the models that are used up comes back."""
+    return float(min(memory["limited"].values())) - time.time()
+
+
+def _is_limited(memory: Memory, name: str | None) -> bool:
+    now, name = time.time(), (name or "").lower()
+    memory["limited"] = {known: until for known, until in memory["limited"].items() if now < until < now + 2 * LONGEST}
+    return any(name == known or (known and known in name) for known in memory["limited"])
