@@ -13,7 +13,7 @@ A violation is told with the command that repeats it, its folder is kept, and th
     3:rename:7:before     SIGKILL on entry of the 7th rename of the kit's 3rd run; the call does not happen
     3:vfork:9:after       SIGKILL when the call has returned: the git, the check or the worker it started lives on
     3:git:17:rename:2:killed     git and kit die together, on entry of the 2nd rename of the run's 17th git command
-    3:git:17:openat:40:held      the kit dies while git has just made that lock file; git goes on while the kit starts
+    3:git:17:openat:2:held       the kit dies while git has just made that lock file; git goes on while the kit starts
     3:worker:worked:orphaned     the kit dies while the worker is at work, and the worker lives on; `killed`: both die
     walls:vfork:9:after          as above, in a run whose checks are in a sandbox
 
@@ -21,10 +21,11 @@ Measured with strace 6.1. `inject=CALL:signal=KILL:when=N` kills on entry, and t
 writes `(DELAYED)` when the call has had its effect and holds the process there, where SIGKILL ends it at once (strace
 itself sees that only when the delay is over, so it is short, and tried again with a longer one where it was missed).
 Between two calls that are listed here nothing on disk changes, so that "after" one is "before" the next; it is a
-point of its own only where the call starts a process. `when` counts each name by itself. How often openat, close and
-write are called hangs on the machine (/proc, output in parts), so `-P` counts only those on the very same path, and
-the kit is run by a few lines that make the names of temporary files and sessions the same every time. A run in whose
-trace the killed call does not stand last proves nothing, and counts as a violation.
+point of its own only where the call starts a process that changes something meanwhile. `when` counts each name by
+itself. How often openat, close and write are called hangs on the machine (/proc, output in parts), so `-P` counts
+only those on the very same path, and the kit is run by a few lines that make the names of temporary files and
+sessions the same every time. A run in whose trace the killed call does not stand last proves nothing, and counts as
+a violation.
 
 Everything runs in a process namespace of its own (bubblewrap), which makes tracing ten times faster, since the kit
 looks at every process of the machine, and lets nothing survive the sweep.
@@ -181,7 +182,7 @@ def _places(name: str, rest: str, folder: Path) -> tuple[str, str]:
 
 def _changes(call: Call) -> bool:
     """Whether it may have changed something."""
-    if "= -1 " in call.line or "(deleted)" in call.path:
+    if "= -1 " in call.line or ">(deleted)" in call.line:  # a file without a name is gone with its process
         return False
     if call.name == "openat":
         return bool(re.search(r"O_CREAT|O_WRONLY|O_RDWR", call.line))
