@@ -111,7 +111,7 @@ def start(args: argparse.Namespace) -> int:
     import notify
     import proc
 
-    proc.catch_signals()
+    proc.catch_signals(hangup=False)
     sessions_left = 1 if args.once else None
     try:
         while True:
@@ -400,9 +400,8 @@ def _failed(error: Exception) -> int:
 
 def _reading(error: Exception) -> tuple[int, str]:
     """The exit code that an error stands for, and what to say about it."""
-    import errno
-
     import job
+    import machine
     import proc
     from mission import MissionError
     from repo import GitError
@@ -416,8 +415,8 @@ def _reading(error: Exception) -> tuple[int, str]:
         return job.LATER, str(error)
     if isinstance(error, MissionError):
         return job.USAGE, str(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return job.CANNOT, f"{error}: free some space, then start again; the last good state is kept"
+    if isinstance(error, OSError) and (advice := machine.advice(error)):
+        return job.CANNOT, f"{error}: {advice}, then start again; the last good state is kept"
     if isinstance(error, (CannotRun, GitError, OSError, state.StateError)):
         return job.CANNOT, str(error)
     return job.ERROR, f"unexpected error: {type(error).__name__}: {error}"

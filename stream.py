@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 import log
+import machine
 import proc
 import resets
 
@@ -257,7 +258,7 @@ def _kind(stream: Stream, result: proc.Result, said: str) -> str:
     subtype, reason = stream.result.get("subtype"), stream.result.get("terminal_reason")
     failed = bool(stream.result.get("is_error")) or subtype != "success"
     if result.error:
-        return "missing"
+        return "crashed" if machine.lack(result.errno) else "missing"
     if result.stopped and not stream.in_time:  # a claude that is told to stop may still call it a success
         return "interrupted" if result.stopped == "interrupted" else "timeout"
     if stream.result and not failed:

@@ -19,9 +19,10 @@ import mission
 KIT = Path(__file__).resolve().parent.parent
 README = (KIT / "README.md").read_text("utf-8")
 ORDER = (
-    "cco", "loop", "proof", "referee", "job", "page", "paper", "report", "progress", "manager", "ledger", "judge",
-    "openrouter", "worker", "stream", "claims", "dod", "sandbox", "mission", "document", "seal", "checkout", "repo",
-    "proc", "processes", "surroundings", "state", "log",
+    "cco", "loop", "proof", "referee", "milestones", "steering", "job", "edits", "page", "paper", "report", "inbox",
+    "progress", "manager", "ledger", "judge", "openrouter", "worker", "stream", "resets", "waiting", "budget", "claims",
+    "lessons", "dod", "sandbox", "mission", "document", "seal", "checkout", "repo", "notify", "machine", "proc",
+    "processes", "surroundings", "state", "log",
 )  # fmt: skip
 MISSION = json.dumps({"title": "t", "definition_of_done": [{"criteria": "c", "check": "test -e never"}]})
 
@@ -232,11 +233,11 @@ def test_the_readme_names_every_command_with_its_options():
 def test_the_readme_names_every_setting_with_its_default_and_meaning():
     schema = json.loads((KIT / "schema" / "config.json").read_text("utf-8"))
     for section, entry in schema["properties"].items():
-        for key, value in entry["properties"].items():
+        for key, value in entry.get("properties", {}).items():
             default = value["default"] if isinstance(value["default"], str) else json.dumps(value["default"])
             assert f"| `{section}.{key}` | `{default}` | {value['description']} |" in README
     named = set(re.findall(r"^\| `([a-z_]+\.[a-z_]+)` \| `", README, re.M))
-    assert named == {f"{s}.{k}" for s, entry in schema["properties"].items() for k in entry["properties"]}
+    assert named == {f"{s}.{k}" for s, entry in schema["properties"].items() for k in entry.get("properties", {})}
 
 
 def test_the_readme_names_every_mission_field():
