@@ -202,7 +202,8 @@ def private(path: str, flags: int) -> int:
 def _emit(level: int, message: str, fields: dict[str, Any]) -> None:
     if _console is None:  # no mission's log is open: a plain word to whoever called
         if level >= LEVELS["WARN"]:
-            print(printable(message), file=sys.stderr)
+            with contextlib.suppress(OSError):  # as in `start`
+                print(printable(message), file=sys.stderr)
         return
     _log.log(level, "%s", message, extra={"fields": {**_context, **fields}})
 

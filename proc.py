@@ -179,7 +179,10 @@ def run(
             started(running.process.pid)
         while not running.over(STEP):
             pass
-    finally:  # also when `started` or `tick` raised
+    except BaseException:  # of `started` or `tick`: it is ended, but has the time to put its things in order
+        running.result.stopped = "interrupted"
+        raise
+    finally:
         running.close()
     return running.result
 

@@ -443,6 +443,14 @@ class Repo:
         if lack := machine.lack(result.errno, said):
             raise OSError(lack.errno, lack.strerror, str(self.root))
         machine.require_room(tempfile.gettempdir())  # where it prints to
+        if forbidden := self._forbidden():
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(forbidden))
+
+    def _forbidden(self) -> Path | None:
+        """The first folder of git's that we have no rights to: what is in it looks like nothing."""
+        inside = ("", ".git", ".git/objects", ".git/refs", ".git/refs/heads") if self.git_folder is None else ()
+        places = (self.root / name for name in inside)
+        return next((p for p in places if os.path.isdir(p) and not os.access(p, os.R_OK | os.W_OK | os.X_OK)), None)
 
     def _environment(self) -> dict[str, str]:
         """No variable of a surrounding git command, no look at a repository around this one, no question, English.

@@ -166,7 +166,7 @@ def obstacle(root: Path) -> str:
     with tempfile.TemporaryFile() as out:
         result = proc.run([program, *PROBE], cwd=Path("/"), env=env, output=out, limits=limits)
         said = " ".join(proc.tail(out, 500).split())
-    if result.code and (lack := machine.lack(result.errno, said, machine.SCARCE)):
+    if result.code != 0 and (lack := machine.lack(result.errno, said, machine.SCARCE)):
         raise lack
     return "" if result.code == 0 else f"bubblewrap says: {said or result.error or result.stopped or result.code}"
 
