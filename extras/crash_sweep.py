@@ -406,7 +406,7 @@ class Trial:
 
     def _watched(self, run: str, strace: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
         """Begin a run that is traced, or whose git is."""
-        for path in (self.trace, *self.sweep.iterdir()):
+        for path in (self.trace, self.base / "pid", *self.sweep.iterdir()):
             path.unlink(missing_ok=True)
         (self.sweep / "count").write_text("0")
         number = str(RUNS.index(run) + 1)
@@ -426,7 +426,8 @@ class Trial:
         running = self._watched(point.run, ["strace", "-y", "-s", "200", "-o", str(self.trace), *options], {})
         if point.how == "after":
             self._await(lambda: "(DELAYED)" in _text(self.trace), running)
-            self._kill(int(_text(self.base / "pid") or 0))
+            if running.poll() is None:
+                _kill(int(_text(self.base / "pid")))
         self._await(lambda: False, running)
         return self._is_last(call, self.trace) and "killed by SIGKILL" in _text(self.trace)
 
@@ -440,7 +441,7 @@ class Trial:
         self._await(lambda: not killed and "(DELAYED)" in _text(trace), running)
         there = self._is_last(call, trace)
         if killed:
-            return there and "killed by SIGKILL" in _text(trace)
+            return there and "killed by SIGKILL" in _text(trace) and running.returncode == -signal.SIGKILL
         alone = running.poll() is None
         running.kill()
         running.wait()
@@ -460,7 +461,7 @@ class Trial:
         running.kill()
         running.wait()
         for pid in self.living() if point.how == "killed" else ():
-            self._kill(pid)
+            _kill(pid)
         return there
 
     def _await(self, condition: Any, running: subprocess.Popen[bytes]) -> None:
@@ -471,10 +472,6 @@ class Trial:
                 running.kill()
                 self.note("unended", f"the run to be killed did not end in {PATIENCE:.0f} s")
             time.sleep(POLL)
-
-    def _kill(self, pid: int) -> None:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
 
     def living(self) -> dict[int, str]:
         """The processes that carry the repository's mark, or work in the mission's folder."""
@@ -591,6 +588,11 @@ def _pid(call: Call) -> str:
     return call.line.rpartition("= ")[2].split()[0]
 
 
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
 def _plain(path: str) -> str:
     """The path, or what all temporary files of git have in common."""
     return re.sub(".*/objects/([0-9a-f]{2}/)?tmp_obj_.*", "objects/tmp_obj", path)
@@ -639,7 +641,7 @@ def work(args: argparse.Namespace) -> int:
         done = {"point": point.name, "line": point.call.line[:160], "starts": trial.starts, "found": found}
         print(json.dumps({**done, "seconds": round(time.monotonic() - begun, 1)}), flush=True)
         for pid in trial.living():
-            trial._kill(pid)
+            _kill(pid)
     return 0
 
 
