@@ -45,8 +45,13 @@ def leave(folder: Path, mission: str, text: str) -> Path:
 def names(folder: Path, mission: str) -> list[str]:
     """The notes that wait for a mission, oldest first."""
     place = folder / "inbox"
-    found = [path for path in place.glob("*.md") if path.name.rsplit(".", 2)[0] == mission] if place.is_dir() else []
+    found = [path for path in place.glob("*.md") if _is_for(mission, path.name)] if place.is_dir() else []
     return sorted(path.name for path in found if stat.S_ISREG(path.lstat().st_mode))
+
+
+def _is_for(mission: str, name: str) -> bool:
+    start, _, number = name.removesuffix(".md").rpartition(".")
+    return start == mission and number.isdigit()
 
 
 def take(folder: Path, memory: Memory) -> list[str]:

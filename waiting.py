@@ -80,7 +80,8 @@ def span(seconds: float) -> str:
 
 def note_limited(memory: Memory, model: str | None, family: str, seconds: float) -> None:
     """Remember that a model, and with it its family, is used up. model: as it was asked for, None for the default."""
-    memory["limited"] = {**memory["limited"], **dict.fromkeys((model or "", family), time.time() + seconds)}
+    names = ((model or "").lower(), family.lower())
+    memory["limited"] = {**memory["limited"], **dict.fromkeys(names, time.time() + seconds)}
 
 
 def models(memory: Memory, wanted: str | None, fallbacks: Sequence[str]) -> list[str | None]:
