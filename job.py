@@ -200,10 +200,19 @@ class Job:
             self.begin()
             self.memory["start_branch"] = before if before != self.branch else ""
             log.info(f"mission {self.mission.id}: {len(self.mission.criteria)} criteria, branch {self.branch}")
-        elif self.memory["plan"] is None and self.memory["commit"] != self.repo.head():
-            self.memory["commit"] = self.repo.head()  # what a person committed in between stays as it is
-            self.memory["best"] = None
+        else:
+            self._say_where_it_stands()
+            if self.memory["plan"] is None and self.memory["commit"] != self.repo.head():
+                self.memory["commit"] = self.repo.head()  # what a person committed in between stays as it is
+                self.memory["best"] = None
         self.save()
+
+    def _say_where_it_stands(self) -> None:
+        memory = self.memory
+        far = f"{len(memory['completed_tasks'])} of {len(memory['criteria'])} criteria met"
+        log.info(
+            f"mission {self.mission.id} goes on in iteration {memory['iterations']} ({memory['current_phase']}): {far}"
+        )
 
     def require_branch(self) -> None:
         """Raise Stop where a person has begun something else in this checkout since the last session."""

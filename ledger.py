@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
@@ -35,7 +36,7 @@ Memory = dict[str, Any]
 
 def now() -> str:
     """The time in UTC, for people; nothing is decided by it."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.fromtimestamp(time.time(), timezone.utc).isoformat(timespec="seconds")
 
 
 def note_verdicts(memory: Memory, verdicts: Mapping[str, dod.Verdict]) -> list[str]:

@@ -145,8 +145,6 @@ def execute(job: Job) -> None:
         job.save()
 
     outcome = _by_hand(job, task) if claude.mode == "manual" else _by_worker(job, task, started)
-    if job.sessions_left is not None:
-        job.sessions_left -= 1
     inbox.passed_on(memory)
     session.update(process=None, context=outcome.context, window=outcome.window, spent=outcome.session)
     progress.note_outcome(memory, outcome, claims.claims(outcome.report, job.mission.criteria))
@@ -154,6 +152,8 @@ def execute(job: Job) -> None:
     referee.compare(job)
     milestones.limits(job)
     _go_on_after(job, task, outcome)
+    if job.sessions_left is not None and memory["current_phase"] == "validation":
+        job.sessions_left -= 1
 
 
 def _by_worker(job: Job, task: worker.Task, started: Callable[[int], None]) -> Outcome:
@@ -214,17 +214,16 @@ def _after_limit(job: Job, task: worker.Task, outcome: Outcome) -> None:
     if outcome.limited:
         waiting.note_limited(memory, task.model, outcome.limited, wait)
         if models := waiting.models(memory, claude.model, claude.fallbacks):
-            text = (
-                f"{outcome.limited} is used up for {waiting.span(wait)}; going on with {models[0] or 'the usual model'}"
+            other = models[0] or "the usual model"
+            milestones.tell(
+                job, "limit", f"{outcome.limited} is used up for {waiting.span(wait)}; going on with {other}"
             )
-            milestones.tell(job, "limit", text)
             return job.save("execution")
         wait, why = waiting.first_reset(memory), "the usage limit of each model"
     waiting.begin(memory, wait, why)
     job.save("waiting")
-    milestones.tell(
-        job, "limit", f"{outcome.message.splitlines()[0]}; going on {waiting.when(memory)}, in {waiting.span(wait)}"
-    )
+    said = outcome.message.splitlines()[0]
+    milestones.send(job, "limit", f"{said}; going on {waiting.when(memory)}, in {waiting.span(wait)}")
 
 
 def _after_failure(job: Job, outcome: Outcome) -> None:
@@ -271,11 +270,7 @@ def validate(job: Job) -> None:
     done = dod.all_met(verdicts.values())
     job.save("completed" if done else "planning")
     if done:
-        milestones.tell(
-            job,
-            "done",
-            f"all {total} criteria are met{_cost(job, ', ')}; to take the work: {report.how_to_take(memory)}",
-        )
+        milestones.send(job, "done", f"all {total} criteria are met. To take the work: {report.how_to_take(memory)}")
 
 
 def wait(job: Job) -> None:
@@ -298,9 +293,7 @@ def wait(job: Job) -> None:
     if proc.stopping:
         return job.save()
     if memory["wait"] and "limit" in memory["wait"]["why"]:
-        milestones.tell(
-            job, "limit_over", f"the wait for {memory['wait']['why']} is over; iteration {memory['iterations']} goes on"
-        )
+        milestones.tell(job, "limit_over", f"{memory['wait']['why']} is over; iteration {memory['iterations']} goes on")
     waiting.end(memory)
     job.save("execution")
     if job.was_edited():  # while nothing ran

@@ -166,7 +166,7 @@ def rules(situation: Situation) -> Plan:
     if situation.deadlock:
         return _ask_which(situation)
     if not open_ones:
-        return _escalate(failing or [s for s in unmet if s.check is None] or unmet)
+        return _escalate(failing or [s for s in unmet if s.check is None] or unmet, situation.last)
     focus = min(open_ones, key=lambda s: (PRIORITIES.index(s.priority), not s.broken_by))
     strategy = "alternative" if focus.stalls >= RUNGS[0] else "retry_modified"
     if strategy == "retry_modified" and any(map(_set_aside, failing)):
@@ -240,7 +240,9 @@ def _ask_which(situation: Situation) -> Plan:
     return Plan(first, f"Ask about {first} and {second}", question, "escalate", "fresh", question)
 
 
-def _escalate(stuck: Sequence[Standing]) -> Plan:
+def _escalate(stuck: Sequence[Standing], last: str) -> Plan:
+    """last: how the last session ended."""
+    ended = "" if last.startswith("ended") else f" The last session did not even end well: {last}"
     worst = min(stuck, key=lambda s: PRIORITIES.index(s.priority))
     if worst.verdict == "unjudged":
         ids = ", ".join(s.id for s in stuck)
@@ -252,7 +254,7 @@ def _escalate(stuck: Sequence[Standing]) -> Plan:
         how = f"its check fails: `{worst.check}`. Is the check right" if worst.check else "it is judged. Is it clear"
         question = (
             f"The last sessions on {worst.id} ({worst.criteria}) changed nothing in how {how}, and what is the"
-            " worker missing?"
+            f" worker missing?{ended}"
         )
     return Plan(worst.id, f"Ask about {worst.id}", question, "escalate", "fresh", question)
 

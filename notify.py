@@ -141,7 +141,7 @@ def _parcel(message: Message) -> dict[str, Any]:
         "mission": message.mission,
         "title": " ".join(log.printable(message.title).split())[:MAX_TITLE],
         "text": log.printable(message.text).strip()[:MAX_TEXT],
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "time": datetime.fromtimestamp(time.time(), timezone.utc).isoformat(timespec="seconds"),
         "root": str(message.root),
     }
 

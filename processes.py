@@ -38,20 +38,23 @@ def is_alive(recorded: Mapping[str, str | int]) -> bool:
 
 
 def end_leftovers(marker: str, recorded: Mapping[str, str | int] | None, grace: float = GRACE) -> int:
-    """End what a run of a killed kit left: every process that carries the marker, and the recorded one.
+    """End what a run of a killed kit left: every process that carries the marker, the recorded one, and their children.
 
     marker: value of CCO_RUN that the run was started with. recorded: its `identity`. Returns how many there were.
     Asks the recorded process first, so that claude can close its session, then kills. Never touches a process
-    that carries neither the marker nor the recorded identity.
+    that carries neither the marker nor the recorded identity, and was not started by one that does.
     """
 
     def left() -> set[int]:
         known = {int(recorded["pid"])} if recorded and is_alive(recorded) else set()
-        return (marked(marker) | known) - {os.getpid()}  # a worker may have started this very kit
+        own = {os.getpid()}  # a worker may have started this very kit
+        return _tree(marked(marker) | known, _parents()) - _tree(own, _parents())
 
     def kill() -> bool:
-        for pid in (found := left()):
-            send(pid, signal.SIGKILL)
+        found = left()
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # a shell whose `sleep` is killed goes on to its next command
+            for pid in found:
+                send(pid, number)
         return not found
 
     count = len(found := left())
@@ -113,15 +116,25 @@ def usage(*pids: int) -> tuple[float, int, int]:
     By proc(5): utime, stime, cutime and cstime are fields 14 to 17 of stat, memory is `resident - shared` of statm.
     """
     stats = {pid: fields for pid in _pids() if len(fields := stat_fields(pid)) > 14}
-    tree, found = set(pids), set(pids) & set(stats)
-    while found:
-        found = {child for child, fields in stats.items() if int(fields[1]) in tree} - tree
-        tree |= found
-    live = tree & set(stats)
+    live = _tree({*pids}, {pid: int(fields[1]) for pid, fields in stats.items()}) & set(stats)
     ticks = sum(int(count) for member in live for count in stats[member][11:15])
     pages = (_read(f"/proc/{member}/statm").split() for member in live)
     memory = sum(int(page[1]) - int(page[2]) for page in pages if len(page) > 2)
     return ticks / os.sysconf("SC_CLK_TCK"), memory * os.sysconf("SC_PAGE_SIZE"), len(live)
+
+
+def _parents() -> dict[int, int]:
+    """The parent of every process."""
+    return {pid: int(fields[1]) for pid in _pids() if len(fields := stat_fields(pid)) > 1}
+
+
+def _tree(roots: set[int], parents: Mapping[int, int]) -> set[int]:
+    """These processes and all their descendants."""
+    tree, found = set(roots), set(roots)
+    while found:
+        found = {child for child, parent in parents.items() if parent in found} - tree
+        tree |= found
+    return tree
 
 
 def children() -> set[int]:

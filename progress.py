@@ -32,6 +32,7 @@ TRIED = 8  # sessions that a prompt tells of
 NAMED = 10  # criteria or claims kept of one session
 NO_SESSION: dict[str, Any] = {
     "kind": "none yet",
+    "message": "",
     "turns": 0,
     "report": "",
     "denials": [],
@@ -134,6 +135,7 @@ def note_outcome(memory: Memory, outcome: Outcome, said: Sequence[Claim] = ()) -
         metrics["failing"] = True
     memory["last"] = {
         "kind": outcome.kind,
+        "message": outcome.message[:MESSAGE] if outcome.kind != "ended" else "",
         "report": outcome.report[-REPORT:],
         "turns": outcome.turns,
         "cost_usd": outcome.cost_usd,
@@ -243,7 +245,7 @@ def situation(
         standings,
         memory["iterations"] + 1,
         resumable=bool(session and session["begun"] and session["context"] < max_context),
-        last=f"{last['kind']}, {last['turns']} turns{refused}",
+        last=f"{last['kind']}, {last['turns']} turns{refused}{': ' * bool(last['message'])}{last['message']}",
         report=last["report"],
         tried=[_tried(entry) for entry in memory["history"][-TRIED:]],
         lies=[

@@ -25,6 +25,9 @@ SHOWN = (  # keys of the state that are read here
     "settings",
     "worker",
     "wait_until",
+    "wait",
+    "notes",
+    "limited",
     "blocked",
     "branch",
     "start_branch",
@@ -34,7 +37,7 @@ SHOWN = (  # keys of the state that are read here
 )
 
 
-OBJECTS = ("criteria", "metrics", "mission", "settings", "worker")
+OBJECTS = ("criteria", "metrics", "mission", "settings", "worker", "wait", "limited")
 
 
 def memories(folder: str) -> list[dict[str, Any]]:
@@ -98,6 +101,8 @@ def as_json(memory: dict[str, Any]) -> dict[str, Any]:
         ],
         "cost_usd": memory["metrics"]["estimated_cost"],
         "wait_until": memory["wait_until"],
+        "wait": (memory["wait"] or {}).get("why"),
+        "notes": memory["notes"],
         "commit": memory["commit"],
         "confirmed": memory["confirmed"],
         "claims": {"made": memory["metrics"]["claims_made"], "false": memory["metrics"]["claims_false"]},
@@ -111,7 +116,8 @@ def line(memory: dict[str, Any], holder: dict[str, Any] | None) -> str:
     """One mission in one line."""
     met, total = len(memory["completed_tasks"]), len(memory["criteria"])
     running = " (running)" if holder and holder.get("mission") == memory["mission_id"] else ""
-    wait = f", waits until {_local(memory['wait_until'])}" if memory["wait_until"] else ""
+    why = f" for {memory['wait']['why']}" if memory["wait"] else ""
+    wait = f", waits{why} until {_local(memory['wait_until'])}" if memory["wait_until"] else ""
     far = f"{met}/{total} met, iteration {memory['iterations']}, ${memory['metrics']['estimated_cost']:.2f}"
     return f"{memory['mission_id']}: {memory['current_phase']}{running}, {far}{wait}"
 
@@ -173,6 +179,14 @@ def remarks(memory: dict[str, Any]) -> list[str]:
     found += [f"the worker claimed {claimed} times that something is finished; {false} times it was not"] * bool(
         claimed
     )
+    for note in memory["notes"]:
+        passed_on = (
+            "waits for the next instruction" if note["iteration"] is None else f"told in iteration {note['iteration']}"
+        )
+        found.append(f"note {passed_on}: {' '.join(note['text'].split())[:100]}")
+    found += [
+        f"{model or 'the usual model'} is used up until {_local(until)}" for model, until in memory["limited"].items()
+    ]
     if memory["confirmed"] and memory["confirmed"]["where"] == "tree":
         found.append("no clean checkout confirmed it: confirm is tree, or auto_commit off")
     return found

@@ -28,6 +28,8 @@ CONTRACT = {  # of `status --json`, see the design
     "criteria": list,
     "cost_usd": (int, float),
     "wait_until": (type(None), int, float),
+    "wait": (type(None), str),
+    "notes": list,
     "commit": str,
     "confirmed": (type(None), dict),
     "claims": dict,
@@ -80,6 +82,21 @@ def as_json(folder: Path, session: str | None = None) -> Any:
     return json.loads(report.status(str(folder), session, as_json_text=True))
 
 
+def test_a_wait_tells_what_for_and_notes_and_models_that_are_used_up_are_shown(folder, utc):
+    wait = {"since": 1893452400.0, "why": "the usage limit"}
+    notes = [
+        {"id": "1", "text": "use the\nstaging database", "iteration": 3},
+        {"id": "2", "text": "go", "iteration": None},
+    ]
+    more = {"wait_until": 1893456000.0, "wait": wait, "notes": notes, "limited": {"opus": 1893456000.0}}
+    saved(folder, current_phase="waiting", **more)
+    shown = status(folder, "api")
+    assert "waits for the usage limit until Tue 00:00" in shown
+    assert "note told in iteration 3: use the staging database" in shown
+    assert "note waits for the next instruction: go" in shown
+    assert "opus is used up until Tue 00:00" in shown
+
+
 # For programs
 
 
@@ -116,6 +133,8 @@ def test_the_json_says_what_the_memory_holds(folder):
         "iterations": 4,
         "cost_usd": 0,
         "wait_until": None,
+        "wait": None,
+        "notes": [],
         "commit": COMMIT,
         "confirmed": None,
         "claims": {"made": 0, "false": 0},
