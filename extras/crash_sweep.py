@@ -538,14 +538,15 @@ class Trial:
         memory = self.look_at_state("the end")
         count, metrics = memory["iterations"], memory["metrics"]
         once, calls = list(range(1, count + 1)), len(_text(self.root / "script.json.calls.jsonl").splitlines())
+        begun = len(_text(self.root / "script.json.used"))  # without those that were refused
         self.expect("counts", "phase", memory["current_phase"], "completed")
         if count not in (PIECES - 1, PIECES):  # one less where a killed session had done its piece, and did the next
             self.note("counts", f"{count} iterations for {PIECES} pieces")
         self.expect("counts", "iterations of the history", [entry["iteration"] for entry in memory["history"]], once)
-        if not calls - 1 <= metrics["session_count"] <= calls:
+        if not begun - 1 <= metrics["session_count"] <= calls:
             self.note("counts", f"{metrics['session_count']} sessions, where the worker was called {calls} times")
-        if calls > count + 1:
-            self.note("counts", f"the worker was called {calls} times for {count} iterations and one kill")
+        if begun > count + 1:
+            self.note("counts", f"the worker began {begun} times for {count} iterations and one kill")
         self.prove_git(count, once, memory)
         self.prove_cost(metrics)
 
