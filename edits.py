@@ -34,7 +34,7 @@ def accepted(path: Path, accept: bool) -> Mission:
         problem = None
     except MissionError as error:
         mission, problem = None, error
-    memory = _remembered(path, mission.repository if mission else path.parent)
+    memory = _remembered(path, *([mission.repository] if mission else []))
     found = digest(path)
     if memory and not accept and found != memory["mission"]["digest"]:
         under_worker = is_running(memory) or found == memory["mission"]["suspect"]
@@ -46,10 +46,13 @@ def accepted(path: Path, accept: bool) -> Mission:
     return mission
 
 
-def _remembered(path: Path, place: Path) -> Memory | None:
-    """The memory of the mission that was started from this file, whatever its id is now; none that is forged."""
-    folder = report.find_folder(str(place), os.getcwd())
-    found = report.memories(folder) if folder else []
+def _remembered(path: Path, *places: Path) -> Memory | None:
+    """The memory of the mission that was started from this file, whatever its id is now; none that is forged.
+
+    places: where to look besides the file's own place and here; what the file says of its repository may be a lie.
+    """
+    folders = (report.find_folder(str(place)) for place in (path.parent, os.getcwd(), *places))
+    found = (memory for folder in dict.fromkeys(folders) if folder for memory in report.memories(folder))
     return next((memory for memory in found if memory["mission"].get("path") == str(path)), None)
 
 
@@ -92,7 +95,7 @@ def _of_criterion(before: Criterion, now: Criterion) -> list[str]:
 def values(settings: Settings) -> dict[str, str]:
     """The settings that are not as usual, by their names, without secrets: what `of_settings` compares."""
     usual = _flat(load_settings(None, None, {}))
-    return {name: value for name, value in _flat(settings).items() if value != usual.get(name)}
+    return {name: log.mask(value) for name, value in _flat(settings).items() if value != usual.get(name)}
 
 
 def of_settings(before: dict[str, str], now: dict[str, str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""How long is waited, whatever the clock does, and which model is free: the arithmetic alone, with a clock of the test."""
+"""How long is waited, whatever the clock does, and which model is free: the arithmetic, with a clock of the test."""
 
 from __future__ import annotations
 
