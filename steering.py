@@ -34,9 +34,9 @@ def stop(folder: Path) -> str:
     if holder is None:
         return "nothing is running here"
     who = f"mission {holder.get('mission')} (pid {holder.get('pid')})"
-    asked = folder / "stop"
-    if asked.exists() and {"pid", "start", "boot"} <= holder.keys() and processes.is_alive(holder):
-        processes.send(int(holder["pid"]), signal.SIGINT)
+    asked, pid = folder / "stop", holder.get("pid")
+    if asked.exists() and isinstance(pid, int) and {"start", "boot"} <= holder.keys() and processes.is_alive(holder):
+        processes.send(pid, signal.SIGINT)
         return f"{who} ends now; what its session did so far stays in the work tree, and the next start goes on with it"
     asked.touch(mode=0o600)
     return f"{who} ends after the current session; ask once more to end it now"
