@@ -19,6 +19,7 @@ import lessons
 import log
 import manager
 import notify
+import page
 from job import Job
 
 LESSON = 1  # sessions that have failed on a criterion before what resolves it is worth remembering
@@ -51,11 +52,13 @@ def send(job: Job, event: str, text: str) -> None:
 def failed(job: Job, text: str) -> None:
     """Why the kit cannot go on; told once, until a session has ended well again or the reason is another."""
     mark = ledger.fingerprint(text)
-    if job.saved and job.memory["told"] != mark:  # a start that could not even save is one of many
-        job.memory["told"] = mark
+    if not job.memory or job.memory["told"] == mark:
+        return
+    job.memory["told"] = mark
+    with suppress(OSError):  # that may be the very reason
+        job.save()
+    if job.saved:  # a start that could not save at all is one of many
         send(job, "failed", text)
-        with suppress(OSError):  # that may be the very reason
-            job.save()
 
 
 def progress(job: Job, before: Mapping[str, Mapping[str, Any]]) -> None:
@@ -74,6 +77,12 @@ def progress(job: Job, before: Mapping[str, Mapping[str, Any]]) -> None:
         send(job, "regression", "\n".join(lines))
     if left:
         tell(job, "stalled", f"set aside, since the last sessions on it brought it no nearer: {', '.join(left)}")
+
+
+def write_report(job: Job) -> None:
+    """The report as it stands now, and one line that says where it is."""
+    paths = page.write(job.folder, job.memory, job.mission)
+    log.info(f"the report: {paths[0]} (and .html)")
 
 
 def limits(job: Job) -> None:
