@@ -444,6 +444,7 @@ class Repo:
             raise OSError(lack.errno, lack.strerror, str(self.root))
         machine.require_room(tempfile.gettempdir())  # where it prints to
         if forbidden := self._forbidden():
+            machine.require_room(forbidden)  # which says so where it is the file system that is read-only
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(forbidden))
 
     def _forbidden(self) -> Path | None:

@@ -272,6 +272,7 @@ def test_full_and_closed_standard_files_do_a_mission_no_harm(bench, git, files):
 
 @pytest.mark.parametrize("args, code", [(("status",), 4), (("status", "no such"), 2), (("start", "no such"), 2)])
 def test_a_full_output_is_an_exit_code_and_no_traceback(bench, capfd, args, code):
+    bench.sessions(WRITES_A)
     assert bench.start("--once").returncode == 75
     for files in (">/dev/full", ">/dev/full 2>&1"):
         assert in_shell(bench, files, *args) == code
