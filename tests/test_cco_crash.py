@@ -114,7 +114,7 @@ SABOTAGE = {
         "cost",
     ),
     "nothing that was left is ended": (
-        [("processes.py", "        return (marked(marker) | known) - {os.getpid()}", "        return set()")],
+        [("processes.py", "return _tree(marked(marker) | known, _parents()) -", "return set() -")],
         "2:worker:begun:orphaned",
         "two_workers",
     ),
@@ -144,7 +144,7 @@ def test_a_violation_is_told_with_the_command_that_repeats_it_and_its_folder_sta
 
 
 def test_a_kit_that_does_not_end_well_even_without_a_kill_is_told(run, sabotaged):
-    kit = sabotaged(("job.py", "= 0, 1, 2, 3, 4, 5, 75", "= 0, 1, 2, 3, 4, 5, 76"))
+    kit = sabotaged(("exits.py", "= 0, 1, 2, 3, 4, 5, 75", "= 0, 1, 2, 3, 4, 5, 76"))
     done = run("--only", "1:*", "--kit", str(kit))
     assert done.returncode == 1 and "although nothing was killed" in done.stderr
 
