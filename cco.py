@@ -42,22 +42,23 @@ def init(args: argparse.Namespace) -> int:
     """Write .cco/config.yaml with every setting explained, and a mission to start from if one is named."""
     from pathlib import Path
 
+    import exits
     import job
     from mission import find_git_root, settings_template
 
     root = find_git_root(Path.cwd())
     if root is None:
-        raise job.Stop(job.USAGE, f"{Path.cwd()} is in no git repository: run git init first")
+        raise exits.Stop(exits.USAGE, f"{Path.cwd()} is in no git repository: run git init first")
     job.make_folders(root / ".cco")
     written = [_write_new(root / ".cco" / "config.yaml", settings_template())]
     if args.mission:
         template = Path(HERE, "missions", f"{args.template}.yaml")
         if not template.is_file():
             names = ", ".join(sorted(path.stem for path in template.parent.glob("*.yaml")))
-            raise job.Stop(job.USAGE, f"there is no template {args.template!r}; there are: {names}")
+            raise exits.Stop(exits.USAGE, f"there is no template {args.template!r}; there are: {names}")
         written.append(_write_new(Path(os.path.abspath(args.mission)), template.read_text("utf-8")))
     print("\n".join(written))
-    return job.DONE
+    return exits.DONE
 
 
 def check(args: argparse.Namespace) -> int:
@@ -70,7 +71,8 @@ def check(args: argparse.Namespace) -> int:
     import mission
     import proc
     import proof
-    from job import DONE, open_job
+    from exits import DONE
+    from job import open_job
 
     proc.catch_signals()
     job = open_job(_mission_path(args.mission), args.config)
@@ -107,6 +109,7 @@ def check(args: argparse.Namespace) -> int:
 
 def start(args: argparse.Namespace) -> int:
     """Run the mission until it is done; safe to call again at any time."""
+    import exits
     import job
     import notify
     import proc
@@ -119,20 +122,21 @@ def start(args: argparse.Namespace) -> int:
             one.sessions_left, one.patient = sessions_left, not args.no_wait
             try:
                 return _run(one)
-            except job.Edited:
+            except exits.Edited:
                 args.accept, sessions_left = False, one.sessions_left
     finally:
         notify.finish(2.0 if proc.stopping else 10.0)
 
 
 def _run(job: Job) -> int:
-    """One run of the mission as it is written now. Raises job.Edited when that is not so any more."""
+    """One run of the mission as it is written now. Raises exits.Edited when that is not so any more."""
+    import exits
     import loop
     import milestones
     import proof
     import referee
     import worker
-    from job import CANNOT, ERROR
+    from exits import CANNOT, ERROR
 
     try:
         with job.lock():
@@ -152,7 +156,7 @@ def _run(job: Job) -> int:
             proof.announce(job)
             return loop.loop(job)
     except Exception as error:
-        code, said = _reading(error)
+        code, said = exits.reading(error)
         if code in (ERROR, CANNOT):
             milestones.failed(job, said)
         raise
@@ -216,7 +220,8 @@ def accept(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     import steering
-    from job import DONE, open_job
+    from exits import DONE
+    from job import open_job
 
     steering.require_person()
     memory = _one_mission(args)
@@ -246,7 +251,7 @@ def write_report(args: argparse.Namespace) -> int:
 
 def _one_mission(args: argparse.Namespace) -> dict[str, Any]:
     """The memory of the mission that is meant: the named one, or the only one. Raises Stop."""
-    from job import USAGE, Stop
+    from exits import USAGE, Stop
 
     folder = report.find_folder(os.getcwd(), HERE)
     known = report.memories(folder) if folder else []
@@ -284,7 +289,7 @@ def _mission_path(given: str | None) -> Path:
 
 
 def _ask_which(known: list[dict[str, Any]]) -> dict[str, Any]:
-    from job import USAGE, Stop
+    from exits import USAGE, Stop
 
     for number, memory in enumerate(known, 1):
         print(f"{number}  {report.line(memory, None)}")
@@ -387,39 +392,15 @@ def _failed(error: Exception) -> int:
     """Say what went wrong, where people and the log find it, and return the exit code for it."""
     import traceback
 
-    import job
+    import exits
     import log
 
-    code, said = _reading(error)
-    details = {"traceback": "".join(traceback.format_exception(error))} if code == job.ERROR else {}
-    say = log.warn if isinstance(error, state.Busy) else log.info if code in (job.LATER, 130, 143) else log.error
+    code, said = exits.reading(error)
+    details = {"traceback": "".join(traceback.format_exception(error))} if code == exits.ERROR else {}
+    say = log.warn if isinstance(error, state.Busy) else log.info if code in (exits.LATER, 130, 143) else log.error
     say(said, **details)
     log.stop()
     return code
-
-
-def _reading(error: Exception) -> tuple[int, str]:
-    """The exit code that an error stands for, and what to say about it."""
-    import job
-    import machine
-    import proc
-    from mission import MissionError
-    from repo import GitError
-    from worker import CannotRun
-
-    if isinstance(error, job.Stop):
-        return error.code, str(error)
-    if isinstance(error, proc.Interrupted):
-        return 128 + proc.stopping, "interrupted; start again to go on"
-    if isinstance(error, state.Busy):
-        return job.LATER, str(error)
-    if isinstance(error, MissionError):
-        return job.USAGE, str(error)
-    if isinstance(error, OSError) and (advice := machine.advice(error)):
-        return job.CANNOT, f"{error}: {advice}, then start again; the last good state is kept"
-    if isinstance(error, (CannotRun, GitError, OSError, state.StateError)):
-        return job.CANNOT, str(error)
-    return job.ERROR, f"unexpected error: {type(error).__name__}: {error}"
 
 
 if __name__ == "__main__":

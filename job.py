@@ -33,25 +33,13 @@ import sandbox
 import seal
 import state
 from edits import digest, is_running
+from exits import CANNOT, PERSON, USAGE, Stop
 from mission import Mission, MissionError, find_git_root, load, load_settings, read_dotenv, require_repository
 
 HERE = Path(__file__).resolve().parent
 SHOWN = 5  # commits that the hand-over to a fresh session names
 LITTER = 300  # uncommitted paths that are remembered
 STALE = 600.0  # seconds after which an index lock is left over, however slow the git
-DONE, ERROR, USAGE, PERSON, CANNOT, LIMIT, LATER = 0, 1, 2, 3, 4, 5, 75  # exit codes; a signal's is 128 + its number
-
-
-class Stop(Exception):
-    """Ends the run here, with an exit code. Everything is saved and can be resumed."""
-
-    def __init__(self, code: int, message: str):
-        super().__init__(message)
-        self.code = code
-
-
-class Edited(Exception):
-    """A person has edited mission or settings while nothing ran: the mission is to be opened anew."""
 
 
 class Job:
@@ -354,24 +342,6 @@ class Job:
         files = f"{len(commit.changed)} file{'s' * (len(commit.changed) != 1)}"
         log.info(f"committed {files} as {commit.sha[:12]}" if commit.changed else "the session changed nothing")
         return commit
-
-    def write_question(self) -> str:
-        """Write the blocked file; what to tell the person."""
-        question, situation = self.memory["blocked"]["question"], self.situation()
-        path = self.folder / "reports" / f"{self.mission.id}.blocked.md"
-        tried = "\n".join(f"- {line}" for line in situation.tried) or "- nothing"
-        failing = (s for s in situation.standings if s.verdict != "met")
-        tails = "\n\n".join(f"### {s.id}: {s.criteria}\n\n```\n{s.tail.strip()}\n```" for s in failing)
-        parts = (
-            f"# {self.mission.title}: a person has to answer",
-            question,
-            "## What was tried",
-            tried,
-            "## What fails",
-            tails,
-        )
-        path.write_text(log.mask("\n\n".join(parts)) + "\n", "utf-8")
-        return f"{question}\nAnswer by editing the mission or the code, then start again. The whole story: {path}"
 
 
 def open_job(path: Path, config: str | None, accept: bool = False) -> Job:

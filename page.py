@@ -20,6 +20,7 @@ from typing import Any
 
 import ledger
 import log
+import manager
 import paper
 import report
 from mission import Mission
@@ -65,6 +66,17 @@ def write(folder: Path, memory: dict[str, Any], mission: Mission) -> tuple[Path,
         finally:
             temporary.unlink(missing_ok=True)
     return paths
+
+
+def write_question(folder: Path, question: str, situation: manager.Situation) -> Path:
+    """Write the question to `<folder>/reports` with all that a person needs to answer it; its path. Raises OSError."""
+    path = folder / "reports" / f"{situation.mission.id}.blocked.md"
+    failing = (s for s in situation.standings if s.verdict != "met")
+    tails = "\n\n".join(f"### {s.id}: {s.criteria}\n\n```\n{s.tail.strip()}\n```" for s in failing)
+    tried = "\n".join(f"- {line}" for line in situation.tried) or "- nothing"
+    title = f"# {situation.mission.title}: a person has to answer"
+    path.write_text(log.mask("\n\n".join((title, question, "## What was tried", tried, "## What fails", tails))) + "\n")
+    return path
 
 
 # --------------------------------------------------------------------------------------------------------

@@ -28,7 +28,8 @@ import manager
 import progress
 import referee
 from dod import Verdict
-from job import HERE, PERSON, Job, Stop
+from exits import PERSON, Stop
+from job import HERE, Job
 from mission import Criterion, refusal
 
 NAMED = 12  # files that are not in the commit and that a failed confirmation names

@@ -23,7 +23,8 @@ import milestones
 import sandbox
 import seal
 from edits import digest, is_running
-from job import PERSON, Job, Stop
+from exits import PERSON, Stop
+from job import Job
 
 WORD = "then: make start ACCEPT=1 (--accept)"
 WITNESS = "accepted"  # name of what git remembers of a mission

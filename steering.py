@@ -19,7 +19,8 @@ import ledger
 import log
 import processes
 import state
-from job import USAGE, Job, Stop
+from exits import USAGE, Stop
+from job import Job
 
 
 def require_person() -> None:

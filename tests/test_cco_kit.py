@@ -19,7 +19,8 @@ import mission
 KIT = Path(__file__).resolve().parent.parent
 README = (KIT / "README.md").read_text("utf-8")
 ORDER = (
-    "cco", "loop", "proof", "referee", "milestones", "steering", "job", "edits", "page", "paper", "report", "inbox",
+    "cco", "loop", "session", "proof", "referee", "milestones", "steering", "job", "exits", "edits", "page", "paper",
+    "report", "inbox",
     "progress", "manager", "ledger", "judge", "openrouter", "worker", "stream", "resets", "waiting", "budget", "claims",
     "lessons", "dod", "sandbox", "mission", "document", "seal", "checkout", "repo", "notify", "machine", "proc",
     "processes", "surroundings", "state", "log",
@@ -250,9 +251,9 @@ def test_the_readme_names_every_mission_field():
 
 
 def test_the_readme_names_every_exit_code():
-    import job
+    import exits
 
-    codes = {job.DONE, job.ERROR, job.USAGE, job.PERSON, job.CANNOT, job.LIMIT, job.LATER}
+    codes = {exits.DONE, exits.ERROR, exits.USAGE, exits.PERSON, exits.CANNOT, exits.LIMIT, exits.LATER}
     table = README[README.index("| exit code") :]
     assert {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.M)} == codes
     assert "| 130, 143 |" in table

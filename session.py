@@ -1,0 +1,209 @@
+"""One session of a mission: what it is given, what became of it, and what follows from that.
+
+    session.execute(job)      the phase "execution" of the loop
+
+The table "after / next" of the design is `_go_on_after`: checks, a wait, another session, or a person.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import budget
+import claims
+import inbox
+import log
+import manager
+import milestones
+import proc
+import processes
+import progress
+import referee
+import waiting
+import worker
+from exits import CANNOT, LATER, LIMIT, Stop
+from job import HERE, Job
+from stream import WINDOW, Outcome
+
+CRASHES = 3  # in a row that are retried within one iteration
+REMEDIES = {
+    "auth": "log in again: run `claude` once and /login, or set ANTHROPIC_API_KEY",
+    "credit": "add credit or raise the spending limit of the Anthropic account",
+    "missing": "install Claude Code, or set claude_code.command",
+    "denied": "claude refuses to start with these settings; see claude_code.* in .cco/config.yaml",
+}
+
+
+def execute(job: Job) -> None:
+    """One session of the worker, or the rest of one that was interrupted."""
+    memory, session = job.memory, job.memory["worker"]
+    end_if_once(job)
+    end_at_limit(job, begun=True)
+    job.require_branch()
+    job.take_notes()
+    claude = job.settings.claude_code
+    decision = manager.Plan(**memory["plan"])
+    decision.session = "resume" if session["begun"] else "fresh"
+    prompt = manager.worker_prompt(job.situation(), decision)
+    log.trace("worker prompt", prompt=prompt)
+    task = worker.Task(
+        prompt=prompt,
+        rules=HERE / "prompts" / "rules.md",
+        session=session["session"],
+        resume=session["begun"],
+        root=job.root,
+        sealed=referee.sealed_paths(job),
+        network=job.mission.network,
+        model=next(iter(waiting.models(memory, claude.model, claude.fallbacks)), claude.model),
+        timeout=budget.left_seconds(memory, job.mission.limits, claude.timeout),
+        window=session["window"],
+        spent=session["spent"],
+        budget_usd=budget.left_usd(memory, job.mission.limits),
+        marker=job.marker,
+        stream=job.sessions / f"{memory['iterations']:04d}-{session['session']}.jsonl",
+    )
+
+    def started(pid: int) -> None:
+        session.update(begun=True, process=processes.identity(pid))
+        job.save()
+
+    outcome = _by_hand(job, task) if claude.mode == "manual" else _by_worker(job, task, started)
+    inbox.passed_on(memory)
+    session.update(process=None, context=outcome.context, window=outcome.window, spent=outcome.session)
+    progress.note_outcome(memory, outcome, claims.claims(outcome.report, job.mission.criteria))
+    _tell_outcome(job, outcome)
+    referee.compare(job)
+    milestones.limits(job)
+    _go_on_after(job, task, outcome)
+    if job.sessions_left is not None and memory["current_phase"] == "validation":
+        job.sessions_left -= 1
+
+
+def _by_worker(job: Job, task: worker.Task, started: Callable[[int], None]) -> Outcome:
+    """The worker carries it out. From before its start the state says so: killed in between, we may have started it."""
+    session = job.memory["worker"]
+    session["process"] = processes.identity(os.getpid())
+    job.save()
+    try:
+        outcome = worker.run(task, job.settings, started)
+    except worker.CannotRun:
+        session["process"] = None
+        job.save()
+        raise
+    worker.compress(task.stream)
+    return outcome
+
+
+def _by_hand(job: Job, task: worker.Task) -> Outcome:
+    """A person carries out the session. Without a terminal to ask on, a change in the repository is the answer."""
+    session, path = job.memory["worker"], job.folder / "instruction.md"
+    if not sys.stdin.isatty() and session.get("seen") in (None, job.repo.snapshot()):
+        if session.get("seen") is None:
+            worker.show_instruction(task, path)
+        session["seen"] = job.repo.snapshot()
+        job.save()
+        raise Stop(LATER, f"carry out {path}, then start again: the checks decide")
+    outcome = worker.run_by_hand(task, path) if sys.stdin.isatty() else Outcome("ended", report="(carried out by hand)")
+    session["seen"] = None
+    return outcome
+
+
+def _go_on_after(job: Job, task: worker.Task, outcome: Outcome) -> None:
+    """The table "after / next" of the design."""
+    memory, session, kind = job.memory, job.memory["worker"], outcome.kind
+    if kind in ("ended", "turn_cap", "budget_cap", "timeout") or (kind == "interrupted" and not proc.stopping):
+        session["failures"] = 0
+        return job.save("validation")
+    if kind == "context_full":
+        memory["worker"] = None  # the next plan starts afresh; what was done so far is kept and checked
+        return job.save("validation")
+    if kind == "lost_session" and session["begun"] and session["failures"] == 0:
+        memory["worker"] = {**new(), "failures": 1}  # a second loss in a row is no loss but a failure
+        return job.save("execution")
+    if kind == "limit":
+        return _after_limit(job, task, outcome)
+    if kind in ("overloaded", "crashed", "lost_session"):
+        return _after_failure(job, outcome)
+    job.save("execution")
+    if kind == "interrupted":
+        raise Stop(128 + proc.stopping, "interrupted; the session is kept, start again to go on")
+    raise Stop(CANNOT, f"{outcome.message}\nTo mend it: {REMEDIES[kind]}")
+
+
+def _after_limit(job: Job, task: worker.Task, outcome: Outcome) -> None:
+    """Wait for the reset; where it is the limit of one model alone, go on with another while there is one."""
+    memory, claude, why = job.memory, job.settings.claude_code, "the usage limit"
+    wait = waiting.until_reset(outcome.resets_at)
+    if outcome.limited:
+        waiting.note_limited(memory, task.model, outcome.limited, wait)
+        if models := waiting.models(memory, claude.model, claude.fallbacks):
+            other = models[0] or "the usual model"
+            milestones.tell(
+                job, "limit", f"{outcome.limited} is used up for {waiting.span(wait)}; going on with {other}"
+            )
+            return job.save("execution")
+        wait, why = waiting.first_reset(memory), "the usage limit of each model"
+    waiting.begin(memory, wait, why)
+    job.save("waiting")
+    said = outcome.message.splitlines()[0]
+    milestones.send(job, "limit", f"{said}; going on {waiting.when(memory)}, in {waiting.span(wait)}")
+
+
+def _after_failure(job: Job, outcome: Outcome) -> None:
+    """Try the same session again later, for ever when it is the service that fails; a claude that crashes costs it."""
+    memory, session = job.memory, job.memory["worker"]
+    session["failures"] += 1
+    if outcome.kind != "overloaded" and session["failures"] > CRASHES:
+        memory["worker"] = None  # what was done is kept, checked and held against the limits
+        return job.save("validation")
+    why = "the service to answer again" if outcome.kind == "overloaded" else "another try"
+    waiting.begin(memory, waiting.backoff(session["failures"]), f"{why} ({session['failures']} failed)")
+    job.save("waiting")
+
+
+def end_if_once(job: Job) -> None:
+    if job.sessions_left == 0:
+        raise Stop(LATER, "one session was asked for, and the mission is not done yet; start again to go on")
+
+
+def end_at_limit(job: Job, begun: bool = False) -> None:
+    """Raise Stop before anything is paid for that the limits do not cover."""
+    if reached := budget.reached(job.memory, job.mission.limits, job.settings.orchestrator.max_iterations, begun):
+        milestones.write_report(job)
+        raise Stop(LIMIT, reached)
+
+
+def new() -> dict[str, Any]:
+    nothing: dict[str, Any] = {
+        "begun": False,
+        "context": 0.0,
+        "window": WINDOW,
+        "failures": 0,
+        "process": None,
+        "spent": {},
+    }
+    return {"session": str(uuid.uuid4()), **nothing}
+
+
+def _tell_outcome(job: Job, outcome: Outcome) -> None:
+    level = log.info if outcome.kind in ("ended", "turn_cap", "interrupted", "limit") else log.warn
+    said = f": {outcome.message}" if outcome.message and outcome.kind != "ended" else ""
+    took = f"{outcome.turns} turns and {outcome.seconds:.0f} s, ${outcome.cost_usd:.4f}"
+    level(
+        f"session {outcome.kind} after {took}{said}",
+        turns=outcome.turns,
+        cost_usd=outcome.cost_usd,
+        tokens=outcome.tokens,
+        context=outcome.context,
+        model=outcome.model,
+        version=outcome.version,
+        claude_session=job.memory["worker"]["session"],
+    )
+    for denial in outcome.denials:
+        log.warn(f"refused to the worker: {denial}")
+    for left in outcome.swept:
+        log.warn(f"ended what the worker left behind: {left}")
