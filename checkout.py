@@ -91,7 +91,11 @@ class Clean:
                     delete(target)
                 target.mkdir(parents=True, exist_ok=True)
                 own = self.folder / hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-                module = Repo(target, git_folder=own) if own.exists() else _repository(Repo(source), target, own)
+                module = (
+                    Repo(target, git_folder=own, marker=self.git.marker)
+                    if own.exists()
+                    else _repository(Repo(source, marker=self.git.marker), target, own)
+                )
                 module.git("checkout", "--quiet", "--force", "--detach", sha)
                 delete(target / ".git")
                 shutil.copytree(own, target / ".git", symlinks=True)
@@ -114,7 +118,7 @@ def _repository(source: Repo, root: Path, folder: Path) -> Repo:
     (folder / "objects" / "info" / "alternates").write_text(f"{source.folder() / 'objects'}\n")
     if (shallow := source.folder() / "shallow").exists():
         shutil.copy(shallow, folder / "shallow")
-    made = Repo(root, git_folder=folder)
+    made = Repo(root, git_folder=folder, marker=source.marker)
     made.git("config", "core.bare", "false")
     if (lfs := source.folder() / "lfs").is_dir():
         made.git("config", "lfs.storage", str(lfs))

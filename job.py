@@ -39,7 +39,6 @@ from mission import Mission, MissionError, find_git_root, load, load_settings, r
 HERE = Path(__file__).resolve().parent
 SHOWN = 5  # commits that the hand-over to a fresh session names
 LITTER = 300  # uncommitted paths that are remembered
-STALE = 600.0  # seconds after which an index lock is left over, however slow the git
 
 
 class Job:
@@ -58,10 +57,11 @@ class Job:
         self.settings = load_settings(mission, self.config if config or self.config.exists() else None, os.environ)
         self.branch = self.settings.repository.branch or f"cco/{mission.id}"
         self.referee = [HERE, mission.path, self.config, self.root / ".env"]
-        self.repo = repo.Repo(self.root, [*self.referee, Path(state.key_path()).parent])
+        self.marker = str(self.root.resolve())  # value of CCO_RUN: what this repository's missions started carries it
+        apart = [*self.referee, Path(state.key_path()).parent]
+        self.repo = repo.Repo(self.root, apart, marker=self.marker)
         self.seal = seal.Seal(self.repo, mission.protect, HERE, apart=self.referee[1:])
         self.no_walls = sandbox.obstacle(self.root) if self.settings.checks.sandbox else "checks.sandbox is off"
-        self.marker = str(self.root.resolve())  # value of CCO_RUN: what this repository's missions started carries it
         self.memory: progress.Memory = {}
         self.lost = ""  # name of what was sealed, where the state that remembered it is lost
         self.saved = ""  # digest of the state file as it was written last
@@ -226,9 +226,10 @@ class Job:
         ended = processes.end_leftovers(self.marker, next((memory["worker"]["process"] for memory in running), None))
         if ended:
             log.warn(f"ended {ended} processes that an earlier run left behind")
-        self.repo.remove_stale_lock(0 if ended else STALE)
+        self.repo.remove_stale_locks()
         self.repo.remove_placeholders()
-        state.remove_stale(self.folder)
+        for folder in (self.folder, self.folder / "reports"):
+            state.remove_stale(folder)
         checkout.remove_scratch(self.marker)
         self.stop_file.unlink(missing_ok=True)
         oldest = time.time() - self.settings.logging.retention_days * 86400
@@ -392,5 +393,6 @@ def make_folders(folder: Path) -> None:
             (folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         except FileExistsError:
             raise Stop(CANNOT, f"{folder / name} is no folder: move it away, CCO keeps its files there") from None
-    if not (folder / ".gitignore").exists():
-        (folder / ".gitignore").write_text("*\n!config.yaml\n")
+    ignore = folder / ".gitignore"
+    if not ignore.exists() or not ignore.stat().st_size:  # a run was killed between making and writing it
+        ignore.write_text("*\n!config.yaml\n")

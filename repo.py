@@ -24,6 +24,8 @@ import proc
 import processes
 import surroundings
 
+LOCKS = ("*.lock", "refs/**/*.lock")
+STALE = 600.0  # seconds after which a lock is left over, however slow the git
 TIMEOUT = 600.0  # seconds for one git command; a first `git add` of a large tree is slow
 MISSION, ITERATION = "CCO-Mission", "CCO-Iteration"  # trailers by which a commit is found again
 NEVER = (".cco", ".claude")  # folders that are never committed
@@ -105,9 +107,9 @@ class Commit:
 class Repo:
     """One work tree. referee: paths inside it that belong to the kit or the mission and are never committed."""
 
-    def __init__(self, root: Path, referee: Sequence[Path] = (), git_folder: Path | None = None):
-        """git_folder: where git keeps its things, if that is not `.git` in the root."""
-        self.root, self.git_folder = root, git_folder
+    def __init__(self, root: Path, referee: Sequence[Path] = (), git_folder: Path | None = None, marker: str = ""):
+        """git_folder: where git keeps its things, if that is not `.git` in the root. marker: CCO_RUN of each git."""
+        self.root, self.git_folder, self.marker = root, git_folder, marker
         inside = (path.relative_to(root) for path in referee if path != root and path.is_relative_to(root))
         self.never = sorted({*NEVER, *(path.as_posix() for path in inside)})
 
@@ -233,17 +235,19 @@ class Repo:
     def _git_path(self, name: str) -> Path:
         return self.root / self._git("rev-parse", "--git-path", name)
 
-    def remove_stale_lock(self, age: float) -> None:
-        """Remove the index lock of a git that died, `age` seconds ago or longer. Only when no git of ours runs.
+    def remove_stale_locks(self) -> None:
+        """Remove the locks of a git that died: of the index, of HEAD, of branches. Only when no git of ours runs.
 
-        The clock may have been set since, so no git may be at work here, and one from the future is old.
+        As long as any git works here, and without /proc for STALE seconds, a lock is taken for its own.
         """
-        lock = self._git_path("index.lock")
-        if not lock.exists() or 0 < time.time() - lock.stat().st_mtime < age:
+        folder, own = self.folder(), self._git_path("index.lock").parent
+        locks = {lock for place in (folder, own) for name in LOCKS for lock in place.glob(name)}
+        if locks and any(processes.working_in(place, "git") for place in (self.root, folder.parent)):
             return
-        if not processes.working_in(self.root, "git"):
-            log.warn(f"removed {lock}, which a git that died left behind")
-            lock.unlink()
+        for lock in sorted(locks):
+            if processes.LINUX or not 0 < time.time() - lock.stat().st_mtime < STALE:
+                log.warn(f"removed {lock}, which a git that died left behind")
+                lock.unlink()
 
     def remove_placeholders(self) -> None:
         """Remove the empty read-only files that a killed sandbox leaves behind; git tracks none of them."""
@@ -461,7 +465,8 @@ class Repo:
         env = {n: v for n, v in surroundings.clean_env(os.environ).items() if not n.startswith("GIT_")}
         ceiling = {"GIT_CEILING_DIRECTORIES": str(self.root.resolve().parent), "GIT_NO_REPLACE_OBJECTS": "1"}
         path = {"PATH": surroundings.trusted_first(env.get("PATH", os.defpath), self.root)}
-        return {**env, **path, **ceiling, "GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+        mark = {processes.MARKER: self.marker} if self.marker else {}  # by which a git is found that outlived the kit
+        return {**env, **path, **ceiling, **mark, "GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
 
 
 def _message(title: str, body: str, trailers: dict[str, str]) -> str:

@@ -121,6 +121,8 @@ def _go_on_after(job: Job, task: worker.Task, outcome: Outcome) -> None:
     if kind == "context_full":
         memory["worker"] = None  # the next plan starts afresh; what was done so far is kept and checked
         return job.save("validation")
+    if kind == "lost_session" and not task.resume:
+        return job.save("execution")  # "in use": a run that was killed had begun it, so it can be resumed
     if kind == "lost_session" and session["begun"] and session["failures"] == 0:
         memory["worker"] = {**new(), "failures": 1}  # a second loss in a row is no loss but a failure
         return job.save("execution")

@@ -847,18 +847,19 @@ def test_locks_that_are_not_needed_do_no_harm(tree):
     assert (tree.root / ".git" / "config.lock").exists()
 
 
-def test_a_stale_index_lock_is_removed_and_a_young_one_is_not(tree, git, tmp_path, capsys):
+def test_every_lock_that_a_dead_git_left_is_removed_and_named(tree, git, tmp_path, capsys):
     git(tree.root, "worktree", "add", "-q", "-b", "linked", str(tmp_path / "linked"))
     for here in (tree, Repo(tmp_path / "linked")):
-        here.remove_stale_lock(0)
-        lock = here.root / git(here.root, "rev-parse", "--git-path", "index.lock")
-        lock.touch()
-        here.remove_stale_lock(60)
-        assert lock.exists()
-        os.utime(lock, (1, 1))
-        here.remove_stale_lock(60)
-        assert not lock.exists()
-        assert f"removed {lock}, " in capsys.readouterr().err
+        for name in ("index.lock", "HEAD.lock", "refs/heads/cco/demo.lock", "refs/cco/demo/head.lock", "config.lock"):
+            lock = here.root / git(here.root, "rev-parse", "--git-path", name)
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            lock.touch()
+            here.remove_stale_locks()
+            assert not lock.exists()
+            assert f"removed {lock.resolve()}, " in capsys.readouterr().err
+    (tree.root / "yarn.lock").touch()
+    tree.remove_stale_locks()
+    assert (tree.root / "yarn.lock").exists()
 
 
 # --------------------------------------------------------------------------------------------------------

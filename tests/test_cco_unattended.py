@@ -668,11 +668,11 @@ def test_whatever_the_clock_says_a_git_at_work_keeps_its_lock_and_a_dead_one_doe
         for when in (1, time.time() + 10**6):
             lock.touch()
             os.utime(lock, (when, when))
-            repo.remove_stale_lock(600)
+            repo.remove_stale_locks()
             assert lock.exists()
         git.communicate()
     for when in (1, time.time() + 10**6):
         lock.touch()
         os.utime(lock, (when, when))
-        repo.remove_stale_lock(600)
+        repo.remove_stale_locks()
         assert not lock.exists()
