@@ -66,8 +66,17 @@ lint: ## ruff and mypy, installed into .tools/lint when first asked for
 	@cd "$(KIT)" && .tools/lint/bin/ruff check . && .tools/lint/bin/ruff format --check . && .tools/lint/bin/mypy cco.py
 
 .PHONY: soak
-soak: venv ## 300 random missions against lies, tampering and kill -9 (N=300 SEED=1)
+soak: venv ## hours: random missions against lies and kill -9 (N=300 SEED=1), then sweep and load
 	@cd "$(KIT)" && .venv/bin/python extras/soak.py --count $(or $(N),300) --seed $(or $(SEED),1) $(ARGS)
+	@$(MAKE) --no-print-directory -f "$(KIT)/Makefile" sweep load ARGS=
+
+.PHONY: sweep
+sweep: venv ## kill -9 before and after each system call that touches state or git (strace, bubblewrap)
+	@cd "$(KIT)" && .venv/bin/python extras/crash_sweep.py $(ARGS)
+
+.PHONY: load
+load: venv ## fifty missions in fifty repositories at once
+	@cd "$(KIT)" && .venv/bin/python extras/load.py $(ARGS)
 
 .PHONY: bench
 bench: venv ## measure how fast the kit answers
