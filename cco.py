@@ -115,11 +115,15 @@ def start(args: argparse.Namespace) -> int:
     import proc
 
     proc.catch_signals(hangup=False)
-    sessions_left = 1 if args.once else None
+    sessions_left, mission_id = 1 if args.once else None, ""
     try:
         while True:
             one = job.open_job(_mission_path(args.mission), args.config, args.accept)
             one.sessions_left, one.patient = sessions_left, not args.no_wait
+            if mission_id and mission_id != one.mission.id:
+                another = f"its id was edited from {mission_id} to {one.mission.id}, which is another mission"
+                raise exits.Stop(exits.USAGE, f"{one.mission.path}: {another}: start that by itself")
+            mission_id = one.mission.id
             try:
                 return _run(one)
             except exits.Edited:
@@ -136,10 +140,10 @@ def _run(job: Job) -> int:
     import proof
     import referee
     import worker
-    from exits import CANNOT, ERROR
+    from exits import CANNOT, ERROR, PERSON, USAGE
 
-    try:
-        with job.lock():
+    with job.lock():
+        try:
             job.recall()
             if loop.is_over(job):  # the checkout is left as it is
                 return loop.conclude(job)
@@ -155,11 +159,13 @@ def _run(job: Job) -> int:
             job.say_walls()
             proof.announce(job)
             return loop.loop(job)
-    except Exception as error:
-        code, said = exits.reading(error)
-        if code in (ERROR, CANNOT):
-            milestones.failed(job, said)
-        raise
+        except exits.Edited:
+            raise
+        except Exception as error:
+            code, said = exits.reading(error)
+            if code in (ERROR, USAGE, PERSON, CANNOT) and not (job.memory and job.memory["blocked"]):
+                milestones.failed(job, code, said)
+            raise
 
 
 def resume(args: argparse.Namespace) -> int:

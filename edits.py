@@ -53,7 +53,8 @@ def _remembered(path: Path, *places: Path) -> Memory | None:
     """
     folders = (report.find_folder(str(place)) for place in (path.parent, os.getcwd(), *places))
     found = (memory for folder in dict.fromkeys(folders) if folder for memory in report.memories(folder))
-    return next((memory for memory in found if memory["mission"].get("path") == str(path)), None)
+    real = os.path.realpath(path)  # the same file has other names: links, and /tmp on macOS
+    return next((memory for memory in found if os.path.realpath(str(memory["mission"].get("path"))) == real), None)
 
 
 def is_running(memory: Memory) -> bool:

@@ -19,7 +19,8 @@ from typing import Any
 
 import log
 
-MOST = 4000  # characters of one note
+MOST = 2000  # characters of one note
+AT_ONCE = 10  # notes that are taken up at a time; more of them wait for the instruction after
 KEPT = 10  # notes that are remembered after they were passed on, for sessions that begin afresh
 SHORT = 1000  # characters of each of these
 
@@ -58,7 +59,7 @@ def take(folder: Path, memory: Memory) -> list[str]:
     """Take new notes into the memory; their texts. Raises OSError."""
     known = {note["id"] for note in memory["notes"]}
     new: list[dict[str, Any]] = []
-    for name in names(folder, memory["mission_id"]):
+    for name in names(folder, memory["mission_id"])[:AT_ONCE]:
         if name not in known:
             with open(folder / "inbox" / name, encoding="utf-8", errors="replace") as file:
                 new.append({"id": name, "text": file.read(MOST).strip(), "iteration": None})
@@ -70,6 +71,12 @@ def clear(folder: Path, memory: Memory) -> None:
     """Remove the notes that the saved memory holds."""
     for note in memory["notes"]:
         (folder / "inbox" / note["id"]).unlink(missing_ok=True)
+
+
+def waits(folder: Path, memory: Memory) -> bool:
+    """Whether there is a note that no decision has seen yet, or none since a person answered last."""
+    unseen = any(note["iteration"] is None for note in memory["notes"]) and memory["answered"] < memory["iterations"]
+    return unseen or bool(names(folder, memory["mission_id"]))
 
 
 def current(memory: Memory) -> list[str]:

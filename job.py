@@ -11,6 +11,7 @@ The order of the work is in loop.py; here is what each step needs of the reposit
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from contextlib import suppress
@@ -34,9 +35,19 @@ import seal
 import state
 from edits import digest, is_running
 from exits import CANNOT, PERSON, USAGE, Stop
-from mission import Mission, MissionError, find_git_root, load, load_settings, read_dotenv, require_repository
+from mission import (
+    PRIORITIES,
+    Mission,
+    MissionError,
+    find_git_root,
+    load,
+    load_settings,
+    read_dotenv,
+    require_repository,
+)
 
 HERE = Path(__file__).resolve().parent
+LEARNED = 5  # criteria that lessons are looked up for
 SHOWN = 5  # commits that the hand-over to a fresh session names
 LITTER = 300  # uncommitted paths that are remembered
 
@@ -46,7 +57,7 @@ class Job:
 
     def __init__(self, mission: Mission, config: str | None, accept: bool = False):
         """config: a settings file other than .cco/config.yaml. accept: adopt files that changed under a worker."""
-        self.mission, self.accept = mission, accept
+        self.mission, self.given, self.accept = mission, config, accept
         self.root = find_git_root(mission.repository) or mission.repository
         self.folder = self.root / ".cco"
         self.file = self.folder / f"{mission.id}.json"
@@ -61,10 +72,13 @@ class Job:
         apart = [*self.referee, Path(state.key_path()).parent]
         self.repo = repo.Repo(self.root, apart, marker=self.marker)
         self.seal = seal.Seal(self.repo, mission.protect, HERE, apart=self.referee[1:])
+        about = {**processes.identity(os.getpid()), "mission": mission.id, "host": os.uname().nodename}
+        self._lock = state.Lock(self.folder / "lock", about)
         self.no_walls = sandbox.obstacle(self.root) if self.settings.checks.sandbox else "checks.sandbox is off"
         self.memory: progress.Memory = {}
         self.lost = ""  # name of what was sealed, where the state that remembered it is lost
         self.saved = ""  # digest of the state file as it was written last
+        self.has_saved = False  # whether this run has written it
         self.recovering = False  # whether the phase was begun by a run that ended in the middle of it
         self.interrupted = False  # whether that was in the middle of the checks
         self.patient = True  # whether waits are waited for here
@@ -76,10 +90,7 @@ class Job:
 
     def lock(self) -> state.Lock:
         """One repository, one orchestrator. Raises state.Busy on entering."""
-        return state.Lock(
-            self.folder / "lock",
-            {**processes.identity(os.getpid()), "mission": self.mission.id, "host": os.uname().nodename},
-        )
+        return self._lock
 
     def save(self, phase: str | None = None) -> None:
         """Write the memory, in a new phase if one is given. Raises OSError."""
@@ -87,12 +98,15 @@ class Job:
             self.memory["current_phase"] = phase
         self.memory["timestamp"] = ledger.now()
         make_folders(self.folder)  # a worker without a sandbox may have removed them
-        self.saved = state.save(self.file, self.memory)
+        self._lock.keep()
+        self.saved, self.has_saved = state.save(self.file, self.memory), True
 
     def situation(self) -> manager.Situation:
         """All that the next decision rests on."""
         tails, memory = self.last_outputs(), self.memory
-        learned = {id: self._lessons(tails[id]) for id in memory["pending_tasks"]}
+        failing = [c for c in self.mission.criteria if c.id in memory["pending_tasks"] and tails[c.id]]
+        failing.sort(key=lambda c: PRIORITIES.index(c.priority))
+        learned = {c.id: self._lessons(tails[c.id]) for c in failing[:LEARNED]}
         more = {"commits": self._last_commits(), "notes": inbox.current(memory), "told": inbox.earlier(memory)}
         return progress.situation(memory, self.mission, tails, self.settings.session.max_context, learned, **more)
 
@@ -142,14 +156,18 @@ class Job:
             self.file.rename(kept)
             log.error(f"{error}. It is kept as {kept.name}; iterations and commits are rebuilt from git.")
         self._distrust()
+        before = copy.deepcopy(self.memory)
         if self.memory:
             self._adopt_edits()
             self.recovering = self.memory["current_phase"] == "validation"
             self.interrupted, self.memory["checking"] = self.memory["checking"], False
-            if self.memory["blocked"] and self.memory["blocked"]["seen"] != self.fingerprint():
+            blocked = self.memory["blocked"]
+            if blocked and (blocked["seen"] != self.fingerprint() or inbox.names(self.folder, self.mission.id)):
                 log.info("something changed since the question was asked: checking again")
                 progress.unblock(self.memory)
-            self.save()
+            self.saved = digest(self.file)
+            if self.memory != before:
+                self.save()
 
     def _require_word(self, error: state.Forged) -> None:
         """What somebody wrote into the state counts only by a person's word. Raises Stop."""
@@ -231,7 +249,8 @@ class Job:
         for folder in (self.folder, self.folder / "reports"):
             state.remove_stale(folder)
         checkout.remove_scratch(self.marker)
-        self.stop_file.unlink(missing_ok=True)
+        if self.patient:  # a person, not cron, has started it again
+            self.stop_file.unlink(missing_ok=True)
         oldest = time.time() - self.settings.logging.retention_days * 86400
         for path in self.sessions.iterdir():
             if path.stat().st_mtime < oldest:
@@ -266,8 +285,7 @@ class Job:
 
     def fingerprint(self) -> str:
         """Changes when a person did something that may unblock the mission."""
-        notes = " ".join(inbox.names(self.folder, self.mission.id))
-        return f"{digest(self.mission.path)} {self.settings_digest()} {self.repo.head_of(self.branch)} {notes}".strip()
+        return f"{digest(self.mission.path)} {self.settings_digest()} {self.repo.head_of(self.branch)}"
 
     def settings_digest(self) -> str:
         """Changes with the settings file and with .env."""
@@ -280,15 +298,18 @@ class Job:
         """
         found = {"mission": digest(self.mission.path), "settings": self.settings_digest()}
         known = {name: self.memory[name] for name in found}
-        if all(found[name] in (known[name]["digest"], known[name]["suspect"]) for name in found):
+        looked_at = ("digest", "suspect", "unusable")
+        if all(found[name] in map(known[name].get, looked_at) for name in found):
             return False
         try:
-            load_settings(load(self.mission.path), self.config if self.config.exists() else None, os.environ)
+            mission = load(self.mission.path)
+            require_repository(mission)
+            Job(mission, self.given)
             return True
         except MissionError as error:
             log.warn(f"an edit cannot be used yet, what was accepted counts:\n{error}")
             for name in found:
-                known[name]["suspect"] = found[name]
+                known[name]["unusable"] = found[name]
             return False
 
     def _adopt_edits(self) -> None:
@@ -305,10 +326,13 @@ class Job:
             log.info(f"the settings were edited; adopted: {self.config} ({'; '.join(changes) or 'no other values'})")
             self._adopt_settings()
         if self.mission.digest != memory["mission"]["digest"]:
+            if (is_running(memory) or self.mission.digest == memory["mission"]["suspect"]) and not self.accept:
+                changed = f"{self.mission.path} changed while a worker ran"
+                raise Stop(PERSON, f"{changed}. Look at it, then: make start ACCEPT=1 (--accept)")
             changes = edits.of_mission(memory["mission"]["text"], self.mission)
             log.info(f"the mission was edited; adopted: {self.mission.path} ({'; '.join(changes) or 'no other words'})")
             progress.adopt(memory, self.mission)
-            if memory["plan"] is None:
+            if memory["plan"] is None or progress.drop_plan(memory):
                 progress.unblock(memory)
 
     def _adopt_settings(self) -> None:

@@ -76,6 +76,8 @@ class Ruling:
     """input and output tokens of all calls."""
     calls: int = 0
     """Requests that were sent: 0, 1 or 2."""
+    unreachable: bool = False
+    """Whether nobody answered."""
 
 
 def judge(mission: Mission, criteria: Sequence[Criterion], evidence: Evidence, settings: Any) -> Ruling:
@@ -89,6 +91,7 @@ def judge(mission: Mission, criteria: Sequence[Criterion], evidence: Evidence, s
         if said["files"]:
             said = _ask(ruling, {**parts, "contents": _contents(said["files"], evidence)}, settings)
     except NoAnswer as error:
+        ruling.unreachable = isinstance(error, openrouter.Unreachable)
         log.warn(f"the judge gave no usable answer, so nothing is judged: {error}")
         return ruling
     for criterion in criteria:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -138,10 +139,12 @@ def _words(line: str) -> set[str]:
     return {word for word in map(str.lower, WORD.findall(line)) if not COMMON.fullmatch(word)}
 
 
+@functools.lru_cache(4096)  # the same few lines are asked about for each failure
 def _is_telling(line: str) -> bool:
     return len(_words(line)) >= 2
 
 
+@functools.lru_cache(4096)
 def _names_error(line: str) -> bool:
     """Whether this line alone says what went wrong."""
     return len(_words(line)) >= 3 and bool(NAMES_ERROR.search(line))

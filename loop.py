@@ -10,7 +10,6 @@ on with. So the loop is nothing but a look at the phase. Between two phases a pe
 
 from __future__ import annotations
 
-import signal
 import time
 
 import dod
@@ -30,6 +29,7 @@ import waiting
 from exits import DONE, LATER, PERSON, Edited, Stop
 from job import Job
 
+PATIENCE = 24  # times in a row that the judge cannot be reached, until a person is asked in its place: half a day
 TELL = 3600.0  # seconds between two lines about a long wait
 
 
@@ -73,10 +73,11 @@ def conclude(job: Job) -> int:
 def plan(job: Job) -> None:
     """Decide what the worker does next, and write that down before anything is done."""
     memory = job.memory
-    _stop_where_asked(job)
+    session.stop_where_asked(job)
     session.end_if_once(job)
     if job.was_edited():  # no worker and no check ran since it was compared, so it was a person
         raise Edited
+    seen = job.fingerprint()
     if best := memory["returning"] or ledger.way_back(memory):
         return _go_back(job, best)
     job.take_notes()
@@ -86,7 +87,7 @@ def plan(job: Job) -> None:
         decision.strategy = "escalate"
         decision.question = _impossible(decision.focus, first, decision.impossible)
     if decision.strategy == "escalate":
-        return _ask_person(job, decision)
+        return _ask_person(job, decision, seen)
     memory["iterations"] += 1
     if decision.session == "fresh" or not memory["worker"]:
         memory["worker"] = session.new()
@@ -139,30 +140,33 @@ def wait(job: Job) -> None:
     end_if_impatient(job)
     if left > 0:
         log.info(f"waiting for {memory['wait']['why']}, until {waiting.when(memory)}: {waiting.span(left)}")
-    begun = told = time.monotonic()
-    end = begun + left
+    told = time.monotonic()
+    end = told + left
     # Whichever clock comes first: the wall's may be set back, and the other one stands still while the machine sleeps.
     while (left := min(waiting.left(memory), end - time.monotonic())) > 0 and proc.pause(min(left, 5.0)):
-        _stop_where_asked(job)
+        session.stop_where_asked(job)
         if time.monotonic() - told >= TELL:
             told = time.monotonic()
             log.info(f"still waiting for {memory['wait']['why']}: {waiting.span(left)} left")
         log.live(f"waiting for {memory['wait']['why']}: {waiting.span(left)} left")
     log.live("")
-    progress.note_wait(memory, time.monotonic() - begun)
     if proc.stopping:
         return job.save()
-    if memory["wait"] and "limit" in memory["wait"]["why"]:
-        milestones.tell(job, "limit_over", f"{memory['wait']['why']} is over; iteration {memory['iterations']} goes on")
-    waiting.end(memory)
-    job.save("execution")
+    over, limits = memory["wait"], (memory["worker"] or {}).get("limits")
+    progress.note_wait(memory, waiting.end(memory))
+    job.save("execution" if memory["plan"] else "validation")
+    if over["kind"] == waiting.LIMIT:
+        said = f"{over['why']} is over; iteration {memory['iterations']} goes on"
+        milestones.tell(job, "limit_over", said) if limits == 1 else log.info(said)
     if job.was_edited():  # while nothing ran
         raise Edited
 
 
 def end_if_impatient(job: Job) -> None:
-    """Raise Stop where there is a wait, and this call is not to wait."""
+    """Raise Stop where there is a wait, or a person has stopped it, and this call is not to wait."""
     memory = job.memory
+    if not job.patient and job.stop_file.exists():
+        raise Stop(LATER, "stopped as asked (make stop); make start goes on")
     if not job.patient and memory.get("current_phase") == "waiting" and (left := waiting.left(memory)) > 0:
         why = f"waiting for {memory['wait']['why']}, until {waiting.when(memory)}"
         raise Stop(LATER, f"{why} ({waiting.span(left)}); start again then")
@@ -177,23 +181,27 @@ def _decide(job: Job) -> manager.Plan:
     """The next plan. A manager LLM that cannot be reached is left alone for longer each time; the rules stand in."""
     memory = job.memory
     with proc.interruptible():  # an answer may take minutes
-        decision = manager.decide(job.situation(), job.settings, time.time() >= memory["manager"]["until"])
+        decision = manager.decide(job.situation(), job.settings, waiting.may_ask(memory))
     progress.note_plan(memory, decision)
-    if decision.unreachable:
-        failures = memory["manager"]["failures"] + 1
-        memory["manager"] = {"failures": failures, "until": time.time() + waiting.backoff(failures)}
-    elif decision.source != "rules":
-        memory["manager"] = {"failures": 0, "until": 0}
+    if decision.unreachable or decision.source != "rules":
+        waiting.note_manager(memory, reached=not decision.unreachable)
     milestones.limits(job)
     return decision
 
 
-def _ask_person(job: Job, decision: manager.Plan) -> None:
-    """Nothing is to be carried out: the mission waits for an answer."""
+def _ask_person(job: Job, decision: manager.Plan, seen: str) -> None:
+    """Nothing is to be carried out: the mission waits for an answer. seen: what a person may change, as it stood."""
     memory = job.memory
     memory["plan"] = None
-    asks_again = manager.has_judge(job.settings) and memory["criteria"][decision.focus]["verdict"] == "unjudged"
-    memory["blocked"] = {"question": decision.question, "seen": "" if asks_again else job.fingerprint()}
+    if memory["criteria"][decision.focus]["verdict"] == "unjudged":
+        if manager.has_judge(job.settings) and not waiting.may_ask(memory) and memory["manager"]["failures"] < PATIENCE:
+            waiting.begin(memory, memory["manager"]["until"] - time.time(), waiting.JUDGE, "the judge to answer")
+            return job.save("waiting")
+    elif inbox.waits(job.folder, memory):
+        log.info("a note was left meanwhile: it goes on with that")
+        progress.unblock(memory)
+        return job.save()
+    memory["blocked"] = {"question": decision.question, "seen": seen}
     job.save("blocked")
     milestones.write_report(job)
     milestones.send(job, "blocked", str(decision.question))
@@ -217,12 +225,6 @@ def _go_back(job: Job, commit: str) -> None:
     made = job.repo.go_back(commit, title, job.mission.id, job.mission.protect)
     ledger.note_return(job.memory, made)
     job.save()
-
-
-def _stop_where_asked(job: Job) -> None:
-    if job.stop_file.exists():
-        job.stop_file.unlink()
-        raise Stop(128 + signal.SIGINT, "stopped as asked; start again to go on")
 
 
 def _cost(job: Job, before: str = "") -> str:

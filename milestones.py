@@ -4,11 +4,12 @@
     milestones.progress(job, before)                               what the checks changed
     milestones.learn(job, before, outputs)                         what resolved a failure that took several sessions
 
-Each message is sent once, also where the kit is started every ten minutes.
+What lasts is told once, also where the kit is started every ten minutes. A message whose moment is a crash may be lost.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -20,8 +21,10 @@ import log
 import manager
 import notify
 import page
+import state
 from job import Job
 
+NUMBER = re.compile(r"\w*\d\w*")
 LESSON = 1  # sessions that have failed on a criterion before what resolves it is worth remembering
 
 
@@ -49,16 +52,21 @@ def send(job: Job, event: str, text: str) -> None:
     notify.send(job.settings.notify, notify.Message(event, job.mission.id, job.mission.title, text, facts, job.root))
 
 
-def failed(job: Job, text: str) -> None:
-    """Why the kit cannot go on; told once, until a session has ended well again or the reason is another."""
-    mark = ledger.fingerprint(text)
-    if not job.memory or job.memory["told"] == mark:
-        return
-    job.memory["told"] = mark
-    with suppress(OSError):  # that may be the very reason
-        job.save()
-    if job.saved:  # a start that could not save at all is one of many
-        send(job, "failed", text)
+def failed(job: Job, code: int, text: str) -> None:
+    """Why the kit cannot go on; told once, until a session has ended well again or the reason is another.
+
+    Only that is added to the state, as it was saved last: what the failure left half done in the memory is not.
+    """
+    mark = ledger.fingerprint(f"{code} {NUMBER.sub('_', text)}")  # a request's id makes no other reason
+    with suppress(OSError, state.StateError):  # they may be the very reason
+        known = state.load(job.file)
+        if known["told"] != mark:
+            try:
+                job.saved = state.save(job.file, {**known, "told": mark})
+            except OSError:
+                if not job.has_saved:  # one start of many that cannot save
+                    return
+            send(job, "failed", text)
 
 
 def progress(job: Job, before: Mapping[str, Mapping[str, Any]]) -> None:

@@ -267,6 +267,24 @@ def _is_revived(memory: Memory, id: str) -> bool:
     return met is not None and len(memory["completed_tasks"]) > met
 
 
+def drop_plan(memory: Memory) -> bool:
+    """Drop a plan whose criterion is gone or proven otherwise by now, if no session has worked on it yet.
+
+    Returns whether there is none any more. Where a session has, it is over: what it did is to be checked.
+    """
+    plan, worker = memory["plan"], memory["worker"]
+    known = memory["criteria"].get(plan["focus"])
+    if known and known["verdict"] != "unjudged":  # `adopt` forgets what another check had said
+        return False
+    memory["wait_until"] = memory["wait"] = None
+    if memory["last"] and worker and worker["begun"]:
+        memory["current_phase"] = "validation"
+        return False
+    memory["plan"] = None
+    memory["iterations"] -= 1
+    return True
+
+
 def unblock(memory: Memory) -> None:
     """A person did something: check again, and count stalls anew."""
     memory.update(current_phase="validation", blocked=None, tree="", answered=memory["iterations"])

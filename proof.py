@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import budget
 import checkout
 import dod
 import judge
@@ -27,6 +28,7 @@ import log
 import manager
 import progress
 import referee
+import waiting
 from dod import Verdict
 from exits import PERSON, Stop
 from job import HERE, Job
@@ -66,13 +68,15 @@ def prove(job: Job) -> dict[str, Verdict]:
         log.info("nothing changed since the checks ran, so they say the same")
         return {id: _remembered(job, id) for id in memory["criteria"]}
     memory["tree"] = ""
-    verdicts = check(job)
-    referee.compare(job, "while the checks ran")
-    if reasons := proving_nothing(job, verdicts):
-        refused = refusal(job.mission, ways_out(reasons))
-        raise Stop(PERSON, str(refused)) if memory["iterations"] else refused
-    verdicts |= _judged(job, verdicts)
-    verdicts |= _confirmed(job, verdicts)
+    try:
+        verdicts = check(job)
+        if reasons := proving_nothing(job, verdicts):
+            refused = refusal(job.mission, ways_out(reasons))
+            raise Stop(PERSON, str(refused)) if memory["iterations"] else refused
+        verdicts |= _judged(job, verdicts)
+        verdicts |= _confirmed(job, verdicts)
+    finally:  # whatever ran here, what is written after it is a person's
+        referee.compare(job, "while the checks ran")
     log.live("")
     memory["tree"] = _tree(job)
     return verdicts
@@ -234,8 +238,11 @@ def _ask_judge(job: Job, criteria: list[Criterion], files: dict[str, str]) -> di
         except UnicodeDecodeError:
             return None
 
+    if not waiting.may_ask(memory) or budget.reached(memory, job.mission.limits, None, begun=True):
+        return {}
     evidence = judge.Evidence(job.repo.diff(memory["base"], memory["commit"]), sorted(files), read)
     ruling = judge.judge(job.mission, criteria, evidence, job.settings)
+    waiting.note_manager(memory, reached=not ruling.unreachable)
     progress.note_ruling(memory, ruling)
     for judgement in ruling.judgements:
         log.info(f"judged {judgement.id}: {'met' if judgement.met else 'not met'}: {judgement.reason}")

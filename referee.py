@@ -103,7 +103,7 @@ def compare(job: Job, when: str = "by the worker") -> None:
         ("settings", [job.config, job.root / ".env"], job.settings_digest()),
     ):
         known = job.memory[name]
-        if found not in (known["digest"], known["suspect"]):
+        if found not in (known["digest"], known["suspect"], known.get("unusable")):
             pairs = zip(paths, known["digest"].split(" "), found.split(" "), strict=True)
             changed = [path for path, before, now in pairs if before != now]
             named = ", ".join(_name(job, path) for path in changed)

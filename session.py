@@ -8,6 +8,7 @@ The table "after / next" of the design is `_go_on_after`: checks, a wait, anothe
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import uuid
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from exits import CANNOT, LATER, LIMIT, Stop
 from job import HERE, Job
 from stream import WINDOW, Outcome
 
+IN_USE = "already in use"  # what claude says of a session that was begun before
 CRASHES = 3  # in a row that are retried within one iteration
 REMEDIES = {
     "auth": "log in again: run `claude` once and /login, or set ANTHROPIC_API_KEY",
@@ -41,7 +43,10 @@ REMEDIES = {
 def execute(job: Job) -> None:
     """One session of the worker, or the rest of one that was interrupted."""
     memory, session = job.memory, job.memory["worker"]
+    stop_where_asked(job)
     end_if_once(job)
+    if memory["last"] and session["begun"] and _reached(job, begun=True):
+        return job.save("validation")  # what was done so far may be all that it takes; checks cost nothing
     end_at_limit(job, begun=True)
     job.require_branch()
     job.take_notes()
@@ -73,10 +78,11 @@ def execute(job: Job) -> None:
 
     outcome = _by_hand(job, task) if claude.mode == "manual" else _by_worker(job, task, started)
     inbox.passed_on(memory)
-    session.update(process=None, context=outcome.context, window=outcome.window, spent=outcome.session)
+    session.update(context=outcome.context or session["context"], window=outcome.window, spent=outcome.session)
     progress.note_outcome(memory, outcome, claims.claims(outcome.report, job.mission.criteria))
     _tell_outcome(job, outcome)
     referee.compare(job)
+    session["process"] = None  # not before: what a session changed that was not compared is nobody's edit
     milestones.limits(job)
     _go_on_after(job, task, outcome)
     if job.sessions_left is not None and memory["current_phase"] == "validation":
@@ -116,15 +122,15 @@ def _go_on_after(job: Job, task: worker.Task, outcome: Outcome) -> None:
     """The table "after / next" of the design."""
     memory, session, kind = job.memory, job.memory["worker"], outcome.kind
     if kind in ("ended", "turn_cap", "budget_cap", "timeout") or (kind == "interrupted" and not proc.stopping):
-        session["failures"] = 0
+        session.update(overloads=0, crashes=0, limits=0, lost=False)
         return job.save("validation")
     if kind == "context_full":
         memory["worker"] = None  # the next plan starts afresh; what was done so far is kept and checked
         return job.save("validation")
-    if kind == "lost_session" and not task.resume:
-        return job.save("execution")  # "in use": a run that was killed had begun it, so it can be resumed
-    if kind == "lost_session" and session["begun"] and session["failures"] == 0:
-        memory["worker"] = {**new(), "failures": 1}  # a second loss in a row is no loss but a failure
+    if kind == "lost_session" and not task.resume and IN_USE in outcome.message:
+        return job.save("execution")  # a run that was killed had begun it, so it can be resumed
+    if kind == "lost_session" and not session["lost"]:
+        memory["worker"] = {**new(), "lost": True, "crashes": session["crashes"]}  # a second loss in a row is a crash
         return job.save("execution")
     if kind == "limit":
         return _after_limit(job, task, outcome)
@@ -138,57 +144,68 @@ def _go_on_after(job: Job, task: worker.Task, outcome: Outcome) -> None:
 
 def _after_limit(job: Job, task: worker.Task, outcome: Outcome) -> None:
     """Wait for the reset; where it is the limit of one model alone, go on with another while there is one."""
-    memory, claude, why = job.memory, job.settings.claude_code, "the usage limit"
-    wait = waiting.until_reset(outcome.resets_at)
+    memory, session, claude, why = job.memory, job.memory["worker"], job.settings.claude_code, "the usage limit"
+    session["limits"] = 1 if outcome.cost_usd else session["limits"] + 1
+    # A reset that is over already may come again and again, by a wrong clock or by old news.
+    wait = max(waiting.until_reset(outcome.resets_at), waiting.backoff(session["limits"]))
     if outcome.limited:
         waiting.note_limited(memory, task.model, outcome.limited, wait)
         if models := waiting.models(memory, claude.model, claude.fallbacks):
             other = models[0] or "the usual model"
             milestones.tell(
-                job, "limit", f"{outcome.limited} is used up for {waiting.span(wait)}; going on with {other}"
+                job, "limit", f"{outcome.limited} is used up for {waiting.span(wait)}; it goes on with {other}"
             )
             return job.save("execution")
         wait, why = waiting.first_reset(memory), "the usage limit of each model"
-    waiting.begin(memory, wait, why)
+    waiting.begin(memory, wait, waiting.LIMIT, why)
     job.save("waiting")
-    said = outcome.message.splitlines()[0]
-    milestones.send(job, "limit", f"{said}; going on {waiting.when(memory)}, in {waiting.span(wait)}")
+    if session["limits"] == 1:  # else it is the same one still
+        said = outcome.message.splitlines()[0]
+        milestones.send(job, "limit", f"{said}; going on {waiting.when(memory)}, in {waiting.span(wait)}")
 
 
 def _after_failure(job: Job, outcome: Outcome) -> None:
     """Try the same session again later, for ever when it is the service that fails; a claude that crashes costs it."""
     memory, session = job.memory, job.memory["worker"]
-    session["failures"] += 1
-    if outcome.kind != "overloaded" and session["failures"] > CRASHES:
+    kind, why = (
+        ("overloads", "the service to answer again") if outcome.kind == "overloaded" else ("crashes", "another try")
+    )
+    session[kind] += 1
+    if session["crashes"] > CRASHES:
         memory["worker"] = None  # what was done is kept, checked and held against the limits
         return job.save("validation")
-    why = "the service to answer again" if outcome.kind == "overloaded" else "another try"
-    waiting.begin(memory, waiting.backoff(session["failures"]), f"{why} ({session['failures']} failed)")
+    waiting.begin(memory, waiting.backoff(session[kind]), waiting.FAILURE, f"{why} ({session[kind]} failed)")
     job.save("waiting")
 
 
+def stop_where_asked(job: Job) -> None:
+    """Raise Stop where a person has asked to stop."""
+    if job.stop_file.exists():  # it stays, so that cron does not start it again
+        raise Stop(128 + signal.SIGINT, "stopped as asked; make start goes on")
+
+
 def end_if_once(job: Job) -> None:
+    """Raise Stop where this call was for one session, and that has run."""
     if job.sessions_left == 0:
         raise Stop(LATER, "one session was asked for, and the mission is not done yet; start again to go on")
 
 
 def end_at_limit(job: Job, begun: bool = False) -> None:
     """Raise Stop before anything is paid for that the limits do not cover."""
-    if reached := budget.reached(job.memory, job.mission.limits, job.settings.orchestrator.max_iterations, begun):
+    if reached := _reached(job, begun):
         milestones.write_report(job)
         raise Stop(LIMIT, reached)
 
 
+def _reached(job: Job, begun: bool) -> str:
+    return budget.reached(job.memory, job.mission.limits, job.settings.orchestrator.max_iterations, begun)
+
+
 def new() -> dict[str, Any]:
-    nothing: dict[str, Any] = {
-        "begun": False,
-        "context": 0.0,
-        "window": WINDOW,
-        "failures": 0,
-        "process": None,
-        "spent": {},
-    }
-    return {"session": str(uuid.uuid4()), **nothing}
+    """A session of Claude Code that was not begun yet."""
+    counts = {"overloads": 0, "crashes": 0, "limits": 0, "lost": False}
+    empty: dict[str, Any] = {"context": 0.0, "window": WINDOW, "process": None, "spent": {}}
+    return {"session": str(uuid.uuid4()), "begun": False, **counts, **empty}
 
 
 def _tell_outcome(job: Job, outcome: Outcome) -> None:

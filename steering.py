@@ -18,6 +18,7 @@ import inbox
 import ledger
 import log
 import processes
+import report
 import state
 from exits import USAGE, Stop
 from job import Job
@@ -31,11 +32,12 @@ def require_person() -> None:
 
 def stop(folder: Path) -> str:
     """Ask the orchestrator that runs here to end after its session, or at once if that was asked already."""
-    holder = state.holder(folder / "lock")
+    holder, asked = state.holder(folder / "lock"), folder / "stop"
     if holder is None:
-        return "nothing is running here"
+        asked.touch(mode=0o600)
+        return "nothing is running here; starts with --no-wait (cron) end at once until make start or make resume"
     who = f"mission {holder.get('mission')} (pid {holder.get('pid')})"
-    asked, pid = folder / "stop", holder.get("pid")
+    pid = holder.get("pid")
     if asked.exists() and isinstance(pid, int) and {"start", "boot"} <= holder.keys() and processes.is_alive(holder):
         processes.send(pid, signal.SIGINT)
         return f"{who} ends now; what its session did so far stays in the work tree, and the next start goes on with it"
@@ -46,6 +48,9 @@ def stop(folder: Path) -> str:
 def tell(folder: Path, mission: str, text: str) -> str:
     """Leave a note that the next instruction of this mission carries. Raises Stop, OSError."""
     require_person()
+    known = next((one for one in report.memories(str(folder)) if one["mission_id"] == mission), None)
+    if known and known["current_phase"] == "completed":
+        raise Stop(USAGE, f"mission {mission} is done: there is nobody to tell")
     try:
         inbox.leave(folder, mission, text)
     except ValueError as error:

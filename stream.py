@@ -40,6 +40,14 @@ TOKENS = {
     "cache_creation": "cacheCreationInputTokens",
 }
 
+KINDS = {  # the same of one message
+    "input": "input",
+    "output": "output",
+    "cache_read": "cache_read_input",
+    "cache_creation": "cache_creation_input",
+}
+PRICES = {"input": 5e-6, "output": 25e-6, "cache_read": 0.5e-6, "cache_creation": 6.25e-6}  # dollars, of a large model
+GUESSED = "guessed_"  # what is remembered of a session's totals so begins where claude has not said it
 ENDS = ("ended", "interrupted", "turn_cap", "budget_cap")  # kinds that are believed of a run with a turn in it
 CONTEXT_FULL = ("prompt_too_long", "blocking_limit", "rapid_refill_breaker")  # values of terminal_reason
 
@@ -84,7 +92,7 @@ class Outcome:
     turns: int = 0
     """API turns taken."""
     cost_usd: float = 0.0
-    """Claude's own estimate for this run; 0 when it ended without a result, its next run then includes it."""
+    """Claude's own estimate for this run; ours when it ended without a result, until the session's next one."""
     tokens: dict[str, int] = field(default_factory=dict)
     """input, output, cache_read, cache_creation, of this run."""
     session: dict[str, float] = field(default_factory=dict)
@@ -231,9 +239,7 @@ def classify(
     if kind in ENDS and not turns and not result.stopped and result.seconds < INSTANT:
         kind = "crashed"
     limits, window = list(stream.limits.values()), _window(stream) or window
-    session = _session_totals(stream) or dict(spent)
-    # A total below the last one is of a version that reports each run by itself.
-    run = {name: value - (spent.get(name, 0) if value >= spent.get(name, 0) else 0) for name, value in session.items()}
+    run, session = _bill(stream, spent)
     return Outcome(
         kind,
         message=said or _how_it_ended(kind, stream, result),
@@ -331,6 +337,24 @@ def _report(stream: Stream) -> str:
     text = "" if stream.result.get("is_error") else str(stream.result.get("result") or "")
     last = stream.words[-1] if stream.words else ""
     return (text if len(text) >= len(last) else last)[-REPORT:].encode("utf-8", "replace").decode()
+
+
+def _bill(stream: Stream, spent: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+    """What this run cost, and what is to be remembered of the session: its totals, and what was guessed since them."""
+    if totals := _session_totals(stream):
+        # A total below the last one is of a version that reports each run by itself.
+        goes_on = {name: value >= spent.get(name, 0) for name, value in totals.items()}
+        before = {name: spent.get(name, 0) + spent.get(GUESSED + name, 0) if goes_on[name] else 0 for name in totals}
+        return {name: value - before[name] for name, value in totals.items()}, totals
+    run = _guess(stream)
+    return run, {**spent, **{GUESSED + name: spent.get(GUESSED + name, 0) + value for name, value in run.items()}}
+
+
+def _guess(stream: Stream) -> dict[str, float]:
+    """What a run without a result has cost, by the tokens of its messages. The session's next result corrects it."""
+    tokens = {name: sum(_number(use.get(f"{KINDS[name]}_tokens")) for use in stream.usage.values()) for name in TOKENS}
+    usd = sum(count * PRICES[name] for name, count in tokens.items())
+    return {"usd": usd, **tokens} if stream.usage else {}
 
 
 def _session_totals(stream: Stream) -> dict[str, float]:

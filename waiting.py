@@ -1,6 +1,6 @@
 """How long to wait, for what, and with which model not to wait at all.
 
-    waiting.begin(memory, waiting.until_reset(outcome.resets_at), "the usage limit")
+    waiting.begin(memory, waiting.until_reset(outcome.resets_at), waiting.LIMIT, "the usage limit")
     while waiting.left(memory) > 0: ...
 
 Waits are in the memory, as a time of the wall clock: they go on after a restart or a reboot. Clocks are set back and
@@ -21,6 +21,7 @@ SPREAD = 60.0  # seconds of chance on top, so that not all who wait for one rese
 NO_RESET = 3600.0  # seconds waited for a limit that names no reset; then the next session tries
 LONGEST = 8 * 86400.0  # seconds; no limit of the API is longer
 BACKOFF = (30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)  # seconds after each failure in a row, the last one for ever
+LIMIT, FAILURE, JUDGE = "limit", "failure", "judge"  # what may be waited for
 JITTER = 0.1  # share of a back-off that chance adds
 
 Memory = dict[str, Any]
@@ -38,10 +39,10 @@ def backoff(failures: int) -> float:
     return BACKOFF[min(failures, len(BACKOFF)) - 1] * random.uniform(1, 1 + JITTER)
 
 
-def begin(memory: Memory, seconds: float, why: str) -> None:
-    """Remember a wait. why: what is waited for, in words."""
+def begin(memory: Memory, seconds: float, kind: str, why: str) -> None:
+    """Remember a wait. kind: LIMIT, FAILURE or JUDGE. why: what is waited for, in words."""
     now = time.time()
-    memory["wait_until"], memory["wait"] = now + seconds, {"since": now, "why": why}
+    memory["wait_until"], memory["wait"] = now + seconds, {"since": now, "kind": kind, "why": why}
 
 
 def left(memory: Memory) -> float:
@@ -52,9 +53,23 @@ def left(memory: Memory) -> float:
     return float(min(memory["wait_until"] - time.time(), planned, LONGEST + MARGIN + SPREAD))
 
 
-def end(memory: Memory) -> None:
-    """Forget the wait."""
+def end(memory: Memory) -> float:
+    """Forget the wait; how many seconds of it have passed."""
+    planned = memory["wait_until"] - memory["wait"]["since"]
+    passed = max(0.0, min(planned, time.time() - memory["wait"]["since"]))
     memory["wait_until"] = memory["wait"] = None
+    return float(passed)
+
+
+def may_ask(memory: Memory) -> bool:
+    """Whether the manager LLM may be asked: not for a while after it could not be reached."""
+    return not 0 < memory["manager"]["until"] - time.time() <= 2 * BACKOFF[-1]  # more than that: the clock was set back
+
+
+def note_manager(memory: Memory, reached: bool) -> None:
+    """Remember whether the manager LLM could be reached, and for how long it is left alone."""
+    failures = 0 if reached else memory["manager"]["failures"] + 1
+    memory["manager"] = {"failures": failures, "until": 0 if reached else time.time() + backoff(failures)}
 
 
 def when(memory: Memory) -> str:
