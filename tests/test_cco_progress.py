@@ -15,6 +15,7 @@ import ledger
 import manager
 import progress
 import repo
+import session
 import state
 from claims import Claim
 from dod import Verdict
@@ -92,7 +93,7 @@ class Memory:
         """One iteration: plan, session, commit, checks."""
         self.memory["iterations"] += 1
         progress.note_plan(self.memory, plan(focus))
-        self.memory["worker"] = {"session": "0ccb0c9e", "begun": True, "context": 0.1, "failures": 0}
+        self.memory["worker"] = {**session.new(), "session": "0ccb0c9e", "begun": True, "context": 0.1}
         self.fits()
         self.ran(result or outcome(), *said)
         commit = repo.Commit(sha(self.memory["iterations"]), ["src/a.py"])
@@ -490,8 +491,7 @@ def test_a_situation_before_the_first_session_says_so():
 )
 def test_a_session_is_resumable_while_its_context_has_room(worker, resumable):
     worked = Memory("a")
-    session = {"session": "0ccb0c9e", "failures": 0, "process": None, "spent": {}}
-    worked.memory["worker"] = worker and {**session, **worker}
+    worked.memory["worker"] = worker and {**session.new(), **worker}
     worked.fits()
     assert worked.situation(max_context=0.6).resumable is resumable
 

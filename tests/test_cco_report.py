@@ -83,7 +83,7 @@ def as_json(folder: Path, session: str | None = None) -> Any:
 
 
 def test_a_wait_tells_what_for_and_notes_and_models_that_are_used_up_are_shown(folder, utc):
-    wait = {"since": 1893452400.0, "why": "the usage limit"}
+    wait = {"since": 1893452400.0, "kind": "limit", "why": "the usage limit"}
     notes = [
         {"id": "1", "text": "use the\nstaging database", "iteration": 3},
         {"id": "2", "text": "go", "iteration": None},

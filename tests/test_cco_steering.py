@@ -171,12 +171,23 @@ def test_stop_asked_twice_signals_the_holder_of_the_lock(sleeper):
     assert sleeper.process.wait(30) == -signal.SIGINT
 
 
-def test_where_nothing_runs_stop_leaves_nothing_behind(sleeper):
+def test_where_nothing_runs_stop_signals_nobody_and_says_that_cron_is_held(sleeper):
     with store.Lock(sleeper.folder / "lock", {**sleeper.known, "mission": "demo"}):
         pass
-    assert steering.stop(sleeper.folder) == "nothing is running here"
-    assert not (sleeper.folder / "stop").exists()
+    assert steering.stop(sleeper.folder).startswith("nothing is running here; starts with --no-wait (cron) end at once")
+    assert (sleeper.folder / "stop").exists()
     assert sleeper.is_left_alone()
+
+
+def test_after_a_stop_cron_starts_nothing_until_a_person_does(bench):
+    bench.sessions(WRITES_A, [{"write": {"b": "1"}}])
+    assert bench.start("--once").returncode == 75
+    assert bench.run("stop").returncode == 0
+    for _ in range(2):
+        tick = bench.start("--no-wait")
+        assert (tick.returncode, len(bench.calls())) == (75, 1)
+        assert tick.stdout.splitlines()[0].endswith("stopped as asked (make stop); make start goes on")
+    assert bench.start().returncode == 0
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -219,7 +230,7 @@ def test_a_note_that_is_empty_or_too_long_is_refused_with_2(bench, text):
     known(bench, "demo")
     done = bench.run("tell", "--", text)
     assert done.returncode == 2
-    assert "a note has 1 to 4000 characters" in said(done)
+    assert f"a note has 1 to {inbox.MOST} characters" in said(done)
 
 
 def known(bench: Bench, *ids: str) -> None:
@@ -321,8 +332,9 @@ def edited(bench: Bench, **changes: Any) -> str:
     return json.dumps({**json.loads(bench.mission.read_text()), **changes}, indent=1)
 
 
-def test_what_a_person_edits_during_waits_is_taken_up_and_named_and_what_is_broken_is_named_once(bench):
-    bench.write(TWO_CRITERIA, settings=NO_WALLS)
+def test_what_a_person_edits_during_waits_is_taken_up_and_named_and_what_is_broken_is_named_once(bench, receiver):
+    failures = [{**receiver.settings[0], "events": ["failed", "tampering"]}]
+    bench.write(TWO_CRITERIA, settings={**NO_WALLS, "notify": failures})
     waits, config = Waits(bench), bench.project / ".cco" / "config.yaml"
     waits.during(1, bench.mission, edited(bench, title="Another demo", limits={"cost_usd": 7}))
     waits.during(2, bench.mission, "title: [")
@@ -351,6 +363,7 @@ def test_what_a_person_edits_during_waits_is_taken_up_and_named_and_what_is_brok
     carried = ["mind the gap" in prompt for prompt in prompts(bench)]
     assert carried == [False, False, False, True, True, True]  # a session that is cut off is told again
     assert "--max-turns=77" in bench.calls()[-1]["argv"]
+    assert receiver.events() == []  # an edit is no failure
     assert bench.start().returncode == 0
 
 
@@ -560,3 +573,92 @@ def test_a_manager_that_cannot_be_reached_is_asked_again_only_after_a_back_off(b
     assert bench.state()["manager"] == {"failures": 0, "until": 0}
     assert [entry["source"] for entry in bench.state()["history"]] == ["rules"] * 3 + ["anthropic/claude-sonnet-5.5"]
     assert len(bench.calls()) == 4
+
+
+# --------------------------------------------------------------------------------------------------------
+# Just before a question
+# --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["a note", "settings"])
+def test_an_answer_that_comes_while_the_manager_still_thinks_counts(bench, how):
+    asked: list[Any] = []
+
+    def think(request: Any) -> str:
+        asked.append(request)
+        if len(asked) > 1:
+            return str(answer()["content"])
+        if how == "a note":
+            inbox.leave(bench.project / ".cco", "demo", "the file is called a")
+        else:
+            (bench.project / ".cco" / "config.yaml").write_text("claude_code: {max_turns: 77}\n")
+        return json.dumps({**json.loads(answer()["content"]), "strategy": "escalate", "question": "Which file?"})
+
+    bench.sessions(WRITES_A)
+    with OpenRouterAPI([], think) as router:
+        managed(bench, router)
+        done = bench.start()
+        if how == "settings":
+            assert (done.returncode, len(bench.calls())) == (3, 0), said(done)
+            done = bench.start()
+        assert done.returncode == 0, said(done)
+    assert ("the file is called a" in prompts(bench)[0]) == (how == "a note")
+
+
+def test_a_note_that_is_left_before_the_question_is_passed_on_instead_of_asking(bench, begin, tmp_path):
+    bench.write(ONE, settings=NO_WALLS)
+    bench.sessions(*[IDLE] * 3, [{"wait_for": str(tmp_path / "go")}], WRITES_A)
+    kit = begin()
+    until(lambda: len(bench.calls()) == 4, "the last session before the question", 60)
+    assert bench.run("tell", "the file is called a").returncode == 0
+    (tmp_path / "go").touch()
+    assert kit.wait(60) == 0, bench.output()
+    assert ["the file is called a" in prompt for prompt in prompts(bench)] == [False] * 4 + [True]
+
+
+def test_a_note_is_no_answer_to_what_only_a_person_can_judge_and_the_question_comes_once(bench, receiver):
+    settings = {**NO_WALLS, "notify": receiver.settings}
+    bench.write([{"id": "a", "criteria": "a is nice"}, TWO_CRITERIA[1]], settings=settings)
+    bench.sessions(WRITES_B)
+    assert bench.start("--once").returncode == 75
+    inbox.leave(bench.project / ".cco", "demo", "it is nice")
+    done = bench.start()
+    assert (done.returncode, len(bench.calls())) == (3, 1), said(done)
+    assert receiver.events() == ["criterion_met", "blocked"]
+
+
+def test_stop_is_heard_before_another_model_goes_on(bench, begin, tmp_path):
+    bench.write(TWO_CRITERIA, settings=NO_WALLS)
+    opus = {"limit": {"resetsAt": int(time.time()) + 5 * 3600, "rateLimitType": "seven_day_opus"}}
+    bench.sessions([*WRITES_A[:1], {"wait_for": str(tmp_path / "go")}, opus], WRITES_B)
+    kit = begin()
+    until((bench.project / "a").exists, "the first session's work")
+    assert "ends after the current session" in bench.run("stop").stdout
+    (tmp_path / "go").touch()
+    assert kit.wait(60) == 130, bench.output()
+    assert (len(bench.calls()), bench.state()["current_phase"]) == (1, "execution")
+    assert bench.start().returncode == 0
+    assert (bench.state()["iterations"], bench.resumed()) == (1, [False, True])
+
+
+def test_a_clock_that_was_set_back_does_not_keep_the_manager_silent(bench):
+    bench.sessions(IDLE, WRITES_A)
+    with OpenRouterAPI([answer()]) as router:
+        managed(bench, router)
+        rules = {**bench.environment, "CCO_MANAGER_PROVIDER": "rules"}
+        assert bench.run("start", str(bench.mission), "--once", env=rules).returncode == 75
+        bench.remember({**bench.state(), "manager": {"failures": 3, "until": time.time() + 400 * 86400}})
+        assert bench.start().returncode == 0
+        assert len(router.calls) == 1
+
+
+def test_a_mission_that_cannot_go_on_without_a_persons_word_tells_so_once(bench, receiver):
+    bench.write(ONE, settings={**NO_WALLS, "notify": receiver.settings})
+    config = bench.project / ".cco" / "config.yaml"
+    bench.sessions([{"write": {str(config): "claude_code: {max_turns: 77}\n"}}], WRITES_A)
+    assert bench.start("--once").returncode == 75
+    for _ in range(2):
+        assert bench.start().returncode == 3
+    assert receiver.events() == ["tampering", "failed"]
+    assert "changed while a worker ran. Look at it, then: make start ACCEPT=1" in receiver.all()[1][1]
+    assert bench.start("--accept").returncode == 0

@@ -89,13 +89,16 @@ def test_a_back_off_is_never_shorter_than_its_step_and_at_most_a_tenth_longer():
 
 def begun(seconds: float) -> dict[str, Any]:
     found = memory()
-    waiting.begin(found, seconds, "the usage limit")
+    waiting.begin(found, seconds, waiting.LIMIT, "the usage limit")
     return found
 
 
 def test_a_wait_goes_by_and_is_forgotten(clock):
     found = begun(1000)
-    assert (found["wait_until"], found["wait"]) == (NOW + 1000, {"since": NOW, "why": "the usage limit"})
+    assert (found["wait_until"], found["wait"]) == (
+        NOW + 1000,
+        {"since": NOW, "kind": "limit", "why": "the usage limit"},
+    )
     for passed in (0, 1, 999):
         clock.now = NOW + passed
         assert waiting.left(found) == 1000 - passed
@@ -129,7 +132,7 @@ def test_after_a_reboot_with_a_wrong_clock_it_waits_as_long_as_planned_and_goes_
 
 
 def test_no_wait_that_stands_in_a_state_is_longer_than_the_longest_one(clock):
-    found = {**memory(), "wait_until": NOW + 1e9, "wait": {"since": NOW, "why": "?"}}
+    found = {**memory(), "wait_until": NOW + 1e9, "wait": {"since": NOW, "kind": "limit", "why": "?"}}
     assert waiting.left(found) == 8 * DAY + 120
 
 
