@@ -11,6 +11,7 @@ settings or usage, 3 needs a person, 4 cannot run, 5 a limit was reached, 75 try
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 
@@ -381,7 +382,12 @@ def main(argv: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        return _failed(error)
+        try:
+            return _failed(error)
+        except (OSError, ImportError, MemoryError) as also:  # not even the kit's own files can be read
+            with contextlib.suppress(OSError):
+                print(f"{error}; {also}", file=sys.stderr)
+            return 4
 
 
 def _open_standard_files() -> None:

@@ -6,6 +6,9 @@ code, said = exits.reading(error)
 
 from __future__ import annotations
 
+import errno
+import os
+
 import machine
 import proc
 import state
@@ -38,6 +41,8 @@ def reading(error: Exception) -> tuple[int, str]:
         return LATER, str(error)
     if isinstance(error, MissionError):
         return USAGE, str(error)
+    if isinstance(error, MemoryError):
+        error = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
     if isinstance(error, OSError) and (advice := machine.advice(error)):
         return CANNOT, f"{error}: {advice}, then start again; the last good state is kept"
     if isinstance(error, (CannotRun, GitError, OSError, state.StateError)):

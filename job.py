@@ -12,6 +12,7 @@ The order of the work is in loop.py; here is what each step needs of the reposit
 from __future__ import annotations
 
 import copy
+import errno
 import os
 import time
 from contextlib import suppress
@@ -166,7 +167,7 @@ class Job:
                 log.info("something changed since the question was asked: checking again")
                 progress.unblock(self.memory)
             self.saved = digest(self.file)
-            if self.memory != before:
+            if self.memory != before or not state.is_sealed(self.memory):  # a tick of cron in a wait touches nothing
                 self.save()
 
     def _require_word(self, error: state.Forged) -> None:
@@ -251,10 +252,10 @@ class Job:
         checkout.remove_scratch(self.marker)
         if self.patient:  # a person, not cron, has started it again
             self.stop_file.unlink(missing_ok=True)
-        oldest = time.time() - self.settings.logging.retention_days * 86400
-        for path in self.sessions.iterdir():
-            if path.stat().st_mtime < oldest:
-                path.unlink()
+        written = {path: path.stat().st_mtime for path in self.sessions.iterdir()}
+        oldest = max(written.values(), default=0.0) - self.settings.logging.retention_days * 86400
+        for path in (path for path, when in written.items() if when < oldest):  # by the newest, whatever the clock says
+            path.unlink()
 
     @property
     def stop_file(self) -> Path:
@@ -412,6 +413,8 @@ def _end_left(place: Path) -> None:
 
 def make_folders(folder: Path) -> None:
     """Make the `.cco` folder, readable by its owner alone and ignored by git except for its settings."""
+    if not folder.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "the repository is gone", str(folder.parent))
     for name in ("", "logs", "logs/checks", "logs/sessions", "reports"):
         try:
             (folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)

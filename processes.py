@@ -48,7 +48,8 @@ def end_leftovers(marker: str, recorded: Mapping[str, str | int] | None, grace: 
     def left() -> set[int]:
         known = {int(recorded["pid"])} if recorded and is_alive(recorded) else set()
         own = {os.getpid()}  # a worker may have started this very kit
-        return _tree(marked(marker) | known, _parents()) - _tree(own, _parents())
+        started, parents = marked(marker) | known, _parents()
+        return _tree(started, parents) - (_tree(own, parents) - started) - own
 
     def kill() -> bool:
         found = left()

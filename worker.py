@@ -12,6 +12,7 @@ the user's settings.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import log
+import machine
 import proc
 import processes
 import sandbox
@@ -130,6 +132,9 @@ def run(task: Task, settings: Any, started: Callable[[int], None] | None = None)
     settings: the kit's settings. started: called with claude's pid as soon as there is one.
     """
     argv = command_line(task, settings)
+    machine.require_room(task.root)
+    if not os.access(task.root, os.R_OK | os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(task.root))
     limits = proc.Limits(task.timeout, settings.claude_code.idle_timeout, MAX_STREAM)
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         with open(task.stream, "a", encoding="utf-8", opener=log.private) as kept:
@@ -149,6 +154,8 @@ def run(task: Task, settings: Any, started: Callable[[int], None] | None = None)
             if result.stopped != "size":  # what is too much is not read to its end either
                 stream.finish()
         outcome = classify(stream, result, proc.tail(err, 4000).strip(), task.spent, task.window)
+    if outcome.kind == "crashed":  # where nothing can be written, it is not claude that fails
+        machine.require_room(tempfile.gettempdir(), task.stream.parent, task.root)
     log.live("")
     log.debug(f"session {outcome.kind}", code=result.code, stopped=result.stopped, swept=result.swept)
     return outcome
@@ -164,7 +171,8 @@ def run_by_hand(task: Task, path: Path) -> Outcome:
     while not select.select([sys.stdin], [], [], proc.STEP)[0]:
         if proc.stopping:
             raise proc.Interrupted
-    sys.stdin.readline()
+    if not sys.stdin.readline():  # the terminal is gone, nobody pressed anything
+        raise CannotRun("nobody is at the terminal any more: start again on another one")
     return Outcome("ended", report="(carried out by hand)")
 
 
