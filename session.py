@@ -146,8 +146,9 @@ def _after_limit(job: Job, task: worker.Task, outcome: Outcome) -> None:
     """Wait for the reset; where it is the limit of one model alone, go on with another while there is one."""
     memory, session, claude, why = job.memory, job.memory["worker"], job.settings.claude_code, "the usage limit"
     session["limits"] = 1 if outcome.cost_usd else session["limits"] + 1
-    # A reset that is over already may come again and again, by a wrong clock or by old news.
-    wait = max(waiting.until_reset(outcome.resets_at), waiting.backoff(session["limits"]))
+    wait = waiting.until_reset(outcome.resets_at)
+    if session["limits"] > 1:  # a reset that is over already comes again and again by a wrong clock, or as old news
+        wait = max(wait, waiting.backoff(session["limits"] - 1))
     if outcome.limited:
         waiting.note_limited(memory, task.model, outcome.limited, wait)
         if models := waiting.models(memory, claude.model, claude.fallbacks):

@@ -109,12 +109,12 @@ SABOTAGE = {
         "commits",
     ),
     "what a session cost before is counted again": (
-        [("stream.py", "run = {name: value - (spent.get(name, 0) if", "run = {name: value - (0 if")],
+        [("stream.py", "if goes_on[name] else 0 for name in totals", "if not goes_on[name] else 0 for name in totals")],
         "2:worker:begun:orphaned",
         "cost",
     ),
     "nothing that was left is ended": (
-        [("processes.py", "return _tree(marked(marker) | known, _parents()) -", "return set() -")],
+        [("processes.py", "return _tree(started, parents) -", "return set() -")],
         "2:worker:begun:orphaned",
         "two_workers",
     ),

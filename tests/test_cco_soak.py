@@ -150,7 +150,7 @@ SABOTAGE = {
         "false_done",
     ),
     "no confirmation": (
-        ("proof.py", "    verdicts |= _confirmed(job, verdicts)\n", ""),
+        ("proof.py", "        verdicts |= _confirmed(job, verdicts)\n", ""),
         made([{"write": {**TESTED.good, **PART.bad}}], parts=(TESTED, PART)),
         "false_done",
     ),
