@@ -107,7 +107,8 @@ def compare(job: Job, when: str = "by the worker") -> None:
             pairs = zip(paths, known["digest"].split(" "), found.split(" "), strict=True)
             changed = [path for path, before, now in pairs if before != now]
             named = ", ".join(_name(job, path) for path in changed)
-            log.error(f"the {name} changed while the worker ran: {named}. Not adopted: what was accepted counts.")
+            during = when if when.startswith("while") else "while the worker ran"
+            log.error(f"the {name} changed {during}: {named}. Not adopted: what was accepted counts.")
             known["suspect"] = found
             _note(job, [seal.Change(path, "changed") for path in changed])
     _restore(job, when)

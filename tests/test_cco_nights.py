@@ -1,0 +1,174 @@
+"""Nights that went wrong once: each of these made the kit say, pay or forget what it should not have."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+from bench import TWO_CRITERIA, WRITES_A, Bench
+from bench import bench as bench
+from test_cco_faults import Clock, said, start
+
+from extras.openrouter_api import OpenRouterAPI
+
+NO_WALLS = {"checks": {"sandbox": False}}
+ANSWER = {"focus": "a", "title": "Go on", "instruction": "Write the files that are missing.", "session": "resume"}
+PLAN = {"content": json.dumps({**ANSWER, "strategy": "retry_modified", "question": None})}
+CRASHED = {"assistant_error": "server_error", "text": "API Error: 529 Overloaded", "api_error_status": 529}
+
+
+def events(bench: Bench) -> list[str]:
+    path = bench.folder / "events"
+    return path.read_text().split() if path.exists() else []
+
+
+def told(bench: Bench) -> list[dict[str, str]]:
+    """Settings by which each message leaves its event in a file."""
+    return [{"type": "command", "command": f"echo $CCO_EVENT >> '{bench.folder}/events'"}]
+
+
+# --------------------------------------------------------------------------------------------------------
+# Whose edit it is
+# --------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_check_writes_into_the_mission_while_it_is_confirmed_is_nobodys_edit(bench, project):
+    easy = f"sed -i 's/test -e b/true/' '{bench.mission}'"
+    here = {"id": "a", "criteria": "a", "check": f'case "$PWD" in *"a project"*) ;; *) {easy};; esac; test -e a'}
+    bench.write([here, TWO_CRITERIA[1]], settings=NO_WALLS)
+    bench.sessions([{"write": {"a": "1", "b": "1"}}], [{"say": "nothing"}])
+    bench.start()
+    assert "the mission was edited" not in bench.log()
+    assert "the mission changed while the checks ran" in bench.log()
+    assert bench.state()["tampering"]
+
+
+def test_a_mission_that_the_worker_changed_is_not_adopted_by_way_of_a_link(bench, tmp_path):
+    bench.sessions(WRITES_A, [{"say": "nothing"}])
+    easy = bench.mission.read_text().replace("test -e b", "true")
+    bench.sessions([*WRITES_A, {"write": {str(bench.mission): easy}}], [{"say": "nothing"}])
+    assert bench.start("--once").returncode == 75
+    link = tmp_path / "link"
+    link.symlink_to(bench.mission.parent)
+    done = bench.run("start", str(link / "demo.yaml"), "--once")
+    assert done.returncode == 75, said(done)
+    assert bench.state()["completed_tasks"] == ["a"]
+
+
+def test_a_failure_after_a_session_does_not_make_its_changes_a_persons(bench, project, git):
+    (project / "acceptance").mkdir()
+    (project / "acceptance" / "t.sh").write_text("test -e b\n")
+    git(project, "add", "-A")
+    git(project, "commit", "-qm", "acceptance")
+    check = {"id": "b", "criteria": "b", "check": "sh acceptance/t.sh"}
+    bench.write([check], protect=["acceptance/**"], settings=NO_WALLS)
+    bench.sessions(
+        [{"write": {"acceptance/t.sh": "exit 0\n"}}, {"bash": "cp .git/HEAD ../HEAD; echo x > .git/HEAD"}],
+        [{"say": "nothing"}],
+    )
+    assert bench.start("--once").returncode == 4
+    (project / ".git" / "HEAD").write_text((bench.folder / "HEAD").read_text())
+    done = bench.start("--once")
+    assert bench.state()["tampering"], said(done)
+    assert (project / "acceptance" / "t.sh").read_text() == "test -e b\n"
+    assert bench.state()["completed_tasks"] == []
+
+
+def test_an_edit_that_makes_the_plan_pointless_ends_it(bench):
+    reset = int(time.time()) + 3600
+    bench.sessions([*WRITES_A, {"limit": {"resetsAt": reset}}], [{"say": "nothing"}])
+    assert bench.start("--no-wait").returncode == 75
+    assert bench.state()["plan"]["focus"] == "a"
+    bench.write(TWO_CRITERIA[1:])
+    bench.sessions([{"write": {"b": "1"}}])
+    done = bench.start("--no-wait")
+    assert done.returncode == 0, said(done)
+    assert "criterion a is gone" in done.stdout
+    assert "(b)" in bench.calls()[-1]["prompt"] and "a is there" not in bench.calls()[-1]["prompt"]
+
+
+# --------------------------------------------------------------------------------------------------------
+# What it costs
+# --------------------------------------------------------------------------------------------------------
+
+
+def test_sessions_that_hang_are_paid_for_by_their_messages_until_the_limit(bench):
+    dear = [{"usage": {"input_tokens": 200_000}}, {"bash": "true"}, {"hang": True}]
+    bench.write(TWO_CRITERIA, limits={"cost_usd": 3}, settings={"claude_code": {"timeout": 1}})
+    bench.sessions(*[dear] * 12)
+    done = bench.start()
+    assert done.returncode == 5, said(done)
+    assert len(bench.calls()) < 6
+    assert 3 <= bench.state()["metrics"]["estimated_cost"] < 5
+    assert bench.state()["metrics"]["token_usage"]["input"] >= 600_000
+
+
+# --------------------------------------------------------------------------------------------------------
+# What is counted with what
+# --------------------------------------------------------------------------------------------------------
+
+
+def test_overloads_do_not_use_up_the_tries_of_a_crash(bench):
+    clock = Clock(bench)
+    bench.sessions(*[[{"error": CRASHED}]] * 4, [{"exit": 1}], [{"exit": 1}], [{"write": {"a": "1", "b": "1"}}])
+    assert start(bench).returncode == 0
+    assert bench.state()["iterations"] == 1
+    assert [round(wait, -1) for wait in clock.waits()][-2:] == [pytest.approx(30, abs=10), pytest.approx(60, abs=10)]
+
+
+def test_a_limit_that_is_over_again_and_again_is_backed_off_from_and_told_once(bench):
+    clock = Clock(bench)
+    old = int(clock.now()) - 900
+    stale = {"error": {"assistant_error": "rate_limit", "text": "You've hit your session limit"}}
+    event = {"event": {"type": "rate_limit_event", "rate_limit_info": {"status": "rejected", "resetsAt": old}}}
+    rounds = [[event, stale]] * 7
+    bench.write(TWO_CRITERIA, settings={"notify": told(bench)})
+    bench.sessions(*rounds, [{"write": {"a": "1", "b": "1"}}])
+    assert start(bench).returncode == 0
+    waits = clock.waits()
+    assert len(waits) == 7 and waits[-1] >= 1800 and waits[0] < 150
+    assert events(bench).count("limit") == 1 and events(bench).count("limit_over") == 1
+
+
+# --------------------------------------------------------------------------------------------------------
+# A judge that is away
+# --------------------------------------------------------------------------------------------------------
+
+
+def test_a_judge_that_cannot_be_reached_is_waited_for_and_nobody_is_woken(bench):
+    Clock(bench)
+    met = {"id": "tone", "met": True, "reason": "It is there.", "quotes": [{"path": "a", "text": "a friendly word"}]}
+    down = {"status": 503, "body": {"error": {"code": 503, "message": "no server"}}}
+    answers: list[dict[str, Any]] = [PLAN, down, down, {"content": json.dumps({"files": [], "verdicts": [met]})}]
+    bench.environment["OPENROUTER_API_KEY"] = "sk-or-planted-5a7c90d1"
+    bench.sessions([{"write": {"a": "a friendly word"}}])
+    with OpenRouterAPI(answers) as router:
+        settings = {"openrouter": {"base_url": router.url}, "notify": told(bench)}
+        bench.write([TWO_CRITERIA[0], {"id": "tone", "criteria": "the tone is friendly"}], settings=settings)
+        done = start(bench)
+        assert done.returncode == 0, said(done)
+        assert len(router.calls) == 4
+    assert done.stdout.count("waiting for the judge to answer") == 2
+    assert "blocked" not in events(bench)
+
+
+# --------------------------------------------------------------------------------------------------------
+# Who is told
+# --------------------------------------------------------------------------------------------------------
+
+
+def test_what_stops_a_mission_at_night_is_told_once_whatever_number_is_in_it(bench, project):
+    bench.write(TWO_CRITERIA, settings={"notify": told(bench)})
+    errors = [f"Invalid API key · request req_{number}" for number in (11, 22, 33)]
+    login = [{"assistant_error": "authentication_failed", "text": text, "api_error_status": 401} for text in errors]
+    bench.sessions(*[[{"error": error}] for error in login], WRITES_A)
+    for _ in login:
+        assert bench.start().returncode == 4
+    assert events(bench).count("failed") == 1
+    assert bench.start("--once").returncode == 75
+    (project / "README.md").write_text("a person was here")
+    for _ in range(2):
+        assert bench.start("--no-wait").returncode == 2
+    assert events(bench).count("failed") == 2
