@@ -341,7 +341,9 @@ def printable(text: str) -> str:
 
 
 def field_name(where: Where) -> str:
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{printable(part)[:60]}" for part in where)
+    path = "".join(
+        f"[{part}]" if isinstance(part, int) else f".{printable(part).partition('://')[0][:60]}" for part in where
+    )
     return path.lstrip(".") or "the file"
 
 

@@ -332,6 +332,7 @@ class Job:
                 raise Stop(PERSON, f"{changed}. Look at it, then: make start ACCEPT=1 (--accept)")
             changes = edits.of_mission(memory["mission"]["text"], self.mission)
             log.info(f"the mission was edited; adopted: {self.mission.path} ({'; '.join(changes) or 'no other words'})")
+            memory["settings"]["values"] = edits.values(self.settings)  # the mission may set some
             progress.adopt(memory, self.mission)
             if memory["plan"] is None or progress.drop_plan(memory):
                 progress.unblock(memory)

@@ -67,7 +67,7 @@ class Limits:
 
     cost_usd: float | None  # US dollars
     iterations: int | None  # worker sessions
-    hours: float | None  # since the mission started
+    hours: float | None  # of sessions and checks together
     tokens: int | None  # input and output together
 
 
