@@ -23,7 +23,6 @@ import json
 import os
 import re
 import stat
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +32,7 @@ from typing import Any
 
 import dod
 import log
+import state
 
 VERSION = 1  # of a line's format
 MOST = 200  # lessons in the file
@@ -317,16 +317,7 @@ def _rewrite(path: Path, records: Sequence[dict[str, Any]]) -> None:
         if len(kept) >= MOST * SPARE or sum(map(len, kept)) + len(line) > MAX_SIZE * SPARE:
             break
         kept.insert(0, line)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with open(handle, "wb") as file:
-            file.write(b"".join(kept))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    state.write(path, b"".join(kept))
 
 
 def _one_line(text: str, most: int) -> str:

@@ -134,6 +134,7 @@ def note_outcome(memory: Memory, outcome: Outcome, said: Sequence[Claim] = ()) -
         metrics["failed_actions"] += 1
         metrics["failing"] = True
     memory["last"] = {
+        "iteration": memory["iterations"],
         "kind": outcome.kind,
         "message": outcome.message[:MESSAGE] if outcome.kind != "ended" else "",
         "report": outcome.report[-REPORT:],
@@ -267,17 +268,21 @@ def _is_revived(memory: Memory, id: str) -> bool:
     return met is not None and len(memory["completed_tasks"]) > met
 
 
+def has_worked(memory: Memory) -> bool:
+    """Whether a session of this iteration has done something that is not checked yet."""
+    return bool(memory["plan"] and memory["last"] and memory["last"]["iteration"] == memory["iterations"])
+
+
 def drop_plan(memory: Memory) -> bool:
     """Drop a plan whose criterion is gone or proven otherwise by now, if no session has worked on it yet.
 
     Returns whether there is none any more. Where a session has, it is over: what it did is to be checked.
     """
-    plan, worker = memory["plan"], memory["worker"]
-    known = memory["criteria"].get(plan["focus"])
+    known = memory["criteria"].get(memory["plan"]["focus"])
     if known and known["verdict"] != "unjudged":  # `adopt` forgets what another check had said
         return False
     memory["wait_until"] = memory["wait"] = None
-    if memory["last"] and worker and worker["begun"]:
+    if has_worked(memory):
         memory["current_phase"] = "validation"
         return False
     memory["plan"] = None

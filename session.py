@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import Callable
 from typing import Any
 
 import budget
@@ -45,17 +44,33 @@ def execute(job: Job) -> None:
     memory, session = job.memory, job.memory["worker"]
     stop_where_asked(job)
     end_if_once(job)
-    if memory["last"] and session["begun"] and _reached(job, begun=True):
+    if progress.has_worked(memory) and _reached(job, begun=True):
         return job.save("validation")  # what was done so far may be all that it takes; checks cost nothing
     end_at_limit(job, begun=True)
     job.require_branch()
     job.take_notes()
-    claude = job.settings.claude_code
+    task = _task(job)
+    outcome = _by_hand(job, task) if job.settings.claude_code.mode == "manual" else _by_worker(job, task)
+    inbox.passed_on(memory)
+    session.update(context=outcome.context or session["context"], window=outcome.window, spent=outcome.session)
+    progress.note_outcome(memory, outcome, claims.claims(outcome.report, job.mission.criteria))
+    _tell_outcome(job, outcome)
+    referee.compare(job)
+    session["process"] = None  # not before: what a session changed that was not compared is nobody's edit
+    milestones.limits(job)
+    _go_on_after(job, task, outcome)
+    if job.sessions_left is not None and memory["current_phase"] == "validation":
+        job.sessions_left -= 1
+
+
+def _task(job: Job) -> worker.Task:
+    """What the session is to do, with what, and within which walls."""
+    memory, session, claude = job.memory, job.memory["worker"], job.settings.claude_code
     decision = manager.Plan(**memory["plan"])
     decision.session = "resume" if session["begun"] else "fresh"
     prompt = manager.worker_prompt(job.situation(), decision)
     log.trace("worker prompt", prompt=prompt)
-    task = worker.Task(
+    return worker.Task(
         prompt=prompt,
         rules=HERE / "prompts" / "rules.md",
         session=session["session"],
@@ -72,26 +87,15 @@ def execute(job: Job) -> None:
         stream=job.sessions / f"{memory['iterations']:04d}-{session['session']}.jsonl",
     )
 
+
+def _by_worker(job: Job, task: worker.Task) -> Outcome:
+    """The worker carries it out. From before its start the state says so: killed in between, we may have started it."""
+    session = job.memory["worker"]
+
     def started(pid: int) -> None:
         session.update(begun=True, process=processes.identity(pid))
         job.save()
 
-    outcome = _by_hand(job, task) if claude.mode == "manual" else _by_worker(job, task, started)
-    inbox.passed_on(memory)
-    session.update(context=outcome.context or session["context"], window=outcome.window, spent=outcome.session)
-    progress.note_outcome(memory, outcome, claims.claims(outcome.report, job.mission.criteria))
-    _tell_outcome(job, outcome)
-    referee.compare(job)
-    session["process"] = None  # not before: what a session changed that was not compared is nobody's edit
-    milestones.limits(job)
-    _go_on_after(job, task, outcome)
-    if job.sessions_left is not None and memory["current_phase"] == "validation":
-        job.sessions_left -= 1
-
-
-def _by_worker(job: Job, task: worker.Task, started: Callable[[int], None]) -> Outcome:
-    """The worker carries it out. From before its start the state says so: killed in between, we may have started it."""
-    session = job.memory["worker"]
     session["process"] = processes.identity(os.getpid())
     job.save()
     try:

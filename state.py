@@ -92,16 +92,22 @@ def save(path: Path, document: dict[str, Any]) -> str:
     Raises OSError. Before the rename nothing has changed. After it (only the directory's sync can fail then) the
     new state is in place, but may not survive a power cut: do not repeat what it records, save again or stop.
     """
-    import tempfile  # with `log` 15 ms, which a reader of the state does not pay
-
     document["version"] = VERSION
     history = document.get("history", [])
     while len(text := _text(document)) > MAX_SIZE and (spare := len(history) - LEAST_HISTORY) > 0:
         del history[: min(spare, 1 + int(len(history) * (1 - MAX_SIZE / len(text))))]
+    write(path, text)
+    return hashlib.sha256(text).hexdigest()
+
+
+def write(path: Path, content: bytes) -> None:
+    """Replace a file as `save` does, readable for its owner alone. Raises OSError, see there."""
+    import tempfile  # with `log` 15 ms, which a reader of the state does not pay
+
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with open(handle, "wb") as file:
-            file.write(text)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(name, path)
@@ -109,7 +115,6 @@ def save(path: Path, document: dict[str, Any]) -> str:
         os.unlink(name)
         raise
     _sync_folder(path.parent)
-    return hashlib.sha256(text).hexdigest()
 
 
 def remove_stale(folder: Path) -> None:
