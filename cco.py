@@ -116,7 +116,7 @@ def start(args: argparse.Namespace) -> int:
     import proc
 
     proc.catch_signals(hangup=False)
-    sessions_left, mission_id = 1 if args.once else None, ""
+    sessions_left, mission_id, first = 1 if args.once else None, "", True
     try:
         while True:
             one = job.open_job(_mission_path(args.mission), args.config, args.accept)
@@ -126,15 +126,18 @@ def start(args: argparse.Namespace) -> int:
                 raise exits.Stop(exits.USAGE, f"{one.mission.path}: {another}: start that by itself")
             mission_id = one.mission.id
             try:
-                return _run(one)
+                return _run(one, first)
             except exits.Edited:
-                args.accept, sessions_left = False, one.sessions_left
+                args.accept, sessions_left, first = False, one.sessions_left, False
     finally:
         notify.finish(2.0 if proc.stopping else 10.0)
 
 
-def _run(job: Job) -> int:
-    """One run of the mission as it is written now. Raises exits.Edited when that is not so any more."""
+def _run(job: Job, first: bool) -> int:
+    """One run of the mission as it is written now. Raises exits.Edited when that is not so any more.
+
+    first: whether somebody has started it just now; a stop that was asked for before that is over.
+    """
     import exits
     import loop
     import milestones
@@ -145,6 +148,8 @@ def _run(job: Job) -> int:
 
     with job.lock():
         try:
+            if first and job.patient:  # a person, not cron
+                job.stop_file.unlink(missing_ok=True)
             job.recall()
             if loop.is_over(job):  # the checkout is left as it is
                 return loop.conclude(job)

@@ -59,7 +59,7 @@ def take(folder: Path, memory: Memory) -> list[str]:
     """Take new notes into the memory; their texts. Raises OSError."""
     known = {note["id"] for note in memory["notes"]}
     new: list[dict[str, Any]] = []
-    for name in names(folder, memory["mission_id"])[:AT_ONCE]:
+    for name in names(folder, memory["mission_id"])[: max(0, AT_ONCE - len(current(memory)))]:
         if name not in known:
             with open(folder / "inbox" / name, encoding="utf-8", errors="replace") as file:
                 new.append({"id": name, "text": file.read(MOST).strip(), "iteration": None})
@@ -69,8 +69,9 @@ def take(folder: Path, memory: Memory) -> list[str]:
 
 def clear(folder: Path, memory: Memory) -> None:
     """Remove the notes that the saved memory holds."""
-    for note in memory["notes"]:
-        (folder / "inbox" / note["id"]).unlink(missing_ok=True)
+    for name in (note["id"] for note in memory["notes"]):
+        if _is_for(memory["mission_id"], name) and "/" not in name:  # a state may come from elsewhere
+            (folder / "inbox" / name).unlink(missing_ok=True)
 
 
 def waits(folder: Path, memory: Memory) -> bool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import errno
 import os
+import re
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -34,6 +35,7 @@ import report
 import sandbox
 import seal
 import state
+import waiting
 from edits import digest, is_running
 from exits import CANNOT, PERSON, USAGE, Stop
 from mission import (
@@ -50,6 +52,7 @@ from mission import (
 HERE = Path(__file__).resolve().parent
 LEARNED = 5  # criteria that lessons are looked up for
 SHOWN = 5  # commits that the hand-over to a fresh session names
+STREAM = re.compile(r"\d{4,}-[0-9a-f-]{36}\.jsonl(\.gz)?")  # name of what a session printed
 LITTER = 300  # uncommitted paths that are remembered
 
 
@@ -159,6 +162,7 @@ class Job:
         self._distrust()
         before = copy.deepcopy(self.memory)
         if self.memory:
+            waiting.set_right(self.memory)
             self._adopt_edits()
             self.recovering = self.memory["current_phase"] == "validation"
             self.interrupted, self.memory["checking"] = self.memory["checking"], False
@@ -203,6 +207,8 @@ class Job:
         if before != self.branch or not self.memory or (self.memory["plan"] is None and not going_back):
             self._require_clean()  # also later: what a person changed in between is not the worker's
         self.repo.switch(self.branch)
+        if self.memory:
+            self.memory["branch"] = self.branch  # the settings may name another one by now
         if not self.memory:
             self.begin()
             self.memory["start_branch"] = before if before != self.branch else ""
@@ -250,9 +256,8 @@ class Job:
         for folder in (self.folder, self.folder / "reports"):
             state.remove_stale(folder)
         checkout.remove_scratch(self.marker)
-        if self.patient:  # a person, not cron, has started it again
-            self.stop_file.unlink(missing_ok=True)
-        written = {path: path.stat().st_mtime for path in self.sessions.iterdir()}
+        streams = (path for path in self.sessions.iterdir() if STREAM.fullmatch(path.name))
+        written = {path: path.stat().st_mtime for path in streams}
         oldest = max(written.values(), default=0.0) - self.settings.logging.retention_days * 86400
         for path in (path for path, when in written.items() if when < oldest):  # by the newest, whatever the clock says
             path.unlink()
@@ -326,6 +331,10 @@ class Job:
             changes = edits.of_settings(known["values"], edits.values(self.settings))
             log.info(f"the settings were edited; adopted: {self.config} ({'; '.join(changes) or 'no other values'})")
             self._adopt_settings()
+        before = str(memory["mission"]["path"])
+        if os.path.exists(before) and not os.path.samefile(before, self.mission.path):
+            both = f"{before} and {self.mission.path} are two missions of one name"
+            raise Stop(USAGE, f"{both}: give one of them an `id` of its own")
         if self.mission.digest != memory["mission"]["digest"]:
             if (is_running(memory) or self.mission.digest == memory["mission"]["suspect"]) and not self.accept:
                 changed = f"{self.mission.path} changed while a worker ran"
@@ -418,6 +427,8 @@ def make_folders(folder: Path) -> None:
         raise FileNotFoundError(errno.ENOENT, "the repository is gone", str(folder.parent))
     for name in ("", "logs", "logs/checks", "logs/sessions", "reports"):
         try:
+            if name and (folder / name).is_symlink():  # a repository may bring one, and what is old there is deleted
+                raise FileExistsError
             (folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         except FileExistsError:
             raise Stop(CANNOT, f"{folder / name} is no folder: move it away, CCO keeps its files there") from None

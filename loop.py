@@ -11,6 +11,7 @@ on with. So the loop is nothing but a look at the phase. Between two phases a pe
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 import dod
 import inbox
@@ -108,7 +109,14 @@ def validate(job: Job) -> None:
     memory["checking"] = True
     job.save()
     begun, before, outputs = time.monotonic(), ledger.standing(memory), job.last_outputs()
-    verdicts = proof.prove(job)
+    try:
+        verdicts = proof.prove(job)
+    except Exception:
+        with suppress(OSError, repo.GitError):  # whatever lies there now is the checks' doing, what comes later is not
+            memory["checking"] = False
+            job.note_litter()
+            job.save()
+        raise
     memory["checking"] = False
     memory["metrics"]["check_seconds"] = round(memory["metrics"]["check_seconds"] + time.monotonic() - begun, 1)
     for line in ledger.note_verdicts(memory, verdicts):

@@ -278,6 +278,8 @@ def drop_plan(memory: Memory) -> bool:
 
     Returns whether there is none any more. Where a session has, it is over: what it did is to be checked.
     """
+    if memory["current_phase"] == "validation":
+        return False
     known = memory["criteria"].get(memory["plan"]["focus"])
     if known and known["verdict"] != "unjudged":  # `adopt` forgets what another check had said
         return False
@@ -293,6 +295,7 @@ def drop_plan(memory: Memory) -> bool:
 def unblock(memory: Memory) -> None:
     """A person did something: check again, and count stalls anew."""
     memory.update(current_phase="validation", blocked=None, tree="", answered=memory["iterations"])
+    memory["wait_until"] = memory["wait"] = None
     for known in memory["criteria"].values():
         known.update(stalls=0, tries=0, seen=[], impossible=None)
 

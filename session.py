@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 import uuid
 from typing import Any
 
@@ -149,7 +150,8 @@ def _go_on_after(job: Job, task: worker.Task, outcome: Outcome) -> None:
 def _after_limit(job: Job, task: worker.Task, outcome: Outcome) -> None:
     """Wait for the reset; where it is the limit of one model alone, go on with another while there is one."""
     memory, session, claude, why = job.memory, job.memory["worker"], job.settings.claude_code, "the usage limit"
-    session["limits"] = 1 if outcome.cost_usd else session["limits"] + 1
+    is_news = outcome.resets_at is None or outcome.resets_at > time.time()
+    session["limits"] = 1 if outcome.cost_usd and is_news else session["limits"] + 1
     wait = waiting.until_reset(outcome.resets_at)
     if session["limits"] > 1:  # a reset that is over already comes again and again by a wrong clock, or as old news
         wait = max(wait, waiting.backoff(session["limits"] - 1))

@@ -253,7 +253,7 @@ class Lock:
         self.handle = -1
 
     def __enter__(self) -> Lock:
-        handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+        handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
             if not self._take(handle):
                 raise Busy(holder(self.path) or {})

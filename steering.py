@@ -70,7 +70,7 @@ def accept(job: Job, id: str) -> None:
         raise Stop(USAGE, "the mission is done already")
     if job.memory["plan"] is None:
         job.memory["commit"] = job.repo.head_of(job.branch) or job.memory["commit"]
-        job.memory.update(current_phase="validation", blocked=None)
+        job.memory.update(current_phase="validation", blocked=None, wait_until=None, wait=None)
     ledger.note_evidence(job.memory, id, "accepted", _user(), "accepted by a person", [])
     job.save()
     log.info(f"{id} is accepted as it is in commit {job.memory['commit'][:12]}; start again to go on")

@@ -53,6 +53,14 @@ def left(memory: Memory) -> float:
     return float(min(memory["wait_until"] - time.time(), planned, LONGEST + MARGIN + SPREAD))
 
 
+def set_right(memory: Memory) -> None:
+    """Begin a wait anew that, by a clock that was set back, has not begun yet: else each start would find all of it."""
+    now = time.time()
+    if memory["wait"] and memory["wait_until"] is not None and now < memory["wait"]["since"]:
+        memory["wait_until"] = now + max(0.0, left(memory))
+        memory["wait"]["since"] = now
+
+
 def end(memory: Memory) -> float:
     """Forget the wait; how many seconds of it have passed."""
     planned = memory["wait_until"] - memory["wait"]["since"]
