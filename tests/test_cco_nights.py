@@ -11,6 +11,7 @@ from bench import TWO_CRITERIA, WRITES_A, Bench
 from bench import bench as bench
 from test_cco_faults import Clock, said, start
 
+import inbox
 from extras.openrouter_api import OpenRouterAPI
 
 NO_WALLS = {"checks": {"sandbox": False}}
@@ -172,3 +173,53 @@ def test_what_stops_a_mission_at_night_is_told_once_whatever_number_is_in_it(ben
     for _ in range(2):
         assert bench.start("--no-wait").returncode == 2
     assert events(bench).count("failed") == 2
+
+
+# --------------------------------------------------------------------------------------------------------
+# Whose files they are
+# --------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_person_changes_after_a_refused_check_is_not_committed(bench, project):
+    bench.write([{"id": "a", "criteria": "a", "check": "true"}, TWO_CRITERIA[1]])
+    assert bench.start().returncode == 2
+    bench.write(TWO_CRITERIA)
+    (project / "README.md").write_text("my own words\n")
+    done = bench.start()
+    assert done.returncode == 2
+    assert "uncommitted changes" in said(done) and "README.md" in said(done)
+    assert bench.calls() == []
+
+
+def test_a_state_from_elsewhere_names_no_file_to_be_removed(tmp_path):
+    mine = tmp_path / "mine.md"
+    mine.touch()
+    (tmp_path / ".cco" / "inbox").mkdir(parents=True)
+    ids = (str(mine), "../../mine.md", "demo./../../mine.md", "other.1.md")
+    notes = [{"id": id, "text": "x", "iteration": None} for id in ids]
+    inbox.clear(tmp_path / ".cco", {"mission_id": "demo", "notes": notes})
+    assert mine.exists()
+
+
+def test_a_link_in_the_place_of_the_lock_or_of_a_folder_is_not_followed(bench, project, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "old").write_text("mine\n")
+    (project / ".cco" / "logs").mkdir(parents=True)
+    (project / ".cco" / "lock").symlink_to(mine / "old")
+    assert bench.start().returncode == 4
+    (project / ".cco" / "lock").unlink()
+    (project / ".cco" / "logs" / "sessions").rmdir()
+    (project / ".cco" / "logs" / "sessions").symlink_to(mine)
+    assert bench.start().returncode == 4
+    assert (mine / "old").read_text() == "mine\n"
+
+
+def test_done_names_the_branch_that_the_work_is_on(bench, git, project):
+    bench.sessions(WRITES_A, [{"write": {"b": "1"}}])
+    assert bench.start("--once").returncode == 75
+    git(project, "checkout", "-q", "-b", "feature/x")
+    bench.write(TWO_CRITERIA, settings={"repository": {"branch": "feature/x"}})
+    done = bench.start()
+    assert done.returncode == 0
+    assert "git merge feature/x" in done.stdout

@@ -231,3 +231,13 @@ def test_a_span_is_told_in_the_units_of_people(seconds, shown):
 def test_the_end_of_a_wait_is_told_as_day_and_time_of_the_machines_own_clock(clock):
     found = begun(5 * HOUR)
     assert waiting.when(found) == datetime.fromtimestamp(NOW + 5 * HOUR).strftime("%a %H:%M")
+
+
+def test_a_wait_of_the_future_begins_anew_and_then_passes_from_one_start_to_the_next(clock):
+    found = memory()
+    waiting.begin(found, 3600.0, waiting.LIMIT, "the usage limit")
+    clock.now -= 400 * DAY  # the clock was wrong, and is right now
+    for hours, left in ((0.0, 3600.0), (0.5, 1800.0), (0.5, 0.0)):
+        clock.now += hours * HOUR
+        waiting.set_right(found)
+        assert waiting.left(found) == left
