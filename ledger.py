@@ -207,6 +207,15 @@ def deadlock(memory: Memory) -> list[tuple[str, str]]:
     return conflicts(memory, DEADLOCK, memory["answered"])
 
 
+def barren(memory: Memory) -> int:
+    """Iterations since more criteria were met than ever before, or since a person answered."""
+    most, last = 0, int(memory["answered"])
+    for entry in memory["history"]:
+        if entry["met"] > most:
+            most, last = entry["met"], max(last, entry["iteration"])
+    return int(memory["iterations"]) - last
+
+
 def note_impossible(memory: Memory, id: str, reason: str) -> str:
     """Remember that the manager calls a criterion impossible; its first reason, if it said so before.
 

@@ -23,6 +23,7 @@ from openrouter import NoAnswer, as_data
 
 STRATEGIES = ("retry_modified", "alternative", "partial", "escalate")  # the ladder, lowest step first
 RUNGS = (2, 4, 6)  # stalled iterations from which on another approach, setting aside, and asking a person are due
+BARREN = 40  # iterations that mend one thing and break another, until a person is asked
 FAILURES_SHOWN = 3  # failing checks whose output goes into a prompt
 FAILURE_TAIL = 2500  # characters of each of them
 TONES = {  # one sentence; what is to be done stands elsewhere
@@ -85,6 +86,8 @@ class Situation:
     """Criteria that keep breaking each other."""
     deadlock: Sequence[tuple[str, str]] = ()
     """Those of them that went on doing so although the worker knew."""
+    barren: int = 0
+    """Iterations since more criteria were met than ever before."""
     morale: str = "steady"
     """rising, steady, struggling or stuck: it sets the tone, never the content."""
     lies: Sequence[str] = ()
@@ -165,6 +168,8 @@ def rules(situation: Situation) -> Plan:
     open_ones = _open(failing)
     if situation.deadlock:
         return _ask_which(situation)
+    if situation.barren >= BARREN and failing:
+        return _ask_what_stands_in_the_way(failing, situation.barren)
     if not open_ones:
         return _escalate(failing or [s for s in unmet if s.check is None] or unmet, situation.last)
     focus = min(open_ones, key=lambda s: (PRIORITIES.index(s.priority), not s.broken_by))
@@ -238,6 +243,15 @@ def _ask_which(situation: Situation) -> Plan:
         " check of the one that counts less."
     )
     return Plan(first, f"Ask about {first} and {second}", question, "escalate", "fresh", question)
+
+
+def _ask_what_stands_in_the_way(failing: Sequence[Standing], barren: int) -> Plan:
+    worst = min(failing, key=lambda s: PRIORITIES.index(s.priority))
+    question = (
+        f"{barren} sessions in a row made no more criteria true than were true before: what one mends, another breaks."
+        f" Not met now: {', '.join(s.id for s in failing)}. What do they have in common, and which should come first?"
+    )
+    return Plan(worst.id, "Ask what stands in the way", question, "escalate", "fresh", question)
 
 
 def _escalate(stuck: Sequence[Standing], last: str) -> Plan:

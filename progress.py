@@ -254,6 +254,7 @@ def situation(
         ],
         conflicts=ledger.conflicts(memory),
         deadlock=ledger.deadlock(memory),
+        barren=ledger.barren(memory),
         morale=ledger.morale(memory),
         tampering=[
             f"{entry['path']} ({entry['what']})" for entry in memory["tampering"] if entry["iteration"] >= last_closed

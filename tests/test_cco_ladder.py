@@ -126,6 +126,21 @@ def test_two_criteria_that_break_each_other_are_named_and_then_asked_about():
     assert rules(worked.situation()).strategy != "escalate"
 
 
+def test_many_criteria_of_which_each_session_mends_one_and_breaks_another_end_in_a_question():
+    ids = [f"c{n}" for n in range(50)]
+    worked, red = Memory(*ids), {0, 1, 2}
+    worked.see(*("unmet" if n in red else "met" for n in range(50)))
+    for number in range(200):
+        if (plan := rules(worked.situation())).strategy == "escalate":
+            break
+        red = (red - {ids.index(plan.focus)}) | {(number * 7 + 3) % 50}
+        worked.iterate(plan.focus, *("unmet" if n in red else "met" for n in range(50)), output=f"failure {number}")
+    assert plan.strategy == "escalate" and number <= manager.BARREN + 15  # the first of them still gained
+    assert "what one mends, another breaks" in str(plan.question)
+    progress.unblock(worked.memory)
+    assert rules(worked.situation()).strategy != "escalate"
+
+
 # --------------------------------------------------------------------------------------------------------
 # What the manager is told, and says
 # --------------------------------------------------------------------------------------------------------
