@@ -100,6 +100,21 @@ def find(command: str | None, root: Path) -> str:
     )
 
 
+def environment(settings: Any, root: Path, marker: str) -> dict[str, str]:
+    """What claude is given of the environment: its own login and no other secret, and only programs that are trusted.
+
+    settings: the kit's settings. root: the repository; what it offers on PATH comes last. marker: value of CCO_RUN.
+    """
+    cloud = [name for switch, names in CLOUD_LOGIN.items() if os.environ.get(switch) for name in names]
+    env = surroundings.clean_env(os.environ, keep=[*OWN_LOGIN, *cloud])
+    if settings.claude_code.api_key:
+        env["ANTHROPIC_API_KEY"] = settings.claude_code.api_key
+    switches = ("DISABLE_AUTOUPDATER", "CLAUDE_CODE_DISABLE_BACKGROUND_TASKS", "CLAUDE_CODE_DISABLE_CRON")
+    # claude starts bwrap and git from its PATH, outside of any sandbox
+    path = {"PATH": surroundings.trusted_first(env.get("PATH", os.defpath), root)}
+    return {**env, **path, **dict.fromkeys(switches, "1"), processes.MARKER: marker}
+
+
 def require_sandbox(root: Path) -> None:
     """Raise CannotRun, saying which package or right is missing, when Claude Code's sandbox cannot start here."""
     if not processes.LINUX:
@@ -142,7 +157,7 @@ def run(task: Task, settings: Any, started: Callable[[int], None] | None = None)
             result = proc.run(
                 argv,
                 cwd=task.root,
-                env=_environment(task, settings),
+                env=environment(settings, task.root, task.marker),
                 output=out,
                 errors=err,
                 limits=limits,
@@ -224,7 +239,8 @@ def _walls(task: Task, settings: Any) -> dict[str, Any]:
     each path also stands in denyWrite. Without `allow: Bash` a plain `for` loop is refused although it is sandboxed.
     """
     walled = settings.claude_code.sandbox
-    hidden = sorted({*LOGIN_VARIABLES, *filter(log.is_secret_name, _environment(task, settings))})
+    environ = environment(settings, task.root, task.marker)
+    hidden = sorted({*LOGIN_VARIABLES, *filter(log.is_secret_name, environ)})
     sealed = sorted({str(path) for given in task.sealed for path in (given, given.resolve())})
     places = [*map(os.path.expanduser, sandbox.SECRET_PLACES), *sandbox.key_places(), str(task.root / ".env")]
     secrets = [path for path in places if os.path.exists(path)]
@@ -246,14 +262,3 @@ def _walls(task: Task, settings: Any) -> dict[str, Any]:
 def _rule(tool: str, path: str) -> str:
     escaped = re.sub(r"([\[\]])", r"\\\1", path)  # the rule is a gitignore pattern; other characters hold as they are
     return f"{tool}(/{escaped}{'/**' if os.path.isdir(path) else ''})"
-
-
-def _environment(task: Task, settings: Any) -> dict[str, str]:
-    cloud = [name for switch, names in CLOUD_LOGIN.items() if os.environ.get(switch) for name in names]
-    env = surroundings.clean_env(os.environ, keep=[*OWN_LOGIN, *cloud])
-    if settings.claude_code.api_key:
-        env["ANTHROPIC_API_KEY"] = settings.claude_code.api_key
-    switches = ("DISABLE_AUTOUPDATER", "CLAUDE_CODE_DISABLE_BACKGROUND_TASKS", "CLAUDE_CODE_DISABLE_CRON")
-    # claude starts bwrap and git from its PATH, outside of any sandbox
-    path = {"PATH": surroundings.trusted_first(env.get("PATH", os.defpath), task.root)}
-    return {**env, **path, **dict.fromkeys(switches, "1"), processes.MARKER: task.marker}
