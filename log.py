@@ -4,16 +4,20 @@
     log.know(environ)                      the values that must never be written anywhere
     log.info("criterion api is met", criterion="api")
     log.live("worker: Bash npm test")      the status line of a terminal; nothing elsewhere
+    log.mask_personal(log.mask(text))      what may be sent to a model service
 
 The console shows the sentence, the files also the fields and the correlation ids given to `log.context`.
 
 What is not covered: a secret of fewer than 8 characters or one short word, one that was encoded (base64, hex) or
-split over two lines, and one that is in no variable and looks like none of PATTERNS.
+split over two lines, and one that is in no variable and looks like none of PATTERNS. Of personal data: names of people,
+postal addresses, dates of birth, telephone numbers in national form, logins of other machines, addresses of the network
+that may as well be versions, and what was encoded. A matrix product without spaces (a@b.weight) is taken for an e-mail.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import logging.handlers
@@ -21,7 +25,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TextIO
@@ -48,6 +52,42 @@ PATTERNS = re.compile(
 )
 # Control characters, marks that turn the direction of writing, and halves of characters, which no encoding can write.
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+# Personal data: shapes that are cheap to find; `mask_personal` judges each.
+EMAIL = re.compile(
+    r"(?<![\w.%+-])(?<!://)[\w.%+-]+@(?:[\w-]+\.)+[^\W\d_]{2,24}(?![\w-]|\.\w|:[\w.~/-]*/)"  # no ada@host.net:path/
+)
+NO_EMAIL = re.compile(  # nobody's, kept for examples, a version, or a file's name
+    r"(?:git|hg|svn|no-?reply)@.*|.*@(?:v?\d+\.\d.*|\d+x\..*|(?:.*\.)?(?:example(?:\.com|\.net|\.org)?|test|invalid|local)"
+    r"|.*\.(?:png|jpe?g|gif|svg|webp|[cm]?[jt]sx?|s?css|json|ya?ml|toml|lock|xml|html|txt|log|service|socket|target|timer))",
+    re.I,
+)
+CARD = re.compile(r"(?<![\w.+-])(?:\d{14,19}|\d{4}([ -])\d{4}\1\d{4}\1\d{4,7}|\d{4}[ -]\d{6}[ -]\d{4,5})(?![\w-]|\.\d)")
+ISSUER = re.compile(r"4\d{15}(?:\d{3})?|(?:5[1-5]|2[2-7]|35|6[0245])\d{14}|3[47]\d{13}|3[068]\d{12}")
+IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b")
+PHONE = re.compile(
+    r"(?<![\w.+/-])\+[1-9](?:\d{8,14}|\d{0,2}(?:[ \xa0./-]?\(\d{1,5}\)\d{0,12}|[ \xa0./-]\d{1,12}){1,7})(?![\w:]|\.\d)"
+)
+HOME = re.compile(
+    r"(?:(?<![\w.~-])|(?<=-[ILF]))(?:/(?:home|Users)/[^/\s:;,'\"`<>()\[\]{}|\\$*]+"
+    r"|[A-Za-z]:(?P<by>\\\\?|/)Users(?P=by)(?:[^\\/:\"<>|\n]{1,40}(?=[\\/])|[^\\/\s:'\"<>|]+))"
+)
+ADDRESS = re.compile(
+    r"(?<![\w.=@^~<>-])(?<!\w/)(?<!ersion )\d{1,3}(?:\.\d{1,3}){3}(?![\w-]|\.\d)"
+    r"|(?<![\w:.])[23][0-9A-Fa-f]{3}(?::[0-9A-Fa-f]{0,4}){2,7}(?![\w:])"
+)
+PASSES = 4  # at most; what is masked may have hidden what it was glued to
+SHORTEST_NAME = 4  # characters of a login or a host's name that is masked
+# Logins and host names that name nobody, or that are words of English as well.
+ORDINARY = re.compile(
+    r"root|users?\d*|admin\w*|ubuntu|debian|fedora|centos|alpine|arch\w*|runner\w*|local\w*|guest|nobody|default|daemon"
+    r"|docker|podman|container|jenkins|git\S*|actions?|build\w*|test\w*|devel\w*|coder?|node|python|java|postgres|mysql|redis"
+    r"|nginx|apache|www-data|http|ec2-user|azureuser|cloud\w*|vagrant|vscode|codespace\w*|claude|agent|worker|manager|service"
+    r"|server|client|host|master|main|work\w*|home|project|data|demo|sandbox|staging|production|desktop|laptop|computer"
+    r"|machine|macbook|raspberrypi|linux|windows|darwin|shell|bash|make|jest|email|phone|card|iban|address|mark|will|grant"
+    r"|rich|drew|chase|grace|hope|rose|page|bill|frank|dean|ward|case|jack|mini|base|core",
+    re.I,
+)
 
 _log = logging.getLogger("cco")
 _context: dict[str, Any] = {}
@@ -117,6 +157,96 @@ def holds_secret(data: bytes) -> bool:
 def printable(text: str) -> str:
     """Masked, and without the control characters by which a stranger's text could drive a terminal."""
     return CONTROL.sub(" ", mask(text))
+
+
+def mask_personal(text: str) -> str:
+    """The text without personal data, for a model service: what was there is named, as in [email].
+
+    Masked are e-mail addresses, telephone numbers in international form, payment cards (Luhn), IBANs (mod 97), public
+    addresses of the network, home folders (~), and the login and host name of this machine. An address of four numbers
+    is masked only where it cannot well be a version: one of the first three is 100 or more, the last is not 0, and no
+    sign of a version stands before it. See the module for what is not covered.
+    """
+    for _ in range(PASSES):
+        before, text = text, _without_personal(text)
+        if text == before:
+            break
+    return text
+
+
+def _without_personal(text: str) -> str:
+    for pattern, is_one, name in (
+        (EMAIL, lambda text: not NO_EMAIL.fullmatch(text), "[email]"),
+        (IBAN, _is_iban, "[iban]"),
+        (CARD, _is_card, "[card]"),
+        (PHONE, _is_phone, "[phone]"),
+        (ADDRESS, _is_public, "[address]"),
+    ):
+        text = pattern.sub(functools.partial(_named, is_one, name), text)
+    text = HOME.sub("~", text)
+    for name, names in _own_names().items():
+        text = names.sub(name, text)
+    return text
+
+
+def _named(is_one: Callable[[str], bool], name: str, found: re.Match[str]) -> str:
+    """The name in place of what was found, or of its beginning: groups of something else may follow it."""
+    text: str = found[0]
+    while text:
+        if is_one(text):
+            return name + found[0][len(text) :]
+        text = text[: max(0, text.rfind(" "))]
+    return str(found[0])
+
+
+def _is_iban(text: str) -> bool:
+    plain = text.replace(" ", "")
+    return len(plain) >= 15 and int("".join(str(int(sign, 36)) for sign in plain[4:] + plain[:4])) % 97 == 1
+
+
+def _is_card(text: str) -> bool:
+    digits = re.sub(r"\D", "", text)
+    doubled = (sum(divmod(2 * int(digit), 10)) for digit in digits[-2::-2])
+    return bool(ISSUER.fullmatch(digits)) and (sum(map(int, digits[-1::-2])) + sum(doubled)) % 10 == 0
+
+
+def _is_phone(text: str) -> bool:
+    digits = re.sub(r"\D", "", text)
+    # With country code 1 there are 11, and no 0 or 1 follows: +1732745760 is a time in seconds that a diff adds.
+    return len(digits) == 11 and digits[1] > "1" if digits[0] == "1" else 9 <= len(digits) <= 15
+
+
+def _is_public(text: str) -> bool:
+    import ipaddress
+
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    may_be_version = address.version == 4 and (max(address.packed[:3]) < 100 or not address.packed[3])
+    return address.is_global and not (address.is_multicast or may_be_version)
+
+
+@functools.lru_cache(1)
+def _own_names() -> dict[str, re.Pattern[str]]:
+    """What stands for the home folder, the login and the host of this machine where they name somebody."""
+    import pwd
+    import socket
+
+    host = socket.gethostname()
+    try:
+        login, home = pwd.getpwuid(os.getuid())[0], os.path.expanduser("~")
+    except KeyError:  # a container may run as a number that has no name
+        login, home = "", ""
+    known = {"~": [home] if _names_somebody(os.path.basename(home)) else []}
+    known["[user]"] = [login] if _names_somebody(login) else []
+    known["[host]"] = [name for name in (host, host.partition(".")[0]) if _names_somebody(name)]
+    word = r"(?<!\w)(?:%s)(?!\w)"
+    return {name: re.compile(word % "|".join(map(re.escape, values))) for name, values in known.items() if values}
+
+
+def _names_somebody(name: str) -> bool:
+    return len(name) >= SHORTEST_NAME and not name.isdigit() and not ORDINARY.fullmatch(name)
 
 
 # --------------------------------------------------------------------------------------------------------

@@ -235,6 +235,170 @@ def test_a_secret_that_is_no_text_is_found_in_a_file():
 
 
 # --------------------------------------------------------------------------------------------------------
+# Personal data
+# --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_names(monkeypatch) -> Iterator[Any]:
+    """Let this machine have a login, a host name and a home folder, as the system tells them."""
+
+    def be(login: str, host: str, home: str = "/nowhere") -> None:
+        monkeypatch.setattr("pwd.getpwuid", lambda uid: (login, "x", uid, uid, "", home, "/bin/sh"))
+        monkeypatch.setattr("socket.gethostname", lambda: host)
+        monkeypatch.setenv("HOME", home)
+        log._own_names.cache_clear()
+
+    be("root", "localhost")
+    yield be
+    log._own_names.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("ada@firm.de", "[email]"),
+        ("Ada <ada.lovelace+x@mail.firm.co.uk>, hello.", "Ada <[email]>, hello."),
+        ("m\u00fcller@b\u00fcro.de.", "[email]."),
+        ("mailto:ada@firm.de?x", "mailto:[email]?x"),
+        ("1234+ada@users.noreply.github.com", "[email]"),
+        ("ada@firm.de: see docs/x", "[email]: see docs/x"),
+        ("tel:+49 170 1234567", "tel:[phone]"),
+        ("+49 (0)170 123 45 67.", "[phone]."),
+        ("call +1 (555) 234-5678!", "call [phone]!"),
+        ("+491701234567\n+12025550123", "[phone]\n[phone]"),
+        ("4111 1111 1111 1111 and 5500-0000-0000-0004", "[card] and [card]"),
+        ('"4111111111111111", 378282246310005', '"[card]", [card]'),
+        ("DE89370400440532013000.", "[iban]."),
+        ("DE89 3704 0044 0532 0130 00 IS THE ACCOUNT", "[iban] IS THE ACCOUNT"),
+        ("GB82 WEST 1234 5698 7654 32", "[iban]"),
+        ("/home/ada/app/x.py:3: no", "~/app/x.py:3: no"),
+        ("cc -I/home/ada/inc file:///Users/bob/x", "cc -I~/inc file://~/x"),
+        ("C:\\Users\\Ada Lovelace\\app D:/Users/ada", "~\\app ~"),
+        ('{"at": "C:\\\\Users\\\\ada\\\\app"}', '{"at": "~\\\\app"}'),
+        ("from 93.184.216.34:51234 to http://142.250.74.110/x", "from [address]:51234 to http://[address]/x"),
+        ("[2606:4700::1111]:443, 2a00:1450:4001:82b::200e", "[[address]]:443, [address]"),
+    ],
+)
+def test_personal_data_is_named_instead(own_names, text, masked):
+    assert log.mask_personal(text) == masked
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "me@example.com a@b.example.org x@y.invalid z@host.test root@vm.local",
+        "git@github.com:owner/name.git ssh://git@host.net/x https://ada@git.firm.com/x",
+        "deploy@srv.firm.com:/srv/app.git deploy@srv.firm.com:app/x.git noreply@anthropic.com",
+        "@app.get('/x')\n@pytest.mark.skip @types/node @babel/core@7.23.0-beta.rc",
+        "golang.org/x/tools@v0.1.0-alpha.beta logo@2x.png getty@tty1.service actions/checkout@v4",
+        "0d5bb0ea6c1f1e1d9d1f3c3e9c6e7a8b9c0d1e2f 4111111111111111111111111111111111111111",
+        "0ccb0c9e-4f5d-4b0c-9d3c-2f8f6d1f2a10 12345678-4111-1111-1111-111111111111",
+        "2026-11-27T12:34:56.789+01:00 20261127123456 2026:11:27 12:00 +0200",
+        "1732745760 1732745760123 1732745760123456 1732745760123456789",
+        "@@ -1,5 +1,7 @@\n+1732745760\n+2026-11-27 12:34:56\n+1.2.3",
+        "0.4111111111111111 4111111111111111.25 4111111111111112",
+        "1.2.3 1.2.3.4 10.0.19041.1 1.2.3.104 120.0.6099.1 Chrome/120.0.0.0 a==1.200.3.4 v1.200.3.4 version 1.200.3.4",
+        "127.0.0.1 10.0.0.200 172.16.254.1 192.168.178.20 169.254.169.254 203.0.113.9 255.255.255.255 8.8.8.8",
+        "::1 fe80::1 2001:db8::1 std::vector 12:34:56 00:1a:2b:3c:4d:5e",
+        "DE89370400440532013001 AB12 CDEF GHIJ KLMN HTTP/1.1 SHA256 US-ASCII",
+        "https://example.org/home/about /mnt/home/x ~/home/x /home/$USER/x /homes/ada",
+        "+49 call 1+491701234567 a+491701234567 1 + 4917012345678",
+    ],
+)
+def test_what_only_resembles_personal_data_stays(own_names, text):
+    assert log.mask_personal(text) == text
+
+
+def test_the_names_of_this_machine_and_of_who_uses_it_are_masked(own_names):
+    own_names("lovelace", "engine.firm.lan", "/data/lovelace")
+    said = "lovelace@engine: /data/lovelace/app, -home-lovelace-app, engine.firm.lan; lovelaces, engineer, /data/x"
+    assert log.mask_personal(said) == "[user]@[host]: ~/app, -home-[user]-app, [host]; lovelaces, engineer, /data/x"
+
+
+@pytest.mark.parametrize("name", ["root", "user", "admin", "ubuntu", "runner", "ada", "mark", "github-runner", "4711"])
+def test_a_name_that_names_nobody_stays(own_names, name):
+    own_names(name, name, f"/data/{name}")
+    said = f"{name} may not read /data/{name}/app on {name}"
+    assert log.mask_personal(said) == said
+
+
+def test_a_machine_that_knows_no_login_masks_all_the_same(own_names, monkeypatch):
+    def nobody(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    log._own_names.cache_clear()
+    assert log.mask_personal("ada@firm.de") == "[email]"
+
+
+PERSONAL = [
+    "ada@firm.de",
+    "4111 1111 1111 1111",
+    "4111111111111111",
+    "+49 170 1234567",
+    "+4917012345678",
+    "93.184.216.34",
+]
+PERSONAL += ["DE89 3704 0044 0532 0130 00", "DE89370400440532013000", "/home/ada", "C:\\Users\\x", "lovelace", "engine"]
+AMONG = [
+    "git@github.com",
+    "@",
+    " ",
+    "\n",
+    "-",
+    "+",
+    ".",
+    "/",
+    ":",
+    "1",
+    "22",
+    "AB",
+    "2026",
+    "[email]",
+    "~",
+    "a",
+    "(0)",
+    "\u00e4",
+]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_masking_personal_data_twice_is_masking_it_once_and_adds_little(own_names, seed):
+    own_names("lovelace", "engine", "/data/lovelace")
+    dice = random.Random(seed)
+    for _ in range(2000):
+        text = "".join(dice.choice(dice.choice([PERSONAL, AMONG])) for _ in range(dice.randint(1, 8)))
+        masked = log.mask_personal(text)
+        assert log.mask_personal(masked) == masked
+        assert len(masked) <= len(text) + 4 * len(re.findall(r"\[\w+\]|~", masked))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a" * 500_000,
+        "a@" * 250_000,
+        "a@b." + "b." * 250_000 + "1",
+        "a@b.cd:" + "a/" * 250_000 + " ",
+        "+49 170 " * 60_000,
+        "+4917012345678" * 30_000,
+        "1234 " * 100_000,
+        "AB12 " * 100_000,
+        "/home/" * 80_000,
+        "C:\\Users\\" + "a " * 250_000,
+        "1.2.3." * 80_000,
+        "2001:" * 100_000,
+    ],
+    ids=lambda text: text[:8],
+)
+def test_masking_personal_data_takes_no_time_that_grows_out_of_hand(own_names, text):
+    begun = time.process_time()
+    log.mask_personal(text)
+    assert time.process_time() - begun < 5
+
+
+# --------------------------------------------------------------------------------------------------------
 # The files
 # --------------------------------------------------------------------------------------------------------
 
