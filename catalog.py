@@ -174,14 +174,6 @@ def cost(model: Model | None, tokens: Mapping[str, int]) -> float | None:
 # --------------------------------------------------------------------------------------------------------
 
 
-def configured(settings: Any) -> list[str]:
-    """The ids of all models that the settings of the manager name."""
-    router = settings.openrouter
-    tiers = getattr(router, "models", None) or {}
-    named = tiers.values() if isinstance(tiers, Mapping) else vars(tiers).values()
-    return [name for name in dict.fromkeys((router.model, *router.fallbacks, *named)) if name]
-
-
 def warnings(settings: Any, models: Iterable[str]) -> list[str]:
     """What is wrong with these ids at OpenRouter, and what to use instead; nothing for another server's."""
     catalog = load(settings)
