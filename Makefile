@@ -46,6 +46,15 @@ tell: venv ## leave a note for the worker: TEXT="use the staging database"
 accept: venv ## say as a person that the criterion ID is met
 	@$(RUN) accept "$(ID)" $(if $(SESSION),--session "$(SESSION)") $(ARGS)
 
+.PHONY: draft
+draft: override export TEXT := $(value TEXT)
+draft: venv ## make a mission with checks from plain words: TEXT="an API for tasks"
+	@$(RUN) draft $(if $(CONFIG),--config "$(CONFIG)") $(ARGS) -- "$$TEXT"
+
+.PHONY: models
+models: venv ## list the models that the manager may be, with prices (ARGS=--free)
+	@$(RUN) models $(ARGS)
+
 .PHONY: report
 report: venv ## write the report (Markdown and HTML) and print it
 	@$(RUN) report $(if $(SESSION),--session "$(SESSION)") $(ARGS)

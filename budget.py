@@ -16,6 +16,7 @@ from typing import Any
 from mission import Limits
 
 STEPS = (100, 80, 50)  # percent of a limit at which there is a warning
+LEARNED_FROM = 2  # criteria that have to be met before what the others cost is foretold
 LEAST = 0.01  # US dollars that a session is given at least
 SHORTEST = 60.0  # seconds that a session is given at least
 
@@ -73,6 +74,29 @@ def _more(memory: Memory, line: Line) -> str:
         f"{total - met} more at what each of the {met} met ones took" if total > met else "the clean checkout is left"
     )
     return f" By what it took so far, about {shown} would be needed ({rest})."
+
+
+def forecast(memory: Memory) -> float | None:
+    """US dollars that the criteria which are not met would cost, at what each took that sessions made true.
+
+    None while fewer than two are met that way, and when none is left.
+    """
+    known = memory["criteria"].values()
+    earned = sum(bool(c["first_met"]) and c["verdict"] == "met" for c in known)  # 0: met before the first session
+    left = sum(c["verdict"] != "met" for c in known)
+    if earned < LEARNED_FROM or not left:
+        return None
+    return float(memory["metrics"]["estimated_cost"] / earned * left)
+
+
+def left_line(memory: Memory, limits: Limits, max_iterations: int | None) -> str:
+    """What is left of the limits, in tenths, so that it reads the same for a while; "" without any."""
+    shown = (
+        f"{max(0, 10 - int(10 * line.used / line.cap)) * 10} % of {line.name}"
+        for line in lines(memory, limits, max_iterations)
+    )
+    left = ", ".join(shown)
+    return f"Left: {left}." if left else ""
 
 
 def left_usd(memory: Memory, limits: Limits) -> float | None:

@@ -29,7 +29,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-    from typing import Any
+    from typing import Any, NoReturn
 
     from job import Job
 
@@ -64,6 +64,7 @@ def init(args: argparse.Namespace) -> int:
 
 def check(args: argparse.Namespace) -> int:
     """Validate the mission, run every check once, and show what would be sent; starts no session."""
+    import briefing
     import checkout
     import dod
     import ledger
@@ -72,6 +73,7 @@ def check(args: argparse.Namespace) -> int:
     import mission
     import proc
     import proof
+    import tiers
     from exits import DONE
     from job import open_job
 
@@ -98,13 +100,20 @@ def check(args: argparse.Namespace) -> int:
     if dod.all_met(verdicts.values()):
         print("\nEvery criterion is met: there would be nothing to do but to confirm it.")
         return DONE
-    decision = manager.rules(job.situation())
+    for line in manager.warnings(job.settings):
+        print(f"\n{line}")
+    here = job.situation()
+    decision = manager.rules(here)
     if decision.strategy == "escalate":
         print(f"\nNo session would be started, you would be asked: {decision.question}")
         return DONE
-    llm = job.settings.openrouter.model if manager.provider(job.settings) == "openrouter" else ""
-    told = f"{llm} would be asked; by the rules the worker would be told" if llm else "The worker would be told"
-    print(f"\n{told}:\n\n{log.printable(manager.worker_prompt(job.situation(), decision))}")
+    told = "The worker would be told"
+    if manager.provider(job.settings) != "rules" and job.settings.manager.when == "always":
+        model = next(iter(manager.models(tiers.planning(here, 0), job.settings)), "claude")
+        system, user = briefing.for_manager(here, job.settings.openrouter.max_prompt)
+        print(f"\n{model} would be asked:\n\n{log.printable(system)}\n{log.printable(user)}")
+        told = "By the rules the worker would be told"
+    print(f"\n{told}:\n\n{log.printable(briefing.for_worker(here, decision))}")
     return DONE
 
 
@@ -278,8 +287,23 @@ def _one_mission(args: argparse.Namespace) -> dict[str, Any]:
 
 def demo(args: argparse.Namespace) -> int:
     """Show the whole loop offline in a scratch repository, in seconds."""
-    argv = [sys.executable, os.path.join(HERE, "extras", "demo.py"), *(["--real"] if args.real else [])]
-    os.execv(sys.executable, argv)
+    _become("demo", ["--real"] if args.real else [])
+
+
+def models(args: argparse.Namespace) -> int:
+    """List the models that the manager may be: prices, and which give structured answers."""
+    _become("models", [*(["--free"] if args.free else []), *(["--all"] if args.all else [])])
+
+
+def draft(args: argparse.Namespace) -> int:
+    """Make a mission with checks from plain words; written only when you have said yes."""
+    options = [f"--{name}={value}" for name in ("output", "config") if (value := getattr(args, name))]
+    _become("draft", [*options, *(["--yes"] if args.yes else []), "--", args.text])
+
+
+def _become(extra: str, argv: list[str]) -> NoReturn:
+    """Run an optional tool of extras/ in place of this process."""
+    os.execv(sys.executable, [sys.executable, os.path.join(HERE, "extras", f"{extra}.py"), *argv])
 
 
 def _places(args: argparse.Namespace) -> list[str]:
@@ -336,6 +360,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "id": {"metavar": "ID", "help": "the criterion"},
     "text": {"metavar": "TEXT", "help": "what the worker should know"},
     "--json": {"action": "store_true", "help": "for programs"},
+    "--output": {"metavar": "FILE", "help": "where to write the mission; default: missions/<id>.yaml"},
+    "--yes": {"action": "store_true", "help": "write without asking"},
+    "--free": {"action": "store_true", "help": "only models that cost nothing"},
+    "--all": {"action": "store_true", "help": "also models that cannot give structured answers"},
     "--real": {"action": "store_true", "help": "with the real claude against a scripted API"},
 }
 COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], tuple[str, ...]]] = {
@@ -348,6 +376,8 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], tuple[str, ...]]]
     "tell": (tell, ("text", "--session")),
     "accept": (accept, ("id", "--session")),
     "report": (write_report, ("--session",)),
+    "draft": (draft, ("text", "--output", "--yes", "--config")),
+    "models": (models, ("--free", "--all")),
     "demo": (demo, ("--real",)),
 }
 

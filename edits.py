@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import log
@@ -116,5 +117,10 @@ def _shown(value: Any) -> str:
 
 def _flat(settings: Settings) -> dict[str, str]:
     sections = {name: part for name, part in vars(settings).items() if name not in ("warnings", "notify")}
-    plain = {f"{section}.{key}": str(value) for section, part in sections.items() for key, value in vars(part).items()}
+    plain: dict[str, str] = {}
+    while sections:
+        name, part = sections.popitem()
+        inner = {f"{name}.{key}": value for key, value in vars(part).items()}
+        sections |= {name: value for name, value in inner.items() if isinstance(value, SimpleNamespace)}
+        plain |= {name: str(value) for name, value in inner.items() if name not in sections}
     return {name: value for name, value in plain.items() if not name.endswith(f".{SECRET}")}

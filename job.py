@@ -17,8 +17,13 @@ import os
 import re
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
+import excerpt
+
+import briefing
+import budget
 import checkout
 import dod
 import edits
@@ -26,7 +31,6 @@ import inbox
 import ledger
 import lessons
 import log
-import manager
 import notify
 import processes
 import progress
@@ -35,6 +39,7 @@ import report
 import sandbox
 import seal
 import state
+import toolchain
 import waiting
 from edits import digest, is_running
 from exits import CANNOT, PERSON, USAGE, Stop
@@ -48,11 +53,13 @@ from mission import (
     read_dotenv,
     require_repository,
 )
+from situation import Situation
 
 HERE = Path(__file__).resolve().parent
 LEARNED = 5  # criteria that lessons are looked up for
 SHOWN = 5  # commits that the hand-over to a fresh session names
 STREAM = re.compile(r"\d{4,}-[0-9a-f-]{36}\.jsonl(\.gz)?")  # name of what a session printed
+WILD = re.compile(r"[*?\[]")  # begins what is not literal in a glob
 LITTER = 300  # uncommitted paths that are remembered
 
 
@@ -86,6 +93,7 @@ class Job:
         self.recovering = False  # whether the phase was begun by a run that ended in the middle of it
         self.interrupted = False  # whether that was in the middle of the checks
         self.patient = True  # whether waits are waited for here
+        self.profile = ("", "")  # of the repository, and the commit of which it was taken
         self.sessions_left: int | None = None  # how many sessions this call may run; None: any number
 
     # ------------------------------------------------------------------------------------------------
@@ -105,14 +113,43 @@ class Job:
         self._lock.keep()
         self.saved, self.has_saved = state.save(self.file, self.memory), True
 
-    def situation(self) -> manager.Situation:
+    def situation(self) -> Situation:
         """All that the next decision rests on."""
         tails, memory = self.last_outputs(), self.memory
         failing = [c for c in self.mission.criteria if c.id in memory["pending_tasks"] and tails[c.id]]
         failing.sort(key=lambda c: PRIORITIES.index(c.priority))
         learned = {c.id: self._lessons(tails[c.id]) for c in failing[:LEARNED]}
-        more = {"commits": self._last_commits(), "notes": inbox.current(memory), "told": inbox.earlier(memory)}
-        return progress.situation(memory, self.mission, tails, self.settings.session.max_context, learned, **more)
+        here = progress.situation(
+            memory,
+            self.mission,
+            tails,
+            self.settings.session.max_context,
+            learned,
+            commits=self._last_commits(),
+            notes=inbox.current(memory),
+            told=inbox.earlier(memory),
+            profile=self._profile(),
+            budget=budget.left_line(memory, self.mission.limits, self.settings.orchestrator.max_iterations),
+            sealed=self._sealed_names(),
+        )
+        shown = {s.id for s in briefing.shown(here)}
+        standings = [replace(s, tail=self._excerpt(s.id)) if s.id in shown else s for s in here.standings]
+        return replace(here, standings=standings)
+
+    def _excerpt(self, criterion: str) -> str:
+        return log.mask(excerpt.of_file(self.checks / f"{criterion}.log", briefing.FAILURE))
+
+    def _profile(self) -> str:
+        """One line on the repository's languages, tools and commands, as of the accepted commit."""
+        if self.profile[1] != (commit := self.memory["commit"]) and commit:
+            self.profile = (toolchain.survey(self.root, self.repo.files(commit)).line(), commit)
+        return self.profile[0]
+
+    def _sealed_names(self) -> list[str]:
+        """What an instruction must not ask to change, as it would name it: paths, and globs up to their first star."""
+        inside = (path for path in (self.mission.path, self.config) if path.is_relative_to(self.root))
+        folders = (WILD.split(glob)[0].lstrip("!") for glob in self.mission.protect)
+        return [*(str(path.relative_to(self.root)) for path in inside), *(name for name in folders if len(name) > 3)]
 
     def last_outputs(self) -> dict[str, str]:
         """The end of what each criterion's check printed last."""
@@ -387,6 +424,7 @@ def open_job(path: Path, config: str | None, accept: bool = False) -> Job:
     """
     log.know(os.environ)
     place = path.parent
+    briefing.require_texts()
     try:
         mission = edits.accepted(path, accept)
         place = mission.repository

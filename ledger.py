@@ -16,6 +16,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 import dod
+from situation import digest
 
 REGRESSIONS = 6  # kept for each criterion, of many criteria fewer
 MESSAGE = 200  # characters of each of them
@@ -24,6 +25,7 @@ TAMPERING = 20  # changes of the referee kept in all
 QUOTES = 5  # of a judge's evidence whose text is kept; all of them are watched
 NAMED = 10  # criteria or claims kept of one session
 STREAK = 3  # iterations in a row below the best commit, after which it is gone back to
+FAILED = 8  # instructions remembered of a criterion that did not make it true
 SEEN = 4  # earlier failures remembered of a criterion, by which one that comes back is known
 TRIES = 5  # sessions on a criterion that is not met, whatever changed, that weigh as much as one without any change
 DEADLOCK = 5  # times that they did so since a person was asked, until a person is asked
@@ -66,8 +68,11 @@ def _note_failure(memory: Memory, id: str, verdict: dod.Verdict) -> None:
     known, failure = memory["criteria"][id], dod.failure(verdict)
     worked_on = id == (memory["plan"] or {}).get("focus")
     if not failure:
-        known.update(stalls=0, tries=0, seen=[], failure="", impossible=None)
+        known.update(stalls=0, tries=0, seen=[], failed=[], failure="", impossible=None)
         return
+    if worked_on:
+        given = digest(memory["plan"]["instruction"])
+        known["failed"] = [*(one for one in known["failed"] if one != given), given][-_share(memory, FAILED) :]
     if failure != known["failure"]:
         known["impossible"] = None  # the checks say that something moved
     unchanged = failure in (known["failure"], *known["seen"])

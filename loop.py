@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 
+import budget
 import dod
 import inbox
 import ledger
@@ -29,6 +30,7 @@ import session
 import waiting
 from exits import DONE, LATER, PERSON, Edited, Stop
 from job import Job
+from situation import Plan
 
 PATIENCE = 24  # times in a row that the judge cannot be reached, until a person is asked in its place: half a day
 TELL = 3600.0  # seconds between two lines about a long wait
@@ -185,19 +187,19 @@ def end_if_impatient(job: Job) -> None:
 # --------------------------------------------------------------------------------------------------------
 
 
-def _decide(job: Job) -> manager.Plan:
+def _decide(job: Job) -> Plan:
     """The next plan. A manager LLM that cannot be reached is left alone for longer each time; the rules stand in."""
     memory = job.memory
     with proc.interruptible():  # an answer may take minutes
-        decision = manager.decide(job.situation(), job.settings, waiting.may_ask(memory))
+        decision = manager.decide(job.situation(), job.settings, waiting.may_ask(memory), memory["answers"])
     progress.note_plan(memory, decision)
-    if decision.unreachable or decision.source != "rules":
-        waiting.note_manager(memory, reached=not decision.unreachable)
+    if decision.bill.calls or decision.unreachable:
+        waiting.note_manager(memory, not decision.unreachable, decision.until)
     milestones.limits(job)
     return decision
 
 
-def _ask_person(job: Job, decision: manager.Plan, seen: str) -> None:
+def _ask_person(job: Job, decision: Plan, seen: str) -> None:
     """Nothing is to be carried out: the mission waits for an answer. seen: what a person may change, as it stood."""
     memory = job.memory
     memory["plan"] = None
@@ -236,4 +238,9 @@ def _go_back(job: Job, commit: str) -> None:
 
 
 def _cost(job: Job, before: str = "") -> str:
-    return f"{before}${job.memory['metrics']['estimated_cost']:.4f} so far"
+    metrics, rest = job.memory["metrics"], budget.forecast(job.memory)
+    unknown = f" and {metrics['calls_of_unknown_cost']} answers of unknown cost" * bool(
+        metrics["calls_of_unknown_cost"]
+    )
+    forecast = "" if rest is None else f", the rest about ${rest:.2f}"
+    return f"{before}${metrics['estimated_cost']:.4f}{unknown} so far{forecast}"

@@ -18,11 +18,11 @@ import budget
 import ledger
 import lessons
 import log
-import manager
 import notify
 import page
 import state
 from job import Job
+from situation import RUNGS
 
 NUMBER = re.compile(r"\w*\d\w*")
 LESSON = 1  # sessions that have failed on a criterion before what resolves it is worth remembering
@@ -71,7 +71,7 @@ def failed(job: Job, code: int, text: str) -> None:
 
 def progress(job: Job, before: Mapping[str, Mapping[str, Any]]) -> None:
     """Tell of the criteria that became met, broke, or were set aside. before: `ledger.standing` of then."""
-    memory, aside = job.memory, manager.RUNGS[1]
+    memory, aside = job.memory, RUNGS[1]
     if not memory["iterations"]:
         return  # the baseline is nobody's doing
     now = memory["criteria"]

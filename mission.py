@@ -165,7 +165,7 @@ def load_settings(mission: Mission | None, path: Path | None, environ: Mapping[s
         if not document.problems:
             for name, part in (value or {}).items():
                 if part is not None:
-                    chosen[name] = {**chosen.get(name, {}), **part} if isinstance(part, dict) else part
+                    chosen[name] = _over(chosen.get(name), part)
     if problems:
         raise MissionError(problems)
     return _settings(schema, chosen, known)
@@ -187,11 +187,19 @@ def settings_template() -> str:
     lines = ["# Settings of CCO. Every key shows its default; remove the # in front of a key to change it."]
     for section, part in _schema("config")["properties"].items():
         lines += ["", *_wrapped(part["description"], "# "), f"{section}:"]
-        for key, entry in part.get("properties", {}).items():
-            lines += [*_wrapped(entry["description"] + _choices(entry)), f"  #{key}: {json.dumps(entry['default'])}"]
+        lines += _keys_template(part, "  ")
         if "items" in part:
             lines += _list_template(part)
     return "\n".join(lines) + "\n"
+
+
+def _keys_template(part: Mapping[str, Any], indent: str) -> list[str]:
+    lines = []
+    for key, entry in part.get("properties", {}).items():
+        lines += _wrapped(entry["description"] + _choices(entry), f"{indent}# ")
+        inside = _keys_template(entry, f"{indent}  ")
+        lines += [f"{indent}{key}:", *inside] if inside else [f"{indent}#{key}: {json.dumps(entry['default'])}"]
+    return lines
 
 
 def _list_template(part: Mapping[str, Any]) -> list[str]:
@@ -293,8 +301,21 @@ def _layers(
                 yield Document(whole), (), {section: _typed(environ[whole], part)}
             continue
         for name in sorted(name for name in environ if name.startswith(prefix) and environ[name]):
+            key, _, inner = name[len(prefix) :].lower().partition("_")
+            if inner in part["properties"].get(key, {}).get("properties", {}):
+                yield Document(name), (), {section: {key: {inner: environ[name]}}}
+                continue
             key = name[len(prefix) :].lower()
             yield Document(name), (), {section: {key: _typed(environ[name], part["properties"].get(key, {}))}}
+
+
+def _over(weaker: Any, stronger: Any) -> Any:
+    """What stands in two layers of settings: mappings key by key, all else as the stronger one has it."""
+    if not isinstance(weaker, dict):
+        return stronger
+    if not isinstance(stronger, dict):  # a mapping that is empty in YAML is null
+        return weaker if stronger is None else stronger
+    return {**weaker, **{key: _over(weaker.get(key), value) for key, value in stronger.items()}}
 
 
 def _fill_in(document: Document, where: Where, value: Any, schema: Mapping[str, Any], known: Mapping[str, str]) -> Any:
@@ -349,6 +370,8 @@ def _complete(schema: Mapping[str, Any], chosen: Mapping[str, Any], known: Mappi
     values = SimpleNamespace()
     for key, entry in schema["properties"].items():
         value = chosen.get(key, _fill_in(Document("defaults"), (), entry.get("default"), entry, known))
+        if "properties" in entry:
+            value = _complete(entry, value or {}, known)
         if "format" in entry and value is not None:
             value = FORMATS[entry["format"]][0](value)
         setattr(values, key, value)

@@ -18,13 +18,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import budget
 import ledger
 import log
-import manager
 import paper
 import report
 from mission import Mission
 from paper import BREAK, STATES, Block, Code, Commands, Grid, Sign, Table, Text
+from situation import Situation
 
 COLUMNS = 120  # iterations shown in the grid
 SHA = 12  # characters of a commit
@@ -68,7 +69,7 @@ def write(folder: Path, memory: dict[str, Any], mission: Mission) -> tuple[Path,
     return paths
 
 
-def write_question(folder: Path, question: str, situation: manager.Situation) -> Path:
+def write_question(folder: Path, question: str, situation: Situation) -> Path:
     """Write the question to `<folder>/reports` with all that a person needs to answer it; its path. Raises OSError."""
     path = folder / "reports" / f"{situation.mission.id}.blocked.md"
     failing = (s for s in situation.standings if s.verdict != "met")
@@ -94,7 +95,7 @@ def _sections(memory: dict[str, Any], mission: Mission) -> list[tuple[str, list[
         ("Iteration by iteration", _grid(memory)),
         ("Regressions", _regressions(memory)),
         ("Sessions", _sessions(memory["history"])),
-        ("Cost", _cost(memory["metrics"])),
+        ("Cost", _cost(memory)),
         ("Claims", _claims(memory)),
         ("Tampering", _tampering(memory)),
         ("Accepted by a person", _accepted(memory)),
@@ -170,10 +171,10 @@ def _criteria(memory: dict[str, Any], mission: Mission) -> list[Block]:
     checks = {c.id: c.check for c in mission.criteria}
     now = range(memory["iterations"], memory["iterations"] + 1)
     return _table(
-        ", id, what, verdict, priority, how proven",
+        ", id, what, verdict, priority, cost, how proven",
         (
             (Sign(_states(known, now)), Code(id), known["criteria"], known["verdict"], known["priority"])
-            + ((*_proof(known["proof"], checks.get(id)), *_evidence(known["evidence"])),)
+            + (f"${known['cost_usd']:.2f}", (*_proof(known["proof"], checks.get(id)), *_evidence(known["evidence"])))
             for id, known in memory["criteria"].items()
         ),
     )
@@ -256,18 +257,23 @@ def _sessions(history: Sequence[dict[str, Any]]) -> list[Block]:
     rows = []
     for known in history:
         plan = Code(known["focus"]), (known["strategy"], ", by ", known["source"])
-        used = f"${known['cost_usd']:.2f}", _time(known["seconds"])
+        used = f"${known['cost_usd'] + known['manager_usd']:.2f}", _time(known["seconds"])
         after = Code(known["commit"]), known["met"], known["tampered"], Code(", ".join(known["broke"]))
         rows.append((known["iteration"], *plan, known["kind"], known["turns"], *used, *after, known["report"]))
     return _table(head, rows)
 
 
-def _cost(metrics: dict[str, Any]) -> list[Block]:
+def _cost(memory: dict[str, Any]) -> list[Block]:
+    metrics, rest = memory["metrics"], budget.forecast(memory)
+    unknown = f", and {metrics['calls_of_unknown_cost']} answers whose cost is not known"
     rows = {
-        "cost": f"${metrics['estimated_cost']:.2f}",
+        "cost": f"${metrics['estimated_cost']:.2f}{unknown if metrics['calls_of_unknown_cost'] else ''}",
+        **({} if rest is None else {"what the rest would cost, by what the first took": f"${rest:.2f}"}),
+        "of it the manager's model": f"${metrics['manager_cost']:.4f}",
         "tokens": ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in metrics["token_usage"].items()),
         "sessions": metrics["session_count"],
         "questions to the manager's model": metrics["api_calls_total"],
+        "questions that were not needed": metrics["api_calls_avoided"],
         "worker time": _time(metrics["worker_seconds"]),
         "check time": _time(metrics["check_seconds"]),
         "waits": f"{metrics['waits']}, {_time(metrics['wait_seconds'])}",

@@ -16,10 +16,11 @@ from typing import Any
 
 import judge
 import ledger
-import manager
 import repo
 from claims import Claim
 from mission import Criterion, Mission
+from openrouter import Bill
+from situation import Plan, Situation, Standing
 from stream import Outcome
 
 HISTORY = 200  # iterations kept one by one; older ones live on in the totals
@@ -39,6 +40,8 @@ NO_SESSION: dict[str, Any] = {
     "claims": {"made": 0, "lies": []},
 }
 NOTHING: Mapping[str, Sequence[str]] = {}
+PASSING = ("bill", "avoided", "unreachable", "until")  # of a plan, what is booked at once and not kept with it
+FINE = ("none yet", "ended", "turn_cap", "budget_cap")  # ends of a session after which nothing has to be mended
 DOCUMENTS = (".md", ".rst", ".txt", ".adoc", ".html")
 
 Memory = ledger.Memory
@@ -67,7 +70,8 @@ def begin(mission: Mission, branch: str, base: str, iterations: int, instance: s
         "wait_until": None,
         "wait": None,
         "limited": {},
-        "manager": {"failures": 0, "until": 0},
+        "manager": {"failures": 0, "since": 0, "until": 0},
+        "answers": {},
         "alerts": {},
         "notes": [],
         "told": "",
@@ -108,9 +112,9 @@ def adopt(memory: Memory, mission: Mission) -> None:
 def _blank() -> dict[str, Any]:
     """A criterion that nothing is known of."""
     switches = dict.fromkeys(("seen_red", "proves", "flaky", "unconfirmed"), False)
-    lists: dict[str, Any] = {"regressions": [], "changes": [], "seen": []}
+    lists: dict[str, Any] = {"regressions": [], "changes": [], "seen": [], "failed": []}
     nothing = {"verdict": "unjudged", "since": 0, "first_met": None, "stalls": 0, "tries": 0, "failure": ""}
-    return {**nothing, **lists, **switches, "proof": None, "evidence": None, "impossible": None}
+    return {**nothing, **lists, **switches, "proof": None, "evidence": None, "impossible": None, "cost_usd": 0.0}
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -123,7 +127,7 @@ def note_outcome(memory: Memory, outcome: Outcome, said: Sequence[Claim] = ()) -
     metrics = memory["metrics"]
     metrics["session_count"] += 1
     metrics["worker_seconds"] = round(metrics["worker_seconds"] + outcome.seconds, 1)
-    _add_bill(memory, outcome.cost_usd, outcome.tokens)
+    _pay(memory, outcome.cost_usd, outcome.tokens, [memory["plan"]["focus"]] if memory["plan"] else [])
     if outcome.kind == "ended":
         metrics["successful_actions"] += 1
         metrics["error_recoveries"] += metrics["failing"]
@@ -147,24 +151,42 @@ def note_outcome(memory: Memory, outcome: Outcome, said: Sequence[Claim] = ()) -
     }
 
 
-def note_plan(memory: Memory, plan: manager.Plan) -> None:
-    """Remember the intent of the next session and what it cost to make it."""
-    memory["plan"] = asdict(plan)
-    memory["metrics"]["api_calls_total"] += plan.source != "rules"
-    _add_bill(memory, plan.cost_usd, plan.tokens)
+def note_plan(memory: Memory, plan: Plan) -> None:
+    """Remember the intent of the next session, and what it cost to make it."""
+    kept = {name: value for name, value in asdict(plan).items() if name not in PASSING}
+    memory["plan"] = {**kept, "cost_usd": 0.0}
+    memory["metrics"]["api_calls_avoided"] += plan.avoided
+    _pay_llm(memory, plan.bill, [plan.focus])
 
 
-def _add_bill(memory: Memory, cost_usd: float, tokens: Mapping[str, int]) -> None:
+def plan(memory: Memory) -> Plan:
+    """The intent that is remembered."""
+    return Plan(**{name: value for name, value in memory["plan"].items() if name != "cost_usd"})
+
+
+def note_ruling(memory: Memory, ruling: judge.Ruling, judged: Sequence[str]) -> None:
+    """Add what a judge cost to the totals. judged: the criteria that it was asked about."""
+    _pay_llm(memory, ruling.bill, judged)
+
+
+def _pay_llm(memory: Memory, bill: Bill, criteria: Sequence[str]) -> None:
+    metrics = memory["metrics"]
+    metrics["api_calls_total"] += bill.calls
+    metrics["calls_of_unknown_cost"] += bill.unknown
+    metrics["manager_cost"] = round(metrics["manager_cost"] + bill.cost_usd, 6)
+    if memory["plan"]:
+        memory["plan"]["cost_usd"] = round(memory["plan"]["cost_usd"] + bill.cost_usd, 6)
+    _pay(memory, bill.cost_usd, bill.tokens, criteria)
+
+
+def _pay(memory: Memory, cost_usd: float, tokens: Mapping[str, int], criteria: Sequence[str]) -> None:
+    """Add a cost to the totals, and to the criteria that it was paid for, each the same share."""
     metrics = memory["metrics"]
     metrics["estimated_cost"] = round(metrics["estimated_cost"] + cost_usd, 6)
     for name, count in tokens.items():
         metrics["token_usage"][name] += count
-
-
-def note_ruling(memory: Memory, ruling: judge.Ruling) -> None:
-    """Add what a judge cost to the totals."""
-    memory["metrics"]["api_calls_total"] += ruling.calls
-    _add_bill(memory, ruling.cost_usd, ruling.tokens)
+    for known in (memory["criteria"][id] for id in criteria if id in memory["criteria"]):
+        known["cost_usd"] = round(known["cost_usd"] + cost_usd / len(criteria), 6)
 
 
 def note_wait(memory: Memory, seconds: float) -> None:
@@ -196,6 +218,7 @@ def close_iteration(memory: Memory, commit: repo.Commit, statistics: Mapping[str
             "kind": last["kind"],
             "turns": last["turns"],
             "cost_usd": round(last["cost_usd"], 4),
+            "manager_usd": round(plan["cost_usd"], 4),
             "seconds": last["seconds"],
             "commit": commit.sha[:12] if commit.changed else "",
             "met": len(memory["completed_tasks"]),
@@ -224,7 +247,7 @@ def situation(
     max_context: float,
     lessons: Mapping[str, Sequence[str]] = NOTHING,
     **more: Any,
-) -> manager.Situation:
+) -> Situation:
     """All that the next decision rests on.
 
     tails: the end of each check's last output. max_context: 0 to 1. lessons: what is told of each criterion's failure.
@@ -241,7 +264,7 @@ def situation(
     session, last = memory["worker"], memory["last"] or NO_SESSION
     last_closed = memory["history"][-1]["iteration"] if memory["history"] else 0
     refused = f"; refused to it: {', '.join(last['denials'])}" if last["denials"] else ""
-    return manager.Situation(
+    return Situation(
         mission,
         standings,
         memory["iterations"] + 1,
@@ -249,6 +272,8 @@ def situation(
         last=f"{last['kind']}, {last['turns']} turns{refused}{': ' * bool(last['message'])}{last['message']}",
         report=last["report"],
         tried=[_tried(entry) for entry in memory["history"][-TRIED:]],
+        went_wrong=last["kind"] not in FINE or bool(memory["history"] and memory["history"][-1]["broke"]),
+        session=memory["session_id"],
         lies=[
             f'"{lie["text"]}": the checks say otherwise of {", ".join(lie["false"])}' for lie in last["claims"]["lies"]
         ],
@@ -301,8 +326,8 @@ def unblock(memory: Memory) -> None:
         known.update(stalls=0, tries=0, seen=[], impossible=None)
 
 
-def _standing(criterion: Criterion, known: Mapping[str, Any], tail: str) -> manager.Standing:
-    return manager.Standing(
+def _standing(criterion: Criterion, known: Mapping[str, Any], tail: str) -> Standing:
+    return Standing(
         criterion.id,
         criterion.criteria,
         criterion.priority,
@@ -312,6 +337,7 @@ def _standing(criterion: Criterion, known: Mapping[str, Any], tail: str) -> mana
         flaky=known["flaky"],
         unconfirmed=known["unconfirmed"],
         stalls=known["stalls"],
+        failed=known["failed"],
         tail=tail,
     )
 
@@ -339,6 +365,9 @@ def _no_metrics() -> dict[str, Any]:
             "dod_criteria_total",
             "completion_percentage",
             "api_calls_total",
+            "api_calls_avoided",
+            "calls_of_unknown_cost",
+            "manager_cost",
             "session_count",
             "error_recoveries",
             "successful_actions",

@@ -28,6 +28,8 @@ import log
 import manager
 import progress
 import referee
+import tiers
+import toolchain
 import waiting
 from dod import Verdict
 from exits import PERSON, Stop
@@ -39,22 +41,6 @@ WAY_OUT = (
     "Let it test what the mission is about, so that it fails until that is done."
     " If it guards what must stay as it is, say so: guard: true"
 )
-LOCK_FILES = {  # a checkout without what these name is not ready
-    "package-lock.json": "npm ci",
-    "npm-shrinkwrap.json": "npm ci",
-    "yarn.lock": "yarn install --frozen-lockfile",
-    "pnpm-lock.yaml": "pnpm install --frozen-lockfile",
-    "bun.lock": "bun install --frozen-lockfile",
-    "bun.lockb": "bun install --frozen-lockfile",
-    "poetry.lock": "poetry install",
-    "Pipfile.lock": "pipenv sync --dev",
-    "uv.lock": "uv sync --frozen",
-    "pdm.lock": "pdm sync",
-    "requirements.txt": "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt",
-    "Gemfile.lock": "bundle install",
-    "composer.lock": "composer install",
-    "mix.lock": "mix deps.get",
-}
 
 
 def prove(job: Job) -> dict[str, Verdict]:
@@ -112,7 +98,9 @@ def ways_out(reasons: dict[str, str]) -> dict[str, str]:
 
 
 def announce(job: Job) -> None:
-    """Say at the start what will be missing at the end."""
+    """Say at the start what will be missing at the end, and which of the manager's models are no good choice."""
+    for line in manager.warnings(job.settings):
+        log.warn(line)
     if lacking := missing_setup(job):
         log.warn(lacking)
     if people := needs_person(job):
@@ -123,11 +111,9 @@ def missing_setup(job: Job) -> str:
     """What to say about a mission without `setup` in a repository that plainly needs one; "" otherwise."""
     if job.mission.setup or job.mission.confirm == "tree":
         return ""
-    files = [name for name in job.repo.files(job.repo.head()) if os.path.basename(name) in LOCK_FILES]
-    if not files:
+    if not (wanted := toolchain.setup_for(job.repo.files(job.repo.head()))):
         return ""
-    name = min(files, key=lambda name: name.count("/"))
-    command = LOCK_FILES[os.path.basename(name)]
+    name, command = wanted
     return (
         f"{name} is here, but the mission has no `setup`: in the clean checkout that confirms the work, what it names"
         f" will be missing. Add to the mission, say, `setup: {command}` (or `confirm: tree`)."
@@ -241,9 +227,9 @@ def _ask_judge(job: Job, criteria: list[Criterion], files: dict[str, str]) -> di
     if not waiting.may_ask(memory) or budget.reached(memory, job.mission.limits, None, begun=True):
         return {}
     evidence = judge.Evidence(job.repo.diff(memory["base"], memory["commit"]), sorted(files), read)
-    ruling = judge.judge(job.mission, criteria, evidence, job.settings)
-    waiting.note_manager(memory, reached=not ruling.unreachable)
-    progress.note_ruling(memory, ruling)
+    ruling = judge.judge(job.mission, criteria, evidence, job.settings, manager.models(tiers.JUDGING, job.settings))
+    waiting.note_manager(memory, not ruling.unreachable, ruling.until)
+    progress.note_ruling(memory, ruling, [criterion.id for criterion in criteria])
     for judgement in ruling.judgements:
         log.info(f"judged {judgement.id}: {'met' if judgement.met else 'not met'}: {judgement.reason}")
         dod.keep_reason(judgement.id, job.checks, judgement.reason)

@@ -14,16 +14,17 @@ import time
 import uuid
 from typing import Any
 
+import briefing
 import budget
 import claims
 import inbox
 import log
-import manager
 import milestones
 import proc
 import processes
 import progress
 import referee
+import tiers
 import waiting
 import worker
 from exits import CANNOT, LATER, LIMIT, Stop
@@ -67,10 +68,13 @@ def execute(job: Job) -> None:
 def _task(job: Job) -> worker.Task:
     """What the session is to do, with what, and within which walls."""
     memory, session, claude = job.memory, job.memory["worker"], job.settings.claude_code
-    decision = manager.Plan(**memory["plan"])
+    decision = progress.plan(memory)
     decision.session = "resume" if session["begun"] else "fresh"
-    prompt = manager.worker_prompt(job.situation(), decision)
+    prompt = briefing.for_worker(job.situation(), decision)
     log.trace("worker prompt", prompt=prompt)
+    wanted = tiers.for_worker(decision.tier, memory["criteria"][decision.focus]["stalls"], job.settings)
+    if wanted != claude.model:
+        log.info(f"the worker's model: {wanted}")
     return worker.Task(
         prompt=prompt,
         rules=HERE / "prompts" / "rules.md",
@@ -79,7 +83,7 @@ def _task(job: Job) -> worker.Task:
         root=job.root,
         sealed=referee.sealed_paths(job),
         network=job.mission.network,
-        model=next(iter(waiting.models(memory, claude.model, claude.fallbacks)), claude.model),
+        model=next(iter(waiting.models(memory, wanted, claude.fallbacks)), wanted),
         timeout=budget.left_seconds(memory, job.mission.limits, claude.timeout),
         window=session["window"],
         spent=session["spent"],

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-VERSION = 3  # of the document; a newer kit's file is refused, never guessed at
+VERSION = 4  # of the document; a newer kit's file is refused, never guessed at
 MAX_SIZE = 100_000  # bytes; the oldest history is dropped above this, it lives on in the totals
 LEAST_HISTORY = 10  # entries that are kept whatever the size
 PATIENCE = 1.0  # seconds for which those who only ask for the lock's holder can keep it from us

@@ -21,6 +21,7 @@ SPREAD = 60.0  # seconds of chance on top, so that not all who wait for one rese
 NO_RESET = 3600.0  # seconds waited for a limit that names no reset; then the next session tries
 LONGEST = 8 * 86400.0  # seconds; no limit of the API is longer
 BACKOFF = (30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)  # seconds after each failure in a row, the last one for ever
+A_DAY = 26 * 3600.0  # seconds within which a manager LLM's own "not before" counts: a daily cap's reset
 LIMIT, FAILURE, JUDGE = "limit", "failure", "judge"  # what may be waited for
 JITTER = 0.1  # share of a back-off that chance adds
 
@@ -71,13 +72,22 @@ def end(memory: Memory) -> float:
 
 def may_ask(memory: Memory) -> bool:
     """Whether the manager LLM may be asked: not for a while after it could not be reached."""
-    return not 0 < memory["manager"]["until"] - time.time() <= 2 * BACKOFF[-1]  # more than that: the clock was set back
+    since, until = memory["manager"]["since"], memory["manager"]["until"]
+    return not since <= time.time() < until  # earlier than that: the clock was set back
 
 
-def note_manager(memory: Memory, reached: bool) -> None:
-    """Remember whether the manager LLM could be reached, and for how long it is left alone."""
+def note_manager(memory: Memory, reached: bool, until: float | None = None) -> None:
+    """Remember whether the manager LLM could be reached, and for how long it is left alone.
+
+    until: when it can be reached again, epoch seconds, where it says so. A time that is far away is not waited for: a
+    person may add credit long before a month is over.
+    """
+    now = time.time()
     failures = 0 if reached else memory["manager"]["failures"] + 1
-    memory["manager"] = {"failures": failures, "until": 0 if reached else time.time() + backoff(failures)}
+    end = 0.0 if reached else now + backoff(failures)
+    if not reached and until is not None and now < until < now + A_DAY:
+        end = max(end, until)
+    memory["manager"] = {"failures": failures, "since": 0 if reached else now, "until": end}
 
 
 def when(memory: Memory) -> str:

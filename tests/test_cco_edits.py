@@ -179,8 +179,15 @@ def test_a_secret_inside_another_setting_is_masked(tmp_path, fresh_mask):
 
 def test_settings_of_every_section_are_kept_by_their_full_names(tmp_path):
     usual = load_settings(None, None, {})
-    sections = {name: part for name, part in vars(usual).items() if isinstance(part, SimpleNamespace)}
-    names = {f"{section}.{key}" for section, part in sections.items() for key in vars(part)}
+
+    def names_in(part: SimpleNamespace, place: str = "") -> set[str]:
+        found = set()
+        for key, value in vars(part).items():
+            inside = isinstance(value, SimpleNamespace)
+            found |= names_in(value, f"{place}{key}.") if inside else {place + key} if place else set()
+        return found
+
+    names = names_in(usual)
     everything = edits._flat(usual)
     assert names - set(everything) == {"openrouter.api_key", "claude_code.api_key"}
 

@@ -20,10 +20,10 @@ KIT = Path(__file__).resolve().parent.parent
 README = (KIT / "README.md").read_text("utf-8")
 ORDER = (
     "cco", "loop", "session", "proof", "referee", "milestones", "steering", "job", "exits", "edits", "page", "paper",
-    "report", "inbox",
-    "progress", "manager", "ledger", "judge", "openrouter", "worker", "stream", "resets", "waiting", "budget", "claims",
-    "lessons", "dod", "sandbox", "mission", "document", "seal", "checkout", "repo", "notify", "machine", "proc",
-    "processes", "surroundings", "state", "log",
+    "report", "inbox", "progress", "manager", "tiers", "briefing", "ledger", "judge", "llm", "claude_llm", "situation",
+    "openrouter", "catalog", "refusals", "wire", "worker", "stream", "resets", "waiting", "budget", "claims", "lessons",
+    "dod", "sandbox", "mission", "prompt", "document", "excerpt", "toolchain", "seal", "checkout", "repo", "notify",
+    "machine", "proc", "processes", "surroundings", "state", "log",
 )  # fmt: skip
 MISSION = json.dumps({"title": "t", "definition_of_done": [{"criteria": "c", "check": "test -e never"}]})
 
@@ -232,13 +232,17 @@ def test_the_readme_names_every_command_with_its_options():
 
 
 def test_the_readme_names_every_setting_with_its_default_and_meaning():
-    schema = json.loads((KIT / "schema" / "config.json").read_text("utf-8"))
-    for section, entry in schema["properties"].items():
-        for key, value in entry.get("properties", {}).items():
-            default = value["default"] if isinstance(value["default"], str) else json.dumps(value["default"])
-            assert f"| `{section}.{key}` | `{default}` | {value['description']} |" in README
-    named = set(re.findall(r"^\| `([a-z_]+\.[a-z_]+)` \| `", README, re.M))
-    assert named == {f"{s}.{k}" for s, entry in schema["properties"].items() for k in entry.get("properties", {})}
+    def keys(schema: dict, place: str = "") -> dict[str, dict]:
+        found = {}
+        for key, entry in schema.get("properties", {}).items():
+            found |= keys(entry, f"{place}{key}.") or ({place + key: entry} if place else {})
+        return found
+
+    wanted = keys(json.loads((KIT / "schema" / "config.json").read_text("utf-8")))
+    for name, value in wanted.items():
+        default = value["default"] if isinstance(value["default"], str) else json.dumps(value["default"])
+        assert f"| `{name}` | `{default}` | {value['description']} |" in README
+    assert set(re.findall(r"^\| `([a-z_]+(?:\.[a-z_]+)+)` \| `", README, re.M)) == set(wanted)
 
 
 def test_the_readme_names_every_mission_field():

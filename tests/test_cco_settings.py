@@ -221,7 +221,7 @@ def test_a_variable_sets_a_key(name, text, section, key, value):
         (
             "CCO_MANAGER_PROVIDER",
             "openruter",
-            "found 'openruter', expected one of rules or openrouter; did you mean openrouter?",
+            "found 'openruter', expected one of rules, openrouter or claude; did you mean openrouter?",
         ),
         *(
             ("CCO_REPOSITORY_BRANCH", name, "expected the name of a branch")
