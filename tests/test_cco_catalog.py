@@ -304,6 +304,7 @@ LIST = Catalog(
         ("acme/two:free", None),
         ("acme/one:thinking", None),
         ("acme/gone", None),
+        ("acme/gone-1", None),
         ("~acme/one-latest", None),
         ("openrouter/auto", None),
         ("openrouter/free", None),
@@ -432,6 +433,16 @@ def test_an_address_that_nobody_answers_at_raises_nothing(url):
     assert not found.known
     assert found.problem and KEY not in found.problem
     assert warnings(settings(url, KEY), ["openai/gpt-4o"]) == []
+
+
+def test_a_key_in_what_went_wrong_is_neither_told_nor_kept(monkeypatch, folder):
+    def fail(*_: object) -> None:
+        raise wire.Failed(f"Bearer {KEY} is no header\x1b[2J")
+
+    monkeypatch.setattr(wire, "exchange", fail)
+    assert load(settings(OFFICIAL, KEY)).problem == "Bearer *** is no header [2J"
+    (file,) = folder.iterdir()
+    assert KEY not in file.read_text()
 
 
 def test_an_old_list_serves_when_the_server_is_gone(later):
@@ -646,9 +657,9 @@ def test_a_successor_that_is_gone_too_is_not_named(listed):
 
 
 def test_a_slip_of_the_pen_is_answered_with_the_nearest_id_that_serves(listed):
-    config = listed(row("acme/claude-sonnet-5.5"), row("acme/claude-sonnet5.5:batch"))
-    (line,) = warnings(config, ["claude-sonnet-5.5"])
-    assert line == "claude-sonnet-5.5 is not on the server's list of models: did you mean acme/claude-sonnet-5.5?"
+    config = listed(row("acme/sonnet-5.5"), row("acme/sonnet-5.5:batch"))
+    (line,) = warnings(config, ["acme/sonnet-5.5:batc"])
+    assert line == "acme/sonnet-5.5:batc is not on the server's list of models: did you mean acme/sonnet-5.5?"
 
 
 @pytest.mark.parametrize(("days", "said"), [(-1, "ended"), (0, "ended"), (1, "ends"), (29, "ends"), (32, "")])
