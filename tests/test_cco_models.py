@@ -104,7 +104,7 @@ def test_the_settings_of_the_repository_are_read_and_their_models_marked(environ
         (project / ".cco").mkdir()
         (project / "src").mkdir()
         (project / ".cco" / "config.yaml").write_text(
-            f"openrouter:\n  base_url: {server.url}\n  model: acme/dear\n  fallbacks: [acme/cheap, 'acme/gone:free']\n"
+            f"openrouter:\n  base_url: {server.url}\n  model: acme/dear:nitro\n  fallbacks: [acme/cheap, 'acme/gone:free']\n"
             "  models: {economy: 'acme/json:free', strong: acme/painter}\n"
         )
         env = {name: value for name, value in environ.items() if name != "OPENROUTER_API_KEY"}
