@@ -104,8 +104,8 @@ def test_the_settings_of_the_repository_are_read_and_their_models_marked(environ
         (project / ".cco").mkdir()
         (project / "src").mkdir()
         (project / ".cco" / "config.yaml").write_text(
-            f"openrouter:\n  base_url: {server.url}\n  model: acme/dear:nitro\n  fallbacks: [acme/cheap, 'acme/gone:free']\n"
-            "  models: {economy: 'acme/json:free', strong: acme/painter}\n"
+            f"openrouter:\n  base_url: {server.url}\n  model: acme/dear:nitro\n"
+            "  fallbacks: [acme/cheap, 'acme/gone:free']\n  models: {economy: 'acme/json:free', strong: acme/painter}\n"
         )
         env = {name: value for name, value in environ.items() if name != "OPENROUTER_API_KEY"}
         done = subprocess.run(PROGRAM, env=env, cwd=project / "src", capture_output=True, text=True, check=True)
