@@ -202,7 +202,13 @@ def test_it_has_no_tools(real):
     assert not target.exists()
 
 
-def test_a_path_in_the_question_is_not_read_and_a_slash_is_no_command(real):
+@pytest.mark.parametrize("lacking", ["the rule", "the switch"])
+def test_a_path_in_the_question_is_not_read_and_a_slash_is_no_command(real, lacking, monkeypatch):
+    """lacking: which of the two walls is down; each of them has to hold by itself."""
+    if lacking == "the rule":
+        monkeypatch.setitem(claude_llm.NO_FILES, "permissions", {})
+    else:
+        monkeypatch.delitem(claude_llm.SWITCHES, "CLAUDE_CODE_DISABLE_ATTACHMENTS")
     secret = real.folder / "secret.txt"
     secret.write_text("a private thing\n")
     (real.root / "inside.txt").write_text("a private thing\n")
@@ -260,12 +266,14 @@ def test_what_the_schema_of_a_tool_cannot_say_is_mended_too(real):
 
 
 def test_the_models_of_the_question_are_taken_else_claudes_own_choice(real):
-    with real.model(gives(), gives()) as api:
+    with real.model(gives()) as api:
         assert "sonnet" in real.ask(models=("sonnet", "haiku")).model
-        assert "--fallback-model=haiku" in (real.folder / "argv").read_text().split("\0")
-        real.ask()
-    assert "--model" not in (real.folder / "argv").read_text()
     assert "sonnet" in api.requests[0]["model"]
+    assert "--fallback-model=haiku" in (real.folder / "argv").read_text().split("\0")
+    real.use_script('printf "%s " "$@" > "$out"; exit 1')
+    real.refused()
+    assert "--json-schema" in (real.folder / "out").read_text()
+    assert "-model" not in (real.folder / "out").read_text()
 
 
 @pytest.mark.parametrize(
