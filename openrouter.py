@@ -1,202 +1,317 @@
-"""One question to an LLM, one JSON object back: the chat completions protocol of OpenRouter.
+"""One question over HTTP, one text back: the chat completions protocol of OpenRouter.
 
-    answer = openrouter.ask(system, user, "plan", settings)     valid by schema/plan.json; else raises NoAnswer
+    reply = openrouter.complete(messages, Shape("plan", schema), ["anthropic/claude-sonnet-5.5"], settings, Bill(), end)
 
-Any server that speaks the protocol will do (openrouter.base_url). Nothing is ever guessed from prose: what is no
-complete JSON object in the shape of the schema is no answer. The texts in prompts/ are filled here too.
+Any server that speaks the protocol will do (openrouter.base_url), with a key or without. What a refusal means, and
+what follows from it, stands in refusals.py: here the request is sent again, mended, or put to the next model. The list
+of models (catalog.py) says what each of them takes, where it is known. The list `models` of the protocol is not used:
+it goes over to another model, and its price, on every error, and does not say on which.
 
-What is not covered: streaming, a second try (the next iteration asks again), and prices: an answer costs what it
-says it cost.
+What is not covered: streaming, and whether the text is what was asked for (llm.py).
 """
 
 from __future__ import annotations
 
 import json
-import re
-import string
+import random
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import catalog
 import log
-from document import NOT_TEXT
+import proc
+import prompt
+import refusals
+import wire
+from refusals import AGAIN, EMPTY, FORM, FREE, LESS, MORE, PAID, REASONING, STOP, TEMPERATURE, Refusal
 
-HERE = Path(__file__).resolve().parent
-DEADLINE = 120.0  # seconds for one answer of the LLM, wall time
-MAX_ANSWER = 2_000_000  # bytes of an HTTP answer
-LATER = (402, 408, 429)  # statuses, besides those of the server's own failure, by which Unreachable is meant
+MODELS = 3  # models that are asked at most
+RETRIES = 3  # times that one question is asked again at most, after what may pass
+FREE_RETRIES = 2  # the same of a model that is free: what fails counts towards the daily limit as well
+BACKOFF = (1.0, 2.0, 4.0, 8.0)  # seconds to wait before each of them, where the server does not say
+LEAST_TIME = 5.0  # seconds that have to be left after a wait
+LEAST_TOKENS = 1000  # tokens below which an answer is not worth asking for
 MAX_AMOUNT = 1e12  # dollars or tokens that an answer may say it cost
-FENCE = re.compile(r"<\s*/\s*data", re.I)  # the end of what programs printed, see prompts/
+MAX_SESSION = 256  # characters of session_id
+FORMS = ("json_schema", "json_object", "plain")  # of a structured answer, the surest first
+REASON = {"effort": "low", "exclude": True}  # reasoning is spent inside max_tokens
+MARKED = ("anthropic/", "~anthropic/")  # models whose providers cache a prompt only where it is marked
+KEYWORDS = ("type", "properties", "items", "enum", "anyOf", "description", "required", "additionalProperties")
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+@dataclass
+class Bill:
+    """What asking cost; filled while asking, also where it fails in the end."""
+
+    cost_usd: float = 0.0
+    """By the answers' own words, else by the prices of the model list."""
+    tokens: dict[str, int] = field(default_factory=lambda: {"input": 0, "output": 0, "cache_read": 0})
+    """input: those of the prompt that were not read from the provider's cache."""
+    calls: int = 0
+    """Requests for an answer that were sent."""
+    unknown: int = 0
+    """Answers of which nobody says what they cost."""
 
 
 class NoAnswer(Exception):
-    """The LLM gave no usable answer. The message says why."""
+    """The LLM gave no usable answer. The message says why, for people, without secrets."""
 
-    def __init__(self, message: str, bill: Mapping[str, Any] | None = None) -> None:
-        """bill: what it cost all the same, like Answer.bill; nothing when there was no answer at all."""
+    def __init__(self, message: str, bill: Bill | None = None) -> None:
+        """bill: what it cost all the same."""
         super().__init__(message)
-        self.bill = dict(bill or {})
+        self.bill = bill or Bill()
 
 
 class Unreachable(NoAnswer):
-    """Nobody answered, or only to say that it is too much, too early or not paid for: asking again soon is no use."""
+    """Nobody answers, or only to say that it is too much, too early or not paid for: asking again soon is no use."""
+
+    def __init__(self, message: str, bill: Bill | None = None, until: float | None = None) -> None:
+        """until: epoch seconds from which on asking makes sense again, where that is known."""
+        super().__init__(message, bill)
+        self.until = until
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the LLM said, and what that cost."""
+class Shape:
+    """What an answer has to look like."""
 
-    content: dict[str, Any]
-    """The JSON object, valid by the schema, masked."""
+    name: str
+    """Of the file in schema/, without .json."""
+    schema: dict[str, Any]
+    """Its content."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What an LLM said."""
+
+    text: str
+    """Whole, and as it came."""
     model: str
-    """The model that answered."""
-    cost_usd: float
-    """By the answer's own words; 0 when it does not say."""
-    tokens: dict[str, int]
-    """input and output tokens."""
-
-    @property
-    def bill(self) -> dict[str, Any]:
-        """cost_usd and tokens, to be booked."""
-        return {"cost_usd": self.cost_usd, "tokens": self.tokens}
+    """The one that really answered."""
 
 
-def ask(system: str, user: str, schema: str, settings: Any) -> Answer:
-    """One call of the LLM. Known secrets are masked in both texts.
+def complete(
+    messages: Messages, shape: Shape, models: Sequence[str], settings: Any, bill: Bill, end: float, session: str = ""
+) -> Reply:
+    """Ask the models one after the other until one answers.
 
-    schema: the name of a file in schema/, without .json. Raises NoAnswer for everything that is not a complete
-    answer in that shape.
+    messages: each with "role" and "content", a text; the first is the stable one, which providers may cache. models:
+    first choice first; no more than MODELS are asked. bill: what it costs is added. end: of time.monotonic(). session:
+    a name under which a router sends related questions to the same provider.
+    Raises NoAnswer, Unreachable, and proc.Interrupted when a signal ends a wait.
     """
-    router = settings.openrouter
-    body = {
-        "model": router.model,
-        "messages": [
-            {"role": "system", "content": log.mask(system)},
-            {"role": "user", "content": log.mask(user)},
-        ],
-        "temperature": router.temperature,
-        "max_tokens": router.max_tokens,
-        "response_format": {"type": "json_object"},
-    }
-    if router.fallbacks:
-        body["models"] = [router.model, *router.fallbacks]
-    log.trace(f"{schema} prompt", messages=body["messages"])
-    reply = _post(f"{router.base_url.rstrip('/')}/chat/completions", body, router.api_key)
-    bill = _bill(reply)
-    try:
-        content = _parse(reply, schema)
-    except NoAnswer as error:
-        error.bill = bill
-        raise
-    return Answer(content, str(reply.get("model") or router.model), **bill)
+    asking = _Asking(messages, shape, settings, bill, end, session)
+    heard: list[Refusal] = []
+    for model in [*dict.fromkeys(models)][:MODELS]:
+        if any(refusal.follows == (FREE if is_free(model) else PAID) for refusal in heard):
+            continue  # what was refused holds for this one as well
+        found = asking.ask(model)
+        if isinstance(found, Reply):
+            return found
+        heard.append(replace(found, message=f"{model}: {found.message}"))
+        log.debug("a model gave no answer", model=model, why=found.message, follows=found.follows)
+        if found.follows == STOP or time.monotonic() >= end:
+            break
+    raise _failure(heard, bill)
+
+
+def is_free(model: str) -> bool:
+    """Whether a model counts towards OpenRouter's daily limit for those that are free."""
+    return model.endswith(":free") or model == catalog.FREE
+
+
+def strict(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a JSON Schema that providers take for strict answers.
+
+    Every property is required and no other allowed; what has no place there (lengths, patterns, conditions) is left
+    out, so an answer has to be validated by the whole schema all the same.
+    """
+    kept = {name: value for name, value in schema.items() if name in KEYWORDS}
+    if "enum" in kept and "type" not in kept and all(isinstance(value, str) for value in kept["enum"]):
+        kept["type"] = "string"
+    if "items" in kept:
+        kept["items"] = strict(kept["items"])
+    if "anyOf" in kept:
+        kept["anyOf"] = [strict(option) for option in kept["anyOf"]]
+    if "properties" in kept:
+        kept["properties"] = {name: strict(value) for name, value in kept["properties"].items()}
+        kept.update(required=[*kept["properties"]], additionalProperties=False)
+    return kept
+
+
+def _failure(heard: Sequence[Refusal], bill: Bill) -> NoAnswer:
+    """What became of a question that nobody answered."""
+    message = "; ".join(refusal.message for refusal in heard) or "no model is named (openrouter.model)"
+    if not any(refusal.unreachable for refusal in heard):
+        return NoAnswer(message, bill)
+    untils = [refusal.until for refusal in heard]
+    known = [until for until in untils if until is not None]
+    return Unreachable(message, bill, min(known) if len(known) == len(untils) else None)
 
 
 # --------------------------------------------------------------------------------------------------------
-# The protocol
+# Asking
 # --------------------------------------------------------------------------------------------------------
 
 
-def _post(url: str, body: dict[str, Any], key: str | None) -> dict[str, Any]:
-    """POST with a deadline that keep-alive padding cannot stretch (facts: it resets the read timeout for ever)."""
-    import requests
+@dataclass(frozen=True)
+class _Request:
+    """What is asked of one model, as far as what it says can change that."""
 
-    def authorize(request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {key}"  # given as a header, a ~/.netrc would replace it
-        return request
+    model: str
+    known: catalog.Model | None
+    """Its row of the list."""
+    form: str
+    """One of FORMS."""
+    max_tokens: int
+    tuned: bool = False
+    """Whether max_tokens was changed, which happens once."""
+    without: frozenset[str] = frozenset()
+    """Fields that it does not take."""
 
-    end, data = time.monotonic() + DEADLINE, bytearray()
-    try:
-        with requests.post(
-            url,
-            json=body,
-            headers={"Accept-Encoding": "identity"},
-            auth=authorize if key else None,
-            timeout=(10, DEADLINE / 2),
-            stream=True,
-            allow_redirects=False,
-        ) as response:
-            for byte in response.iter_content(1):  # more at a time would be waited for, however slowly it drips
-                data += byte
-                if time.monotonic() > end or len(data) > MAX_ANSWER:
-                    raise Unreachable(f"no complete answer within {DEADLINE:.0f} s and {MAX_ANSWER} bytes")
-            status = response.status_code
-    except (requests.RequestException, ValueError) as error:  # ValueError: a base_url that is none
-        raise Unreachable(f"{type(error).__name__}: {error}") from error
-    return _body(status, bytes(data))
+    def takes(self, field: str) -> bool | None:
+        """Whether it takes a field of the request, None where that is not known."""
+        parameters = self.known.parameters if self.known else None
+        if field in self.without:
+            return False
+        return None if parameters is None else field in parameters
 
-
-def _body(status: int, data: bytes) -> dict[str, Any]:
-    refused = Unreachable if status in LATER or status >= 500 else NoAnswer
-    try:
-        reply = json.loads(data)
-    except (ValueError, RecursionError):
-        raise refused(f"HTTP {status} and no JSON: {data[:200]!r}") from None
-    problem = reply.get("error") if isinstance(reply, dict) else "not an object"
-    if status != 200 or problem:
-        raise refused(f"HTTP {status}: {json.dumps(problem)[:300]}")
-    return dict(reply)
+    def mended(self, refusal: Refusal) -> _Request | None:
+        """The request without what it was refused for; None where there is nothing to mend."""
+        if refusal.mend == FORM and self.form != FORMS[-1]:
+            return replace(self, form=FORMS[FORMS.index(self.form) + 1])
+        if refusal.mend == LESS and not self.tuned and LEAST_TOKENS <= refusal.tokens < self.max_tokens:
+            return replace(self, max_tokens=refusal.tokens, tuned=True)
+        if refusal.mend == MORE and not self.tuned:
+            most = self.known.max_output if self.known and self.known.max_output else 2 * self.max_tokens
+            more = min(2 * self.max_tokens, most)
+            return replace(self, max_tokens=more, tuned=True) if more > self.max_tokens else None
+        if refusal.mend == REASONING and self.takes(REASONING):
+            return replace(self, without=self.without | {REASONING})
+        if refusal.mend == TEMPERATURE and self.takes(TEMPERATURE) is not False:
+            return replace(self, without=self.without | {TEMPERATURE})
+        return None
 
 
-def _bill(reply: dict[str, Any]) -> dict[str, Any]:
-    """What the answer cost, by its own words; 0 for what it does not say."""
-    usage = reply.get("usage")
-    known = usage if isinstance(usage, dict) else {}
-    cost, asked, answered = (_amount(known.get(name)) for name in ("cost", "prompt_tokens", "completion_tokens"))
-    return {"cost_usd": cost, "tokens": {"input": int(asked), "output": int(answered)}}
+class _Asking:
+    """One question: what all its requests have in common, and how often it may still be asked."""
 
+    def __init__(self, messages: Messages, shape: Shape, settings: Any, bill: Bill, end: float, session: str) -> None:
+        self.messages, self.shape, self.bill, self.end, self.session = messages, shape, bill, end, session
+        self.router = settings.openrouter
+        self.list = catalog.load(settings)
+        self.retries = RETRIES
 
-def _amount(value: Any) -> float:
-    try:
-        return float(value) if 0 <= float(value) < MAX_AMOUNT else 0.0
-    except (TypeError, ValueError, OverflowError):
-        return 0.0
+    def ask(self, model: str) -> Reply | Refusal:
+        """What one model says in the end, when it was asked again as often as makes sense."""
+        known, address = self.list.find(model), self.router.base_url
+        form = catalog.form(address, model) or (known.form if known else "") or FORMS[0]
+        request = _Request(model, known, form, self.router.max_tokens)
+        left = FREE_RETRIES if is_free(model) else RETRIES
+        while True:
+            found = self._send(request)
+            if isinstance(found, Reply):
+                if request.form != form:
+                    catalog.note_form(address, model, request.form)
+                return found
+            if mended := request.mended(found):
+                request = mended
+                continue
+            left = min(left, 1) if found.follows == EMPTY else left
+            if found.follows not in (AGAIN, EMPTY) or not left or not self.retries:
+                return found
+            wait = BACKOFF[RETRIES - self.retries] * random.uniform(0.5, 1.0) if found.wait is None else found.wait
+            if time.monotonic() + wait + LEAST_TIME > self.end:
+                return found if found.wait is None else replace(found, until=time.time() + wait)
+            if not proc.pause(wait):
+                raise proc.Interrupted
+            left, self.retries = left - 1, self.retries - 1
 
+    def _send(self, request: _Request) -> Reply | Refusal:
+        url = f"{self.router.base_url.rstrip('/')}/chat/completions"
+        self.bill.calls += 1
+        try:
+            status, headers, data = wire.exchange("POST", url, self.router.api_key, self._body(request), self.end)
+        except wire.Failed as error:
+            self.bill.calls -= not error.sent
+            return Refusal(STOP if error.lasting else AGAIN, str(error))
+        answer = refusals.parse(data)
+        named = answer.get("model") if isinstance(answer, dict) else None
+        model = log.printable(named)[:200] if isinstance(named, str) and named else request.model
+        found = refusals.read(status, headers, data, time.time())
+        if isinstance(answer, dict):
+            _book(self.bill, answer, self.list.find(model) or request.known, found)
+        return Reply(found, model) if isinstance(found, str) else found
 
-def _parse(reply: dict[str, Any], name: str) -> dict[str, Any]:
-    """The JSON object in the answer, valid by the schema of that name."""
-    from jsonschema import Draft202012Validator
+    # ----------------------------------------------------------------------------------------------------
+    # The request
+    # ----------------------------------------------------------------------------------------------------
 
-    schema = json.loads((HERE / "schema" / f"{name}.json").read_text("utf-8"))
-    try:
-        choice = reply["choices"][0]
-        content = choice["message"]["content"]
-        text = content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
-        found = json.loads(text.strip().removeprefix("```json").removeprefix("```").removesuffix("```"))
-        problem = next(Draft202012Validator(schema).iter_errors(found), None)
-    except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        raise NoAnswer(f"its answer holds no JSON object: {type(error).__name__}: {error}") from error
-    if problem:
-        raise NoAnswer(f"its answer does not fit schema/{name}.json: {problem.json_path}: {problem.message[:200]}")
-    if choice.get("finish_reason") not in ("stop", None):
-        raise NoAnswer(f"its answer ended with {choice.get('finish_reason')!r}")
-    return {key: _plain_tree(value) for key, value in found.items()}
+    def _body(self, request: _Request) -> dict[str, Any]:
+        """What is sent: nothing that the model is known not to take."""
+        body: dict[str, Any] = {
+            "model": request.model,
+            "messages": self._messages(request),
+            "max_tokens": request.max_tokens,
+        }
+        if request.takes(TEMPERATURE) is not False:
+            body["temperature"] = self.router.temperature
+        if request.takes(REASONING):
+            body["reasoning"] = REASON
+        if request.form == "json_schema":
+            schema = {"name": self.shape.name, "strict": True, "schema": strict(self.shape.schema)}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
+            if all(map(request.takes, ("max_tokens", "response_format", "structured_outputs"))):
+                body["provider"] = {"require_parameters": True}  # else it goes where the schema is passed over
+        elif request.form == "json_object":
+            body["response_format"] = {"type": "json_object"}
+        if self.session and self.list.is_openrouter:
+            body["session_id"] = self.session[:MAX_SESSION]
+        return body
+
+    def _messages(self, request: _Request) -> list[dict[str, Any]]:
+        """The messages, the first with what this model needs: the schema in words, and the mark of its cache."""
+        first, *rest = ({"role": message["role"], "content": message["content"]} for message in self.messages)
+        if request.form != "json_schema":
+            schema = {name: value for name, value in self.shape.schema.items() if name != "$schema"}
+            told = prompt.fill("answer.md", {"schema": json.dumps(schema, ensure_ascii=False, separators=(",", ":"))})
+            first["content"] = f"{first['content'].rstrip()}\n\n{told}"
+        if request.model.startswith(MARKED):
+            mark = {"type": "ephemeral"}
+            first["content"] = [{"type": "text", "text": first["content"], "cache_control": mark}]
+        return [first, *rest]
 
 
 # --------------------------------------------------------------------------------------------------------
-# Texts
+# The bill
 # --------------------------------------------------------------------------------------------------------
 
 
-def fill(name: str, parts: Mapping[str, str]) -> str:
-    """A text of prompts/ with its $placeholders filled. Raises KeyError for one that does not exist."""
-    return string.Template((HERE / "prompts" / name).read_text("utf-8")).substitute(parts)
+def _book(bill: Bill, answer: Mapping[str, Any], model: catalog.Model | None, found: str | Refusal) -> None:
+    """Add what an answer cost. A refusal costs nothing, unless it says so."""
+    usage = answer.get("usage")
+    if not isinstance(usage, dict):
+        bill.unknown += isinstance(found, str) and not (model and model.free)
+        return
+    details = usage.get("prompt_tokens_details")
+    asked, output = (_amount(usage.get(name)) or 0 for name in ("prompt_tokens", "completion_tokens"))
+    cached = min(asked, _amount(details.get("cached_tokens") if isinstance(details, dict) else None) or 0)
+    tokens = {"input": int(asked) - int(cached), "output": int(output), "cache_read": int(cached)}
+    for name, value in tokens.items():
+        bill.tokens[name] += value
+    cost = _amount(usage.get("cost"))
+    if cost is None:  # what has no answer in it is not charged
+        cost = catalog.cost(model, tokens) if output or isinstance(found, str) else 0.0
+    bill.cost_usd += cost or 0.0
+    bill.unknown += cost is None
 
 
-def as_data(text: str) -> str:
-    """A stranger's text, masked, that cannot close the fence it is shown in."""
-    return FENCE.sub("(/data", plain(text)).strip()
-
-
-def plain(text: str) -> str:
-    """Masked, and without what can neither be shown nor sent."""
-    return NOT_TEXT.sub(" ", log.mask(text))
-
-
-def _plain_tree(value: Any) -> Any:
-    if isinstance(value, str):
-        return plain(value)
-    if isinstance(value, dict):
-        return {key: _plain_tree(item) for key, item in value.items()}
-    return [_plain_tree(item) for item in value] if isinstance(value, list) else value
+def _amount(value: Any) -> float | None:
+    """Dollars or tokens that an answer says it cost; None where that is no sensible number."""
+    found = refusals.number(value)
+    return found if found is not None and found < MAX_AMOUNT else None

@@ -17,8 +17,9 @@ and all its keys are optional:
     drip            [count, seconds]: first so many spaces, one every so many seconds
     close_early     the connection is closed after this many bytes of the body
 
-A request without a bearer, messages, or a model of the form author/name, or with more than three `models`, is
-refused as OpenRouter does and takes no step. GET /models, /key and /credits have small fixed answers.
+A request without a bearer, one that does not fit REQUEST, a model that is not of the form author/name, a strict
+schema that is not strict, and required parameters that the model's row does not hold are refused as OpenRouter does,
+and take no step. GET /models answers with `models`, by default MODELS; /key and /credits have small fixed answers.
 
 Not promised: streaming, routing, prices, or the real service's wording.
 """
@@ -26,6 +27,7 @@ Not promised: streaming, routing, prices, or the real service's wording.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import signal
 import sys
@@ -36,18 +38,156 @@ from pathlib import Path
 from typing import Any
 
 BASE = "/api/v1"
-PRICES = {"prompt": "0.000002", "completion": "0.00001"}
-MODEL = {"id": "anthropic/claude-sonnet-5.5", "context_length": 1_000_000, "pricing": PRICES, "expiration_date": None}
-MODEL["supported_parameters"] = ["max_tokens", "response_format", "structured_outputs"]
 FIXED: dict[str, Any] = {
-    "/models": {"data": [MODEL]},
     "/key": {"data": {"label": "sk-or-v1-abc...123", "limit": 20, "limit_remaining": 8.1, "is_free_tier": False}},
     "/credits": {"data": {"total_credits": 100.5, "total_usage": 25.75}},
 }
 
 
+def row(name: str, prompt: str, completion: str, *parameters: str, **fields: Any) -> dict[str, Any]:
+    """One model of the list. prompt, completion: US dollars per token. fields: what differs from the usual."""
+    prices = {"prompt": prompt, "completion": completion, **fields.pop("pricing", {})}
+    return {
+        "id": name,
+        "canonical_slug": name.split(":")[0],
+        "name": name,
+        "created": 1781631930,
+        "context_length": 1_000_000,
+        "architecture": {"modality": "text->text", "input_modalities": ["text"], "output_modalities": ["text"]},
+        "pricing": prices,
+        "top_provider": {"context_length": 1_000_000, "max_completion_tokens": 128_000, "is_moderated": False},
+        "per_request_limits": None,
+        "supported_parameters": ["max_tokens", *parameters],
+        "default_parameters": None,
+        "expiration_date": None,
+        **fields,
+    }
+
+
+MODELS = [
+    row(
+        "anthropic/claude-sonnet-5.5", "0.000002", "0.00001", "reasoning", "response_format", "structured_outputs",
+        pricing={"input_cache_read": "0.0000002"},
+    ),
+    row("openai/gpt-6-luna", "0.0000001", "0.0000005", "reasoning", "response_format", "structured_outputs", "seed"),
+    row("z-ai/glm-5.2:free", "0", "0", "temperature", "response_format", context_length=256_000),
+    row("openrouter/auto", "-1", "-1", "temperature", "response_format", "structured_outputs"),
+]  # fmt: skip
+
+# The request as the endpoint publishes it, as far as this kit could ever use it. The real service passes over fields
+# that it does not know; here a misspelt one is seen.
+CACHE = {
+    "type": "object",
+    "required": ["type"],
+    "additionalProperties": False,
+    "properties": {"type": {"const": "ephemeral"}, "ttl": {"enum": ["5m", "1h"]}},
+}
+TEXT_PART = {
+    "type": "object",
+    "required": ["type", "text"],
+    "additionalProperties": False,
+    "properties": {"type": {"const": "text"}, "text": {"type": "string"}, "cache_control": CACHE},
+}
+MESSAGE = {
+    "type": "object",
+    "required": ["role", "content"],
+    "additionalProperties": False,
+    "properties": {
+        "role": {"enum": ["system", "developer", "user", "assistant"]},
+        "content": {"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": TEXT_PART}]},
+        "name": {"type": "string"},
+    },
+}
+FORMAT = {
+    "oneOf": [
+        {
+            "type": "object",
+            "required": ["type"],
+            "additionalProperties": False,
+            "properties": {"type": {"enum": ["text", "json_object"]}},
+        },
+        {
+            "type": "object",
+            "required": ["type", "json_schema"],
+            "additionalProperties": False,
+            "properties": {
+                "type": {"const": "json_schema"},
+                "json_schema": {
+                    "type": "object",
+                    "required": ["name"],
+                    "additionalProperties": False,
+                    "properties": {
+                        "name": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"},
+                        "description": {"type": "string"},
+                        "strict": {"type": ["boolean", "null"]},
+                        "schema": {"type": "object"},
+                    },
+                },
+            },
+        },
+    ]
+}
+STRINGS = {"type": ["array", "null"], "items": {"type": "string"}}
+PRICE = {"type": "string", "pattern": r"^[0-9.]+$"}
+PROVIDER = {
+    "type": ["object", "null"],
+    "additionalProperties": False,
+    "properties": {
+        **dict.fromkeys(("order", "only", "ignore", "quantizations"), STRINGS),
+        **dict.fromkeys(("allow_fallbacks", "require_parameters", "zdr"), {"type": ["boolean", "null"]}),
+        "data_collection": {"enum": ["deny", "allow", None]},
+        "sort": {"enum": ["price", "throughput", "latency", None]},
+        "max_price": {"type": "object", "additionalProperties": PRICE},
+    },
+}
+EFFORTS = ["max", "xhigh", "high", "medium", "low", "minimal", "none", None]
+REASONING = {
+    "type": "object",
+    "additionalProperties": False,
+    "not": {"required": ["effort", "max_tokens"]},
+    "properties": {
+        "effort": {"enum": EFFORTS},
+        "max_tokens": {"type": "integer", "minimum": 1},
+        **dict.fromkeys(("exclude", "enabled"), {"type": "boolean"}),
+    },
+}
+COUNT = {"type": ["integer", "null"], "minimum": 1}
+REQUEST = {
+    "type": "object",
+    "required": ["messages"],
+    "additionalProperties": False,
+    "properties": {
+        "model": {"type": "string", "minLength": 1},
+        "models": {"type": "array", "maxItems": 3, "items": {"type": "string"}},
+        "messages": {"type": "array", "minItems": 1, "items": MESSAGE},
+        **dict.fromkeys(("max_tokens", "max_completion_tokens", "top_k"), COUNT),
+        "temperature": {"type": ["number", "null"], "minimum": 0, "maximum": 2},
+        "top_p": {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 1},
+        "seed": {"type": ["integer", "null"]},
+        "stop": {
+            "anyOf": [{"type": ["string", "null"]}, {"type": "array", "maxItems": 4, "items": {"type": "string"}}]
+        },
+        "response_format": FORMAT,
+        "provider": PROVIDER,
+        "reasoning": REASONING,
+        "reasoning_effort": {"enum": EFFORTS},
+        "session_id": {"type": "string", "maxLength": 256},
+        "user": {"type": "string"},
+        "metadata": {"type": "object", "maxProperties": 16, "additionalProperties": {"type": "string"}},
+        "cache_control": CACHE,
+        "stream": {"const": False},
+    },
+}
+ROUTED = ("model", "models", "messages", "provider", "session_id", "user", "metadata", "cache_control", "stream")
+STRICT = ("type", "properties", "items", "enum", "anyOf", "description", "required", "additionalProperties")
+
+
 class OpenRouterAPI:
-    """The server as a context manager; `calls` holds every request: method, path, header names, body."""
+    """The server as a context manager.
+
+    `calls` holds every request for an answer, good or bad: method, path, header names, body; `looks` the paths of
+    what was only looked up, such as the list of models.
+    """
 
     def __init__(
         self,
@@ -55,15 +195,19 @@ class OpenRouterAPI:
         content: Callable[[dict[str, Any]], str] = lambda request: "{}",
         port: int = 0,
         log: Path | None = None,
+        models: list[dict[str, Any]] | None = None,
     ):
+        """models: the rows of the list; [] for a server that has none."""
         self.calls: list[dict[str, Any]] = []
+        self.looks: list[str] = []
+        self.models = MODELS if models is None else models
         self.stopping = threading.Event()
         self._steps = list(steps or [])
         self._content = content
         self._log = log
         self._lock = threading.Lock()
         self._server = _Server(("127.0.0.1", port), _handler_for(self))
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.005,))
         self.url = f"http://127.0.0.1:{self._server.server_port}{BASE}"
 
     def __enter__(self) -> OpenRouterAPI:
@@ -80,41 +224,94 @@ class OpenRouterAPI:
         """Record the call and return the step that answers it, with its body complete."""
         call = {"method": method, "path": path, "headers": sorted(headers), "body": body}
         with self._lock:
-            self.calls.append(call)
             if self._log:
                 with self._log.open("a", encoding="utf-8") as log:
                     log.write(json.dumps(call) + "\n")
-            if method == "GET" and path in FIXED:
-                return {"body": FIXED[path]}
-            refused = _refusal(method, path, headers, body)
+            looked_up = {**FIXED, **({"/models": {"data": self.models}} if self.models else {})}
+            if method == "GET" and path in ("/models", *FIXED):
+                self.looks.append(path)
+                return {"body": looked_up[path]} if path in looked_up else _error(404, f"No route {method} {path}")
+            self.calls.append(call)
+            refused = _refusal(method, path, headers, body, self.models)
             if refused:
                 return refused
             step = self._steps.pop(0) if self._steps else {"content": self._content(body)}
             return {"body": _completion(body, step["content"], len(self.calls)), **step} if "content" in step else step
 
 
-def _refusal(method: str, path: str, headers: dict[str, str], body: Any) -> dict[str, Any] | None:
+def _refusal(
+    method: str, path: str, headers: dict[str, str], body: Any, models: list[dict[str, Any]]
+) -> dict[str, Any] | None:
     if (method, path) != ("POST", "/chat/completions"):
         return _error(404, f"No route {method} {path}")
     if not headers.get("authorization", "").removeprefix("Bearer").strip():
         return _error(401, "Missing Authentication header")
     if not isinstance(body, dict) or not body.get("messages"):
         return _error(400, "Input required: specify 'messages'")
-    if len(body.get("models", [])) > 3:
+    if isinstance(body.get("models"), list) and len(body["models"]) > 3:
         return _error(400, "'models' array must have 3 items or fewer.")
+    if problem := next(_validator().iter_errors(body), None):
+        return _error(400, f"{problem.json_path}: {problem.message[:300]}")
     for model in [*body.get("models", []), *([body["model"]] if "model" in body else [])]:
         if "/" not in model:
             return _error(400, f"{model} is not a valid model ID")
-    return None
+    return _loose_schema(body) or _unable(body, models)
 
 
-def _error(code: int, message: str) -> dict[str, Any]:
-    return {"status": code, "body": {"error": {"code": code, "message": message}, "user_id": "user_test"}}
+@functools.cache
+def _validator() -> Any:
+    from jsonschema import Draft202012Validator
+
+    return Draft202012Validator(REQUEST)
+
+
+def _loose_schema(body: dict[str, Any]) -> dict[str, Any] | None:
+    """What a provider says to a strict schema that is not strict."""
+    asked = body.get("response_format", {}).get("json_schema", {})
+    if not asked.get("strict") or not (problem := _not_strict(asked.get("schema", {}), ())):
+        return None
+    told = {"error": {"message": f"Invalid schema for response_format '{asked['name']}': {problem}"}}
+    metadata = {"raw": json.dumps(told), "provider_name": "Scripted", "is_byok": False}
+    return _error(400, "Provider returned error", metadata)
+
+
+def _not_strict(schema: Any, path: tuple[str, ...]) -> str:
+    if odd := [name for name in schema if name not in STRICT]:
+        return f"In context={path}, '{odd[0]}' is not permitted."
+    if "type" not in schema and "anyOf" not in schema:
+        return f"In context={path}, schema must have a 'type' key."
+    names = schema.get("properties", {})
+    if schema.get("type") == "object" and schema.get("additionalProperties") is not False:
+        return f"In context={path}, 'additionalProperties' is required to be supplied and to be false."
+    if sorted(schema.get("required", [])) != sorted(names):
+        return f"In context={path}, 'required' is required to be supplied and to be an array including every key."
+    inner = [*names.items(), *([("items", schema["items"])] if "items" in schema else [])]
+    inner += [(f"anyOf {number}", option) for number, option in enumerate(schema.get("anyOf", []))]
+    return next((problem for name, part in inner if (problem := _not_strict(part, (*path, name)))), "")
+
+
+def _unable(body: dict[str, Any], models: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """What is said to required parameters that no endpoint of the model has."""
+    known = next((row for row in models if row["id"] == body.get("model")), None)
+    if known is None or not (body.get("provider") or {}).get("require_parameters"):
+        return None
+    sent = {name for name in body if name not in ROUTED}
+    if body.get("response_format", {}).get("type") == "json_schema":
+        sent.add("structured_outputs")
+    if sent <= {*known.get("supported_parameters", [])}:
+        return None
+    message = "No endpoints found that can handle the requested parameters."
+    return _error(404, message, {"failed_routing_step": "Filter by Parameters"})
+
+
+def _error(code: int, message: str, metadata: dict[str, Any] | None = None) -> dict[str, Any]:
+    error = {"code": code, "message": message, **({"metadata": metadata} if metadata else {})}
+    return {"status": code, "body": {"error": error, "user_id": "user_test"}}
 
 
 def _completion(request: dict[str, Any], content: str, number: int) -> dict[str, Any]:
     """A success as OpenRouter gives it, at a cent a call."""
-    models = request.get("models") or [request.get("model", MODEL["id"])]
+    models = request.get("models") or [request.get("model", MODELS[0]["id"])]
     message = {"role": "assistant", "content": content, "refusal": None, "reasoning": None}
     choice = {"index": 0, "finish_reason": "stop", "native_finish_reason": "end_turn", "message": message}
     usage = {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100, "cost": 0.01}
