@@ -11,6 +11,7 @@ What is not covered: whether an answer is right; and a question that does not fi
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import time
@@ -33,11 +34,13 @@ MODELS = 3  # models that are asked at most
 SHOWN = 1_500  # bytes of an answer that it is shown again when it has to mend it
 PROBLEMS = 3  # problems of one answer that are told
 PROBLEM = 200  # characters of one of them
+KEPT = 8  # answers that are saved
 OBJECTION = 1_000  # characters of what the caller has against an answer
 THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.S)
 FENCE = "```"
 
 Messages = list[dict[str, Any]]
+Saved = dict[str, Any]  # model and text of an answer by the digest of its question, the oldest first
 
 
 def accept(content: dict[str, Any]) -> str:
@@ -75,29 +78,47 @@ class Answer:
     """The model that answered."""
     bill: Bill
     """What it cost, a repair included."""
+    is_saved: bool = False
+    """Whether it is an earlier answer to the same question: then nobody was asked."""
 
 
-def ask(question: Question, settings: Any) -> Answer:
+def ask(question: Question, settings: Any, saved: Saved | None = None) -> Answer:
     """Ask, and once more when the answer can be mended. Secrets and personal data are masked before they leave.
 
+    saved: answers to earlier questions, of which an identical one is not asked again; this answer is added.
     Raises NoAnswer or Unreachable for everything that is no answer; their `bill` says what it cost all the same.
     """
-    end, bill = time.monotonic() + DEADLINE, Bill()
     shape = Shape(question.schema, json.loads((FOLDER / f"{question.schema}.json").read_text("utf-8")))
     messages = [_message("system", question.system), _message("user", question.user)]
+    key = _digest(messages, shape, question, settings)
+    if saved and (known := _known(saved.get(key), shape, question)):
+        return known
+    end, bill = time.monotonic() + DEADLINE, Bill()
     try:
-        reply = _complete(messages, shape, question, settings, bill, end)
-        content, problem = _read(reply, shape, question)
-        if problem:
-            log.debug("an answer has to be mended", problem=problem, model=reply.model)
-            reply = _complete([*messages, *_repair(reply, problem)], shape, question, settings, bill, end)
-            content, again = _read(reply, shape, question)
-            if again:
-                raise NoAnswer(f"{problem}; asked to mend that: {again}")
+        content, model = _asked(messages, shape, question, settings, bill, end)
     except NoAnswer as error:
         error.bill = bill
         raise
-    return Answer(content, reply.model, bill)
+    if saved is not None:
+        saved[key] = {"model": model, "text": json.dumps(content)}
+        for oldest in [*saved][:-KEPT]:
+            del saved[oldest]
+    return Answer(content, model, bill)
+
+
+def _asked(
+    messages: Messages, shape: Shape, question: Question, settings: Any, bill: Bill, end: float
+) -> tuple[dict[str, Any], str]:
+    """The content of the answer and the model that gave it, after a repair if need be."""
+    reply = _complete(messages, shape, question, settings, bill, end)
+    content, problem = _read(reply, shape, question)
+    if problem:
+        log.debug("an answer has to be mended", problem=problem, model=reply.model)
+        reply = _complete([*messages, *_repair(reply, problem)], shape, question, settings, bill, end)
+        content, again = _read(reply, shape, question)
+        if again:
+            raise NoAnswer(f"{problem}; asked to mend that: {again}")
+    return content, reply.model
 
 
 def _complete(messages: Messages, shape: Shape, question: Question, settings: Any, bill: Bill, end: float) -> Reply:
@@ -109,6 +130,20 @@ def _complete(messages: Messages, shape: Shape, question: Question, settings: An
         reply = openrouter.complete(messages, shape, models, settings, bill, end, question.session)
     log.trace(f"{shape.name} answer", model=reply.model, text=reply.text)
     return reply
+
+
+def _digest(messages: Messages, shape: Shape, question: Question, settings: Any) -> str:
+    """Of everything that an answer depends on."""
+    asked = [messages, shape.schema, [*question.models], settings.manager.provider, settings.openrouter.model]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+
+
+def _known(saved: Any, shape: Shape, question: Question) -> Answer | None:
+    """A saved answer, if it would be accepted today."""
+    if not isinstance(saved, dict):
+        return None
+    content, problem = _read(Reply(str(saved.get("text")), str(saved.get("model"))), shape, question)
+    return None if problem else Answer(content, str(saved.get("model")), Bill(), is_saved=True)
 
 
 def _message(role: str, text: str) -> dict[str, Any]:

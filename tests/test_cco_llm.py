@@ -311,6 +311,67 @@ def test_a_repair_that_nobody_answers_says_so_and_the_first_call_is_paid_for(mod
 
 
 # --------------------------------------------------------------------------------------------------------
+# Saved answers
+# --------------------------------------------------------------------------------------------------------
+
+
+def test_an_identical_question_is_not_asked_again(model):
+    saved: llm.Saved = {}
+    model.answers = [good()]
+    question, again = Question("Who.", "What.", "plan"), Question("Who.", "What.", "plan", session="another start")
+    first = ask(question, settings(), saved)
+    saved = json.loads(json.dumps(saved))  # as it comes out of a file
+    second = ask(again, settings(), saved)
+    assert (first.is_saved, second.is_saved) == (False, True)
+    assert (second.content, second.model, second.bill) == (GOOD, "m/n", openrouter.Bill())
+    assert len(model.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "environ"),
+    [
+        ({"user": "What now?"}, {}),
+        ({"system": "Another."}, {}),
+        ({"models": ("x/y",)}, {}),
+        ({"objection": lambda content: "it failed"}, {}),
+        ({}, {"CCO_OPENROUTER_MODEL": "x/y"}),
+    ],
+)
+def test_another_question_and_one_whose_answer_is_refused_by_now_are_asked(model, changed, environ):
+    saved: llm.Saved = {}
+    usual = {"system": "Who.", "user": "What.", "schema": "plan"}
+    model.answers = [good(), good(focus="c2"), good(focus="c3")]
+    ask(Question(**usual), settings(), saved)
+    try:
+        assert not ask(Question(**usual | changed), settings(**environ), saved).is_saved
+    except NoAnswer:
+        assert "objection" in changed
+    assert len(model.asked) > 1
+
+
+@pytest.mark.parametrize("junk", [None, 7, [], {}, {"text": "no", "model": 1}, {"text": None}, {"text": "{}"}])
+def test_what_was_saved_and_is_no_answer_is_asked_anew(model, junk):
+    saved: llm.Saved = {}
+    model.answers = [good(), good()]
+    ask(Question("Who.", "What.", "plan"), settings(), saved)
+    (key,) = saved
+    saved[key] = junk
+    assert not ask(Question("Who.", "What.", "plan"), settings(), saved).is_saved
+
+
+def test_the_last_answers_are_kept_and_what_was_no_answer_is_not(model):
+    saved: llm.Saved = {}
+    model.answers = [good(focus=f"c{number}") for number in range(llm.KEPT + 2)] + ["no", "no"]
+    for number in range(llm.KEPT + 2):
+        ask(Question("Who.", f"What {number}?", "plan"), settings(), saved)
+    with pytest.raises(NoAnswer):
+        ask(Question("Who.", "What else?", "plan"), settings(), saved)
+    assert len(saved) == llm.KEPT
+    assert ask(Question("Who.", "What 2?", "plan"), settings(), saved).content["focus"] == "c2"
+    assert json.loads([*saved.values()][-1]["text"])["focus"] == f"c{llm.KEPT + 1}"
+
+
+# --------------------------------------------------------------------------------------------------------
 # Over HTTP
 # --------------------------------------------------------------------------------------------------------
 
