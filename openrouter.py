@@ -25,7 +25,8 @@ import proc
 import prompt
 import refusals
 import wire
-from refusals import AGAIN, EMPTY, FORM, FREE, LESS, MORE, PAID, REASONING, STOP, TEMPERATURE, Refusal
+from catalog import FORMS
+from refusals import Refusal
 
 MODELS = 3  # models that are asked at most
 RETRIES = 3  # times that one question is asked again at most, after what may pass
@@ -35,7 +36,6 @@ LEAST_TIME = 5.0  # seconds that have to be left after a wait
 LEAST_TOKENS = 1000  # tokens below which an answer is not worth asking for
 MAX_AMOUNT = 1e12  # dollars or tokens that an answer may say it cost
 MAX_SESSION = 256  # characters of session_id
-FORMS = ("json_schema", "json_object", "plain")  # of a structured answer, the surest first
 REASON = {"effort": "low", "exclude": True}  # reasoning is spent inside max_tokens
 MARKED = ("anthropic/", "~anthropic/")  # models whose providers cache a prompt only where it is marked
 KEYWORDS = ("type", "properties", "items", "enum", "anyOf", "description", "required", "additionalProperties")
@@ -108,14 +108,14 @@ def complete(
     asking = _Asking(messages, shape, settings, bill, end, session)
     heard: list[Refusal] = []
     for model in [*dict.fromkeys(models)][:MODELS]:
-        if any(refusal.follows == (FREE if is_free(model) else PAID) for refusal in heard):
+        if any(refusal.follows == (refusals.FREE if is_free(model) else refusals.PAID) for refusal in heard):
             continue  # what was refused holds for this one as well
         found = asking.ask(model)
         if isinstance(found, Reply):
             return found
         heard.append(replace(found, message=f"{model}: {found.message}"))
         log.debug("a model gave no answer", model=model, why=found.message, follows=found.follows)
-        if found.follows == STOP or time.monotonic() >= end:
+        if found.follows in (refusals.STOP, refusals.NOBODY) or time.monotonic() >= end:
             break
     raise _failure(heard, bill)
 
@@ -181,20 +181,22 @@ class _Request:
             return False
         return None if parameters is None else field in parameters
 
+    def sends(self, field: str) -> bool:
+        """Whether a field is sent: reasoning where the list has it, every other unless the list has it not."""
+        return self.takes(field) is True if field == "reasoning" else self.takes(field) is not False
+
     def mended(self, refusal: Refusal) -> _Request | None:
         """The request without what it was refused for; None where there is nothing to mend."""
-        if refusal.mend == FORM and self.form != FORMS[-1]:
+        if refusal.mend == refusals.FORM and self.form != FORMS[-1]:
             return replace(self, form=FORMS[FORMS.index(self.form) + 1])
-        if refusal.mend == LESS and not self.tuned and LEAST_TOKENS <= refusal.tokens < self.max_tokens:
+        if refusal.mend == refusals.LESS and not self.tuned and LEAST_TOKENS <= refusal.tokens < self.max_tokens:
             return replace(self, max_tokens=refusal.tokens, tuned=True)
-        if refusal.mend == MORE and not self.tuned:
+        if refusal.mend == refusals.MORE and not self.tuned:
             most = self.known.max_output if self.known and self.known.max_output else 2 * self.max_tokens
             more = min(2 * self.max_tokens, most)
             return replace(self, max_tokens=more, tuned=True) if more > self.max_tokens else None
-        if refusal.mend == REASONING and self.takes(REASONING):
-            return replace(self, without=self.without | {REASONING})
-        if refusal.mend == TEMPERATURE and self.takes(TEMPERATURE) is not False:
-            return replace(self, without=self.without | {TEMPERATURE})
+        if refusal.mend in refusals.FIELDS and self.sends(refusal.mend):
+            return replace(self, without=self.without | {refusal.mend})
         return None
 
 
@@ -222,8 +224,8 @@ class _Asking:
             if mended := request.mended(found):
                 request = mended
                 continue
-            left = min(left, 1) if found.follows == EMPTY else left
-            if found.follows not in (AGAIN, EMPTY) or not left or not self.retries:
+            left = min(left, 1) if found.follows == refusals.EMPTY else left
+            if found.follows not in (refusals.AGAIN, refusals.EMPTY, refusals.NOBODY) or not left or not self.retries:
                 return found
             wait = BACKOFF[RETRIES - self.retries] * random.uniform(0.5, 1.0) if found.wait is None else found.wait
             if time.monotonic() + wait + LEAST_TIME > self.end:
@@ -239,13 +241,15 @@ class _Asking:
             status, headers, data = wire.exchange("POST", url, self.router.api_key, self._body(request), self.end)
         except wire.Failed as error:
             self.bill.calls -= not error.sent
-            return Refusal(STOP if error.lasting else AGAIN, str(error))
+            follows = refusals.AGAIN if error.sent else refusals.NOBODY
+            return Refusal(refusals.STOP if error.lasting else follows, str(error))
         answer = refusals.parse(data)
         named = answer.get("model") if isinstance(answer, dict) else None
         model = log.printable(named)[:200] if isinstance(named, str) and named else request.model
         found = refusals.read(status, headers, data, time.time())
         if isinstance(answer, dict):
-            _book(self.bill, answer, self.list.find(model) or request.known, found)
+            free = request.known and request.known.free  # whatever it is called in the answer
+            _book(self.bill, answer, request.known if free else self.list.find(model) or request.known, found)
         return Reply(found, model) if isinstance(found, str) else found
 
     # ----------------------------------------------------------------------------------------------------
@@ -257,16 +261,17 @@ class _Asking:
         body: dict[str, Any] = {
             "model": request.model,
             "messages": self._messages(request),
-            "max_tokens": request.max_tokens,
         }
-        if request.takes(TEMPERATURE) is not False:
+        length = "max_tokens" if request.sends("max_tokens") else "max_completion_tokens"
+        body[length] = request.max_tokens
+        if request.sends("temperature"):
             body["temperature"] = self.router.temperature
-        if request.takes(REASONING):
+        if request.sends("reasoning"):
             body["reasoning"] = REASON
         if request.form == "json_schema":
             schema = {"name": self.shape.name, "strict": True, "schema": strict(self.shape.schema)}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
-            if all(map(request.takes, ("max_tokens", "response_format", "structured_outputs"))):
+            if all(map(request.takes, (length, "response_format", "structured_outputs"))):
                 body["provider"] = {"require_parameters": True}  # else it goes where the schema is passed over
         elif request.form == "json_object":
             body["response_format"] = {"type": "json_object"}

@@ -25,6 +25,7 @@ import log
 # What follows from a refusal.
 AGAIN = "again"  # the same request may be answered when it is sent once more
 EMPTY = "empty"  # likewise, but once is enough
+NOBODY = "nobody"  # likewise, but no other model of this server either
 MODEL = "model"  # another model may answer
 FREE = "free"  # a model that is not free may answer
 PAID = "paid"  # a model that is free may answer
@@ -32,7 +33,7 @@ STOP = "stop"  # none will
 
 # What of the request may be mended first, so that the same model answers.
 FORM, LESS, MORE = "form", "less", "more"  # another form of structured answer, fewer or more tokens for the answer
-REASONING, TEMPERATURE = "reasoning", "temperature"  # this field is left out
+FIELDS = ("reasoning", "temperature", "max_tokens")  # this field is left out; the last goes by its newer name then
 
 CAUSE = 220  # characters of the server's own words that are shown
 LONGEST = 400 * 86400.0  # seconds; what is to end later than that was not read right
@@ -70,7 +71,7 @@ class Refusal:
     """An answer that is none."""
 
     follows: str
-    """AGAIN, EMPTY, MODEL, FREE, PAID or STOP."""
+    """AGAIN, EMPTY, NOBODY, MODEL, FREE, PAID or STOP."""
     message: str
     """Why, for people: masked, short, and with a remedy where a person has one."""
     unreachable: bool = True
@@ -80,7 +81,7 @@ class Refusal:
     until: float | None = None
     """The same as a time, in epoch seconds, for what lasts."""
     mend: str = ""
-    """What may be mended first, once: FORM, LESS, MORE, REASONING, TEMPERATURE or nothing."""
+    """What may be mended first, once: FORM, LESS, MORE, one of FIELDS, or nothing."""
     tokens: int = 0
     """How many tokens for the answer would be accepted, with LESS."""
 
@@ -290,7 +291,8 @@ def _bad_request(problem: _Problem) -> Refusal:
         return problem.refusal(MODEL, f"{MODEL_HINT}, or lower openrouter.max_prompt", unreachable=False)
     if FORM_TEXT.search(problem.text):
         return problem.refusal(MODEL, MODEL_HINT, unreachable=False, mend=FORM)
-    mend = next((name for name in (REASONING, TEMPERATURE) if name in problem.text.lower()), "")
+    mend = next((name for name in FIELDS[:2] if name in problem.text.lower()), "")
+    mend = "max_tokens" if "max_completion_tokens" in problem.text else mend
     return problem.refusal(MODEL, unreachable=False, mend=mend)
 
 

@@ -725,6 +725,13 @@ def test_a_temperature_that_is_refused_is_left_out_once():
     assert mended([step], "temperature") == [0.5, None]
 
 
+def test_a_length_that_goes_by_its_newer_name_is_sent_by_that():
+    said = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+    step = refusal(400, said)
+    assert mended([step], "max_tokens") == [4096, None]
+    assert mended([step], "max_completion_tokens") == [None, 4096]
+
+
 @pytest.mark.parametrize(
     ("step", "environ", "tokens"),
     [
@@ -867,14 +874,14 @@ def test_an_address_that_is_none_is_tried_once(url, waits):
     assert (bill.calls, waits) == (0, [])
 
 
-def test_a_refused_connection_gives_no_answer_and_nothing_of_the_address():
+def test_a_refused_connection_is_tried_again_but_for_no_other_model_and_nothing_of_the_address_is_told(waits):
     bill = Bill()
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))  # bound and not listening
         with pytest.raises(Unreachable, match="refused") as caught:
-            asked(f"http://127.0.0.1:{nobody.getsockname()[1]}/s3cr3t-path/v1", bill=bill)
-    assert "s3cr3t" not in str(caught.value) and KEY not in str(caught.value)
-    assert bill == Bill()
+            asked(f"http://127.0.0.1:{nobody.getsockname()[1]}/s3cr3t-path/v1", *CHAIN, bill=bill)
+    assert "s3cr3t" not in str(caught.value) and KEY not in str(caught.value) and SECOND not in str(caught.value)
+    assert (bill, len(waits)) == (Bill(), 3)
 
 
 def test_no_exception_holds_the_key_also_where_the_server_repeats_it():

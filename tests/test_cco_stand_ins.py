@@ -18,7 +18,7 @@ import pytest
 import requests
 
 from extras.messages_api import MessagesAPI
-from extras.openrouter_api import OpenRouterAPI
+from extras.openrouter_api import OpenRouterAPI, row
 
 EXTRAS = Path(__file__).resolve().parent.parent / "extras"
 FLAGS = ["-p", "--output-format", "stream-json", "--verbose", "--permission-mode", "acceptEdits"]
@@ -355,6 +355,95 @@ def test_openrouter_refuses_what_the_real_one_refuses():
         assert requests.get(f"{api.url}/nowhere", timeout=20).status_code == 404
         assert ask(api.url).json()["choices"][0]["message"]["content"] == "kept"
         assert len(api.calls) == 6
+
+
+STRICT = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"], "additionalProperties": False}
+FULL = {
+    "model": "openai/gpt-6-luna",
+    "messages": [
+        {"role": "system", "content": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}]},
+        {"role": "user", "content": "What next?"},
+    ],
+    "max_tokens": 4000,
+    "reasoning": {"effort": "low", "exclude": True},
+    "response_format": {"type": "json_schema", "json_schema": {"name": "plan", "strict": True, "schema": STRICT}},
+    "provider": {"require_parameters": True, "data_collection": "deny", "zdr": True},
+    "session_id": "s" * 256,
+    "metadata": dict.fromkeys(map(str, range(16)), "x"),
+    "stream": False,
+}
+
+
+def test_openrouter_takes_a_request_in_which_everything_is_used():
+    with OpenRouterAPI([{"content": "kept"}]) as api:
+        assert ask(api.url, **FULL).json()["choices"][0]["message"]["content"] == "kept"
+
+
+def form(**changed: Any) -> dict[str, Any]:
+    """A strict form of answer whose schema is changed."""
+    return {"type": "json_schema", "json_schema": {"name": "plan", "strict": True, "schema": {**STRICT, **changed}}}
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"messages": "hello"}, "$.messages"),
+        ({"messages": [{"role": "worker", "content": "x"}]}, "$.messages[0].role"),
+        ({"messages": [{"role": "user"}]}, "'content' is a required property"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "$.messages[0].content"),
+        ({"model": 7}, "$.model"),
+        ({"models": ["openai/gpt-6-luna", "sonnet"]}, "sonnet is not a valid model ID"),
+        ({"models": "a/b"}, "$.models"),
+        ({"temperature": 2.1}, "$.temperature"),
+        ({"temperature": "hot"}, "$.temperature"),
+        ({"max_tokens": 0}, "$.max_tokens"),
+        ({"max_tokens": 1.5}, "$.max_tokens"),
+        ({"session_id": "s" * 257}, "$.session_id"),
+        ({"metadata": dict.fromkeys(map(str, range(17)), "x")}, "$.metadata"),
+        ({"metadata": {"a": 1}}, "$.metadata.a"),
+        ({"provider": {"require_parameter": True}}, "$.provider"),
+        ({"provider": {"max_price": {"prompt": 1}}}, "$.provider.max_price.prompt"),
+        ({"reasoning": {"effort": "little"}}, "$.reasoning.effort"),
+        ({"reasoning": {"effort": "low", "max_tokens": 5}}, "$.reasoning"),
+        ({"response_format": {"type": "json"}}, "$.response_format"),
+        ({"response_format": {"type": "json_schema"}}, "$.response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "a plan"}}}, "$.response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x" * 65}}}, "$.response_format"),
+        ({"response_format": form(additionalProperties=True)}, "'additionalProperties' is required"),
+        ({"response_format": form(required=[])}, "'required' is required"),
+        (
+            {"response_format": form(properties={"a": {"minLength": 1, "type": "string"}})},
+            "'minLength' is not permitted",
+        ),
+        ({"response_format": form(properties={"a": {"enum": ["x"]}})}, "must have a 'type' key"),
+        ({"response_format": form(properties={"a": {"type": "array", "items": {}}})}, "('a', 'items')"),
+        ({"response_format": form(properties={"a": {"anyOf": [{"type": "object"}]}})}, "('a', 'anyOf 0')"),
+        ({"max_token": 5}, "'max_token' was unexpected"),
+    ],
+)
+def test_openrouter_refuses_what_does_not_fit_its_published_shape(changed, says):
+    with OpenRouterAPI() as api:
+        answer = ask(api.url, **{**FULL, **changed})
+        assert answer.status_code == 400
+        assert says in answer.text.replace("\\", "")
+
+
+def test_openrouter_refuses_required_parameters_that_the_model_does_not_take():
+    with OpenRouterAPI([{"content": "kept"}]) as api:
+        for field in ({"temperature": 0.5}, {"model": "z-ai/glm-5.2:free"}):
+            answer = ask(api.url, **{**FULL, **field})
+            assert (answer.status_code, "requested parameters" in answer.text) == (404, True)
+        assert ask(api.url, **{**FULL, "temperature": 0.5, "provider": {}}).status_code == 200
+
+
+def test_openrouter_shows_the_models_that_it_was_given():
+    with OpenRouterAPI(models=[row("a/b", "1", "2", "seed")]) as api:
+        (shown,) = requests.get(f"{api.url}/models", timeout=20).json()["data"]
+        assert (shown["id"], shown["pricing"]["completion"]) == ("a/b", "2")
+        assert shown["supported_parameters"] == ["max_tokens", "seed"]
+        assert (api.looks, api.calls) == (["/models"], [])
+    with OpenRouterAPI(models=[]) as api:
+        assert requests.get(f"{api.url}/models", timeout=20).status_code == 404
 
 
 def test_openrouter_takes_its_steps_in_order_and_then_answers_by_default(tmp_path):
