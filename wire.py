@@ -95,9 +95,11 @@ def _deadline(seconds: float) -> Iterator[None]:
     before = signal.signal(signal.SIGALRM, ring)
     try:
         signal.setitimer(signal.ITIMER_REAL, max(SHORTEST, seconds), AGAIN)
-        yield
-    finally:
-        armed = False
+        try:
+            yield
+        finally:
+            armed = False
+    finally:  # also when it rang in the line above
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
