@@ -905,19 +905,22 @@ def test_a_redirect_takes_the_prompt_nowhere():
 
 
 @contextmanager
-def raw_server(answer: Callable[[socket.socket], None], times: int = 1) -> Iterator[str]:
-    """A server that takes so many requests and then does what `answer` does with the connection."""
+def raw_server(answer: Callable[[socket.socket], None]) -> Iterator[str]:
+    """A server that takes one request, whole, and then does what `answer` does with the connection."""
 
     def serve() -> None:
-        for _ in range(times):
-            connection, _ = listener.accept()
-            with connection:
-                connection.settimeout(20)
-                connection.recv(1_000_000)
-                try:
-                    answer(connection)
-                except ConnectionError:
-                    pass  # the client has gone
+        connection, _ = listener.accept()
+        with connection, connection.makefile("rb") as request:
+            connection.settimeout(20)
+            length = 0
+            while line := request.readline().strip():
+                name, _, value = line.partition(b":")
+                length = int(value) if name.lower() == b"content-length" else length
+            request.read(length)  # what is left unread when it closes would reset the connection
+            try:
+                answer(connection)
+            except ConnectionError:
+                pass  # the client has gone
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(20)
@@ -1016,7 +1019,7 @@ def test_nothing_is_waited_for_past_the_deadline(answer):
     begun = time.monotonic()
     with pytest.raises(wire.Failed):
         exchanged(answer, 0.3)
-    assert 0.2 < time.monotonic() - begun < 2
+    assert 0.2 < time.monotonic() - begun < 5
 
 
 def test_the_clock_of_the_exchange_is_gone_when_it_is_over():
