@@ -6,7 +6,8 @@ Runs `claude -p --json-schema` with the question on stdin, in an empty folder an
 nothing, run nothing and change nothing. The user's memory files, hooks and MCP servers take no part. The login is that
 of the worker (worker.py), and no session of it is kept.
 
-What is not covered: a `claude` that does not know these options (they were tried with 2.1.329).
+What is not covered: `openrouter.temperature` and `max_tokens`, which have no counterpart; and a `claude` that does not
+know these options (they were tried with 2.1.329).
 """
 
 from __future__ import annotations
