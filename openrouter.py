@@ -213,7 +213,8 @@ class _Asking:
         """What one model says in the end, when it was asked again as often as makes sense."""
         known, address = self.list.find(model), self.router.base_url
         form = catalog.form(address, model) or (known.form if known else "") or FORMS[0]
-        request = _Request(model, known, form, self.router.max_tokens)
+        most = known.max_output if known and known.max_output else self.router.max_tokens
+        request = _Request(model, known, form, min(most, self.router.max_tokens))
         left = FREE_RETRIES if is_free(model) else RETRIES
         while True:
             found = self._send(request)
@@ -224,12 +225,14 @@ class _Asking:
             if mended := request.mended(found):
                 request = mended
                 continue
+            if found.wait is not None:
+                found = replace(found, until=time.time() + found.wait)
             left = min(left, 1) if found.follows == refusals.EMPTY else left
             if found.follows not in (refusals.AGAIN, refusals.EMPTY, refusals.NOBODY) or not left or not self.retries:
                 return found
             wait = BACKOFF[RETRIES - self.retries] * random.uniform(0.5, 1.0) if found.wait is None else found.wait
             if time.monotonic() + wait + LEAST_TIME > self.end:
-                return found if found.wait is None else replace(found, until=time.time() + wait)
+                return found
             if not proc.pause(wait):
                 raise proc.Interrupted
             left, self.retries = left - 1, self.retries - 1

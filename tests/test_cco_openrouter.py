@@ -755,6 +755,7 @@ def test_more_tokens_than_the_model_has_are_not_asked_for():
     assert mended([step], "max_tokens", [small]) == [4096, 5000]
     with pytest.raises(NoAnswer, match="cut off"):
         mended([step], "max_tokens", [small], CCO_OPENROUTER_MAX_TOKENS="5000")
+    assert mended([], "max_tokens", [small], CCO_OPENROUTER_MAX_TOKENS="64000") == [5000]
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -789,6 +790,12 @@ def test_a_wait_that_does_not_fit_is_left_to_the_caller_who_hears_until_when(wai
         asked(api.url)
     assert caught.value.until == pytest.approx(time.time() + 600, abs=5)
     assert (len(api.calls), waits) == (1, [])
+
+
+def test_after_the_last_try_the_caller_hears_what_the_server_said():
+    with OpenRouterAPI([refusal(429, "Full", {"Retry-After": "7"})] * 4) as api, pytest.raises(Unreachable) as caught:
+        asked(api.url)
+    assert caught.value.until == pytest.approx(time.time() + 7, abs=3)
 
 
 def test_a_wait_that_does_not_fit_is_none_where_another_model_answers(waits):
