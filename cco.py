@@ -363,7 +363,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--output": {"metavar": "FILE", "help": "where to write the mission; default: missions/<id>.yaml"},
     "--yes": {"action": "store_true", "help": "write without asking"},
     "--free": {"action": "store_true", "help": "only models that cost nothing"},
-    "--all": {"action": "store_true", "help": "also models that cannot give structured answers"},
+    "--all": {"action": "store_true", "help": "also batch variants, and models that give more than text"},
     "--real": {"action": "store_true", "help": "with the real claude against a scripted API"},
 }
 COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], tuple[str, ...]]] = {

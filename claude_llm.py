@@ -23,6 +23,7 @@ from typing import Any
 import proc
 import prompt
 import worker
+from mission import find_git_root
 from openrouter import Bill, NoAnswer, Reply, Shape, Unreachable
 from stream import PART, Outcome, Stream, classify
 
@@ -65,6 +66,7 @@ def complete(
     Raises NoAnswer, Unreachable; proc.Interrupted on a signal.
     """
     try:
+        root = find_git_root(root) or root
         program = worker.find(settings.claude_code.command, root)
     except worker.CannotRun as error:
         raise Unreachable(str(error)) from error

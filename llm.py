@@ -34,7 +34,7 @@ MODELS = 3  # models that are asked at most
 SHOWN = 1_500  # bytes of an answer that it is shown again when it has to mend it
 PROBLEMS = 3  # problems of one answer that are told
 PROBLEM = 200  # characters of one of them
-KEPT = 8  # answers that are saved
+KEPT = 20_000  # characters of answers that are saved, all together: the state stays small
 OBJECTION = 1_000  # characters of what the caller has against an answer
 THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.S)
 FENCE = "```"
@@ -101,8 +101,8 @@ def ask(question: Question, settings: Any, saved: Saved | None = None) -> Answer
         raise
     if saved is not None:
         saved[key] = {"model": model, "text": json.dumps(content)}
-        for oldest in [*saved][:-KEPT]:
-            del saved[oldest]
+        while sum(len(str(entry)) for entry in saved.values()) > KEPT:
+            del saved[next(iter(saved))]
     return Answer(content, model, bill)
 
 

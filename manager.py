@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import catalog
@@ -30,13 +31,23 @@ from situation import RUNGS, STRATEGIES, TIERS, Plan, Situation, Standing, diges
 
 BARREN = 40  # iterations that mend one thing and break another, until a person is asked
 TITLE = 100  # characters of a plan's title
-VERBS = "edit|change|modify|delete|remove|rewrite|weaken|relax|loosen|skip|disable|bypass|overwrite|adjust|alter"
-CHANGING = rf"\b(?:{VERBS}|comment out)"
-WHICH = r"(?:(?:the|this|that|its|our|a|failing|acceptance|shell)\s+)*"
-REFEREE = rf"\s+{WHICH}(?:checks?\b|definition of done|mission file|criteri)"
-SPARED = re.compile(r"\b(?:not|never|without|nor|avoid|instead of|rather than)\b|n't\b", re.I)
-ASIDE = re.compile(
-    r"\b(?:so that|until|such that|to make|then run|pass(?:es)?|for|against|run|read|by|in order)\b", re.I
+CHANGE = (  # what must not be asked for of what proves the work; \s+ ends it
+    r"\b(?:edit|change|modify|update|delete|remove|rename|move|replace|rewrite|weaken|relax|loosen|skip|disable|bypass"
+    r"|overwrite|adjust|alter|comment out)\s+"
+)
+WHICH = r"the|this|that|these|its|our|a|an|any|all|whole|failing|acceptance|shell|strict"
+PARTS = r"of|in|inside|from|under|files?|folder|tests?|test_\w+(?:\(\))?|cases?|assert\w*|expect\w*|lines?|values?"
+SEALED = re.compile(
+    rf"{CHANGE}(?:(?:{WHICH}|{PARTS})\s+)*[`'\"(]*(?P<path>[\w.@+*/-]+)(?![\w.@+*/-])(?!\S*\s+from\b)", re.I
+)
+REFEREE = re.compile(
+    rf"{CHANGE}(?:(?:{WHICH})\s+)*(?:definition of done|mission file|criteri(?:on|a)\b|checks?\b)"
+    r"(?!\s+(?:for|in|on|at|that|which|whether|if|when|where|before|after|against|from|with|by|into|used)\b)",
+    re.I,
+)
+ELSEWHERE = re.compile(r"\w\.\w|\w\(\)")  # a file or a function: whoever names one means a check in the code
+SPARED = re.compile(
+    r"\b(?:no|not|never|nor|nobody|without|cannot|avoid|forb\w+|instead of|rather than|tried|wanted)\b|n't\b", re.I
 )
 
 
@@ -56,8 +67,8 @@ def decide(here: Situation, settings: Any, may_ask: bool = True, saved: Saved | 
         plan = ask(here, settings, focus.stalls, saved)
     except NoAnswer as error:
         log.warn(f"the manager LLM did not help, the rules decide this iteration: {error}")
-        gone = isinstance(error, Unreachable)
-        return replace(by_rule, bill=error.bill, unreachable=gone, until=error.until if gone else None)
+        until = error.until if isinstance(error, Unreachable) else None
+        return replace(by_rule, bill=error.bill, unreachable=isinstance(error, Unreachable), until=until)
     focus = next(s for s in here.standings if s.id == plan.focus)
     if focus.stalls >= RUNGS[0]:  # it may climb the ladder, not step down
         plan.strategy, plan.session = max(plan.strategy, "alternative", key=STRATEGIES.index), "fresh"
@@ -180,7 +191,7 @@ def _ask_which(here: Situation) -> Plan:
         " one became met, the other broke. Can both be true at once? Then say how (make tell TEXT=...). Else change the"
         " check of the one that counts less."
     )
-    return Plan(first, f"Ask about {first} and {second}", question, "escalate", "fresh", question)
+    return Plan(first, f"Ask about {first} and {second}", question, "escalate", "fresh", question=question)
 
 
 def _ask_what_stands_in_the_way(failing: Sequence[Standing], barren: int) -> Plan:
@@ -189,7 +200,7 @@ def _ask_what_stands_in_the_way(failing: Sequence[Standing], barren: int) -> Pla
         f"{barren} sessions in a row made no more criteria true than were true before: what one mends, another breaks."
         f" Not met now: {', '.join(s.id for s in failing)}. What do they have in common, and which should come first?"
     )
-    return Plan(worst.id, "Ask what stands in the way", question, "escalate", "fresh", question)
+    return Plan(worst.id, "Ask what stands in the way", question, "escalate", "fresh", question=question)
 
 
 def _escalate(stuck: Sequence[Standing], last: str) -> Plan:
@@ -208,7 +219,7 @@ def _escalate(stuck: Sequence[Standing], last: str) -> Plan:
             f"The last sessions on {worst.id} ({worst.criteria}) changed nothing in how {how}, and what is the"
             f" worker missing?{ended}"
         )
-    return Plan(worst.id, f"Ask about {worst.id}", question, "escalate", "fresh", question)
+    return Plan(worst.id, f"Ask about {worst.id}", question, "escalate", "fresh", question=question)
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -230,6 +241,7 @@ def ask(here: Situation, settings: Any, stalls: int = 0, saved: Saved | None = N
         models=models(tier, settings),
         objection=lambda content: objection(content, here),
         session=here.session,
+        root=here.mission.repository,
     )
     answer = llm.ask(question, settings, saved)
     return Plan(**answer.content, bill=answer.bill, source=answer.model, avoided=int(answer.is_saved))
@@ -243,7 +255,7 @@ def objection(content: dict[str, Any], here: Situation) -> str:
         return f'"focus" is {content["focus"]!r}, which is not one of {", ".join(choices)}'
     if content["strategy"] == "escalate":
         return ""
-    if not content["instruction"].strip():
+    if digest(content["instruction"]) == digest(""):
         return '"instruction" is empty'
     if digest(content["instruction"]) in focus.failed:
         return f'this "instruction" was given before, word for word, and {focus.id} is still not met: find another way'
@@ -253,14 +265,21 @@ def objection(content: dict[str, Any], here: Situation) -> str:
 
 
 def _touches_referee(instruction: str, sealed: Sequence[str]) -> str:
-    """What of the referee an instruction asks to change; "" when it does not. A change would be undone anyway."""
+    """What of the referee an instruction plainly asks to change; "" when it does not.
+
+    sealed: paths and globs. What is missed costs a session, since a change is undone; a false alarm costs the plan.
+    """
     for sentence in re.split(r"[;\n!?]|\.(?:\s|$)", instruction):
-        if SPARED.search(sentence):
-            continue
-        if found := re.search(CHANGING + REFEREE, sentence, re.I):
-            return found[0]
-        for name in sealed:
-            found = re.search(rf"{CHANGING}\b(.{{0,80}}?){re.escape(name)}", sentence, re.I)
-            if found and not ASIDE.search(found[1]):
-                return name
+        for found in (*SEALED.finditer(sentence), *REFEREE.finditer(sentence)):
+            path, before = found.groupdict().get("path"), sentence[: found.start()]
+            meant = _is_sealed(path, sealed) if path else not ELSEWHERE.search(before)
+            if meant and not SPARED.search(before):
+                return str(path or found[0])
     return ""
+
+
+def _is_sealed(path: str, sealed: Sequence[str]) -> bool:
+    """Whether a path that somebody wrote is protected, or is a folder of which all is."""
+    path = path.removeprefix("./").rstrip("/.")
+    globs = (glob.removeprefix("./").rstrip("/") for glob in sealed)
+    return any(fnmatchcase(path, glob) or fnmatchcase(path, f"{glob}/*") or path == glob.rstrip("/*") for glob in globs)

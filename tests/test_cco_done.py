@@ -743,7 +743,7 @@ class Judge:
         self.answers = [*answers]
 
     def __call__(self, request: dict[str, Any]) -> str:
-        if "You are the judge" not in request["messages"][0]["content"]:
+        if "You are the judge" not in json.dumps(request["messages"][0]):
             return "{}"
         return self.answers.pop(0)
 
@@ -757,7 +757,7 @@ WORDS = {"append": {"README.md": QUOTE["text"] + "\n"}}
 
 
 def test_a_judges_quote_has_to_be_in_the_tree(bench):
-    answers = Judge(ruling("pretty"), ruling("pretty", quotes=()), ruling("pretty", met=False), ruling("pretty"))
+    answers = Judge(ruling("pretty"), *[ruling("pretty", quotes=())] * 2, ruling("pretty", met=False), ruling("pretty"))
     steps = [*WRITES_A], [{"write": {"x": "1"}}], [{"write": {"x": "2"}}], [WORDS]
     bench.sessions(*steps)
     with OpenRouterAPI(content=answers) as router:
@@ -797,7 +797,7 @@ def test_a_judge_without_a_usable_answer_closes_nothing(bench, project, answer):
     (project / "README.md").write_text(QUOTE["text"])
     (project / "a").write_text("1")
     subprocess.run("git add -A && git commit -qm a", shell=True, cwd=project, check=True)
-    with OpenRouterAPI(content=Judge(answer)) as router:
+    with OpenRouterAPI(content=Judge(answer, answer)) as router:
         judged(bench, router, A, PRETTY)
         assert "Nothing here can prove pretty" in not_done(bench, 3)
     assert verdicts(bench) == {"a": "met", "pretty": "unjudged"}

@@ -361,14 +361,17 @@ def test_what_was_saved_and_is_no_answer_is_asked_anew(model, junk):
 
 def test_the_last_answers_are_kept_and_what_was_no_answer_is_not(model):
     saved: llm.Saved = {}
-    model.answers = [good(focus=f"c{number}") for number in range(llm.KEPT + 2)] + ["no", "no"]
-    for number in range(llm.KEPT + 2):
+    long = "Mend it. " * 500
+    count = 3 * llm.KEPT // len(long)
+    model.answers = [good(focus=f"c{number}", instruction=long) for number in range(count)] + ["no", "no"]
+    for number in range(count):
         ask(Question("Who.", f"What {number}?", "plan"), settings(), saved)
     with pytest.raises(NoAnswer):
         ask(Question("Who.", "What else?", "plan"), settings(), saved)
-    assert len(saved) == llm.KEPT
-    assert ask(Question("Who.", "What 2?", "plan"), settings(), saved).content["focus"] == "c2"
-    assert json.loads([*saved.values()][-1]["text"])["focus"] == f"c{llm.KEPT + 1}"
+    assert llm.KEPT - 2 * len(long) < sum(len(str(entry)) for entry in saved.values()) <= llm.KEPT
+    kept = count - len(saved)
+    assert ask(Question("Who.", f"What {kept}?", "plan"), settings(), saved).content["focus"] == f"c{kept}"
+    assert json.loads([*saved.values()][-1]["text"])["focus"] == f"c{count - 1}"
 
 
 # --------------------------------------------------------------------------------------------------------
