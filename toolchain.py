@@ -15,7 +15,6 @@ import json
 import os
 import re
 import shlex
-import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -185,12 +184,15 @@ class _Tree:
         if not path.startswith(os.path.join(self.root, "")):
             return ""
         try:
-            handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would be waited for
-        except (OSError, ValueError):
+            with open(path, "rb", opener=_without_waiting) as file:
+                return (file.read(MAX_READ) or b"").decode("utf-8", "replace")  # a pipe may have nothing
+        except (OSError, ValueError):  # also a folder, or a name that no file can have
             return ""
-        with open(handle, "rb") as file:
-            plain = stat.S_ISREG(os.fstat(handle).st_mode)
-            return file.read(MAX_READ).decode("utf-8", "replace") if plain else ""
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """An `opener` that finds nothing in a pipe which nobody writes to."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 @dataclass

@@ -56,7 +56,6 @@ MAX_WORDS = 12_000  # bytes of the wish
 FILES = 12_000  # bytes of the list of files that are sent
 TITLE = 100  # characters of a title that is made from the wish
 RUN_TIME = 120.0  # seconds that a check may take when it is tried
-SYNTAX_TIME = 10  # seconds to read one check
 WIDTH = 110  # characters of a line of prose
 SAID = 300  # characters of the last line of a check that is broken
 SHOWN = 60  # characters of a check in the table
@@ -212,15 +211,18 @@ def _write(job: Job, words: str, files: Sequence[str], profile: toolchain.Toolch
     """The draft, who wrote it, and what that cost. Raises proc.Interrupted."""
     if manager.provider(job.settings) == "rules":
         return template(words, profile), BY_TEMPLATE, Bill()
-    room = job.settings.openrouter.max_prompt - prompt.RESERVE - prompt.size(prompt.fill("draft.md", {}))
     parts = {
         "words": prompt.as_data(words),
         "profile": prompt.as_data(profile.line() or "nothing usual was found"),
         "files": prompt.as_data("\n".join(sorted(files, key=lambda name: (name.count("/"), name)))) or "none yet",
     }
     parts["files"] = prompt.cut(parts["files"], FILES)
+    if problems := [*prompt.problems("draft.md", ()), *prompt.problems("wish.md", tuple(parts))]:
+        raise Stop(USAGE, "\n".join(problems))  # people may change the texts
+    system = prompt.fill("draft.md", {})
+    room = job.settings.openrouter.max_prompt - prompt.RESERVE - prompt.size(system)
     question = llm.Question(
-        prompt.fill("draft.md", {}),
+        system,
         prompt.fill("wish.md", prompt.fit(parts, (("files", 200, prompt.HEAD), ("words", 200, prompt.HEAD)), room)),
         "draft",
         manager.models("standard", job.settings),
@@ -282,12 +284,7 @@ def objection(made: Draft, root: Path) -> str:
 def _syntax(check: str, root: Path) -> str:
     """What the shell says of a command that it only reads; "" if nothing."""
     shell = surroundings.find("bash", root) or surroundings.find("sh", root) or "sh"
-    try:
-        done = subprocess.run(
-            [shell, "-n"], input=check.encode(), capture_output=True, timeout=SYNTAX_TIME, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return "the shell does not come to its end"
+    done = subprocess.run([shell, "-n"], input=check.encode(), capture_output=True, check=False)
     return done.stderr.decode("utf-8", "replace").partition("\n")[0] if done.returncode else ""
 
 

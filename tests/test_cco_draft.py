@@ -21,6 +21,7 @@ from conftest import KIT, need, until
 
 import mission
 import proc
+import prompt
 import sandbox
 from extras import draft
 from extras.openrouter_api import OpenRouterAPI
@@ -230,6 +231,30 @@ def test_a_draft_that_cannot_be_a_mission_is_mended_once(desk, api):
     _, repair = questions(api)
     assert "the check of greets is no shell command: " in repair and "it cost $0.0200" in shown
     assert [c.id for c in mission.load(desk.missions()[0]).criteria] == ["mended"]
+
+
+def test_the_question_stays_within_max_prompt_and_keeps_the_wish_to_the_last(desk, api, git, monkeypatch):
+    for number in range(300):
+        (desk.project / f"a file with a rather long name {number}").touch()
+    git(desk.project, "add", "-A")
+    git(desk.project, "commit", "-q", "-m", "more")
+    monkeypatch.setenv("CCO_OPENROUTER_MAX_PROMPT", "12KB")
+    answers(api, drafted(criterion("greets", RED)))
+    desk.run(f"{WISH} {'x' * 3000}", code=3)
+    (messages,) = [call["body"]["messages"] for call in api.calls if call["method"] == "POST"]
+    contents = [message["content"] for message in messages]  # a text, or a list of parts where a cache is marked
+    system, user = (text if isinstance(text, str) else "".join(part["text"] for part in text) for text in contents)
+    assert 8_000 < len(f"{system}{user}".encode()) <= 12 * 1024
+    assert f"{WISH} {'x' * 3000}" in user and "more bytes are not shown" in user
+
+
+def test_a_text_of_prompts_that_was_changed_wrongly_is_named_before_anybody_is_asked(desk, api, monkeypatch, tmp_path):
+    shutil.copytree(KIT / "prompts", tmp_path / "prompts")
+    monkeypatch.setattr(prompt, "FOLDER", tmp_path / "prompts")
+    with open(tmp_path / "prompts" / "wish.md", "a") as file:
+        file.write("$word\n")
+    assert "nothing fills $word; did you mean $words?" in desk.run(WISH, code=2).stderr
+    assert questions(api) == []
 
 
 def test_an_llm_that_talks_nonsense_is_replaced_by_the_template(desk, api):

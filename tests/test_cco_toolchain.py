@@ -189,13 +189,14 @@ def test_the_name_of_a_folder_or_file_stays_one_word_of_its_command(profile, tmp
     assert not (tmp_path / "hit").exists()
 
 
-def test_a_link_out_of_the_repository_is_not_followed_and_a_pipe_is_not_waited_for(tmp_path):
+def test_a_link_out_of_the_repository_is_not_followed_and_no_pipe_is_waited_for(tmp_path):
     root = tmp_path / "root"
     root.mkdir()
     (tmp_path / "outside.json").write_text('{"dependencies": {"react": "1"}, "scripts": {"test": "x"}}')
     (root / "package.json").symlink_to(tmp_path / "outside.json")
     os.mkfifo(root / "Cargo.toml")
-    found = survey(root, ["package.json", "Cargo.toml", "go.mod"])
+    (root / "Makefile").mkdir()
+    found = survey(root, ["package.json", "Cargo.toml", "go.mod", "Makefile"])
     assert (found.frameworks, found.test) == ((), ("cargo test", "go test ./..."))
 
 
