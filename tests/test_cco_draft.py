@@ -24,6 +24,7 @@ import proc
 import prompt
 import sandbox
 from extras import draft
+from extras.messages_api import MessagesAPI
 from extras.openrouter_api import OpenRouterAPI
 from toolchain import Toolchain
 
@@ -76,7 +77,7 @@ class Desk:
     ):
         self.project, self.tmp, self.monkeypatch, self.capsys = project, tmp_path / "tmp", monkeypatch, capsys
         self.tmp.mkdir()
-        for name in [name for name in os.environ if name.startswith(("CCO_", "OPENROUTER", "ANTHROPIC"))]:
+        for name in [name for name in os.environ if name.startswith(("CCO_", "OPENROUTER", "ANTHROPIC", "CLAUDE"))]:
             monkeypatch.delenv(name)
         monkeypatch.setenv("TMPDIR", str(self.tmp))
         monkeypatch.setattr(tempfile, "tempdir", None)
@@ -272,6 +273,24 @@ def test_what_a_checkout_needs_is_added_where_the_llm_forgot_it(desk, api, git):
     answers(api, drafted(criterion("greets", RED)))
     desk.run(WISH, "--yes", code=0)
     assert mission.load(desk.missions()[0]).setup == "yarn install --frozen-lockfile"
+
+
+def test_claude_code_drafts_where_it_is_the_manager(without_llm, real_claude, tmp_path, monkeypatch):
+    made = drafted(criterion("greets", RED), setup=None)
+    with MessagesAPI([{"tools": [{"name": "StructuredOutput", "input": made}]}]) as messages:
+        told = {
+            "HOME": str(tmp_path),
+            "PATH": f"{real_claude.parent}:{os.environ['PATH']}",
+            "CCO_MANAGER_PROVIDER": "claude",
+            "ANTHROPIC_BASE_URL": messages.url,
+            "ANTHROPIC_API_KEY": "no-key-is-needed",
+            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        }
+        for name, value in told.items():
+            monkeypatch.setenv(name, value)
+        done = without_llm.run(WISH, "--yes", code=0)
+    assert [c.check for c in mission.load(without_llm.missions()[0]).criteria] == [RED], done
+    assert "it cost $" in done.stdout
 
 
 # --------------------------------------------------------------------------------------------------------
