@@ -185,7 +185,7 @@ def test_a_broken_answer_of_the_manager_llm_closes_nothing(bench):
         bench.write(criteria, limits=limits, settings={"openrouter": {"base_url": router.url}})
         for _ in answers:
             said += not_done(bench, 75, "--once")
-            bench.remember({**bench.state(), "manager": {"failures": 0, "until": 0}})  # it may be asked again
+            bench.remember({**bench.state(), "manager": {"failures": 0, "since": 0, "until": 0}})  # it may be asked again
         not_done(bench)
         assert len(router.calls) == len(answers)
     assert said.count("the manager LLM did not help, the rules decide this iteration") == len(answers)

@@ -67,7 +67,14 @@ def proof(**more: Any) -> dict[str, Any]:
 
 def session(iteration: int, word: str = "a", **more: Any) -> dict[str, Any]:
     entry = {"iteration": iteration, "focus": word, "strategy": word, "source": word, "kind": word, "turns": 7}
-    entry |= {"cost_usd": 0.25, "seconds": 90.0, "commit": "c0ffee000000", "met": 1, "report": word}
+    entry |= {
+        "cost_usd": 0.25,
+        "manager_usd": 0.01,
+        "seconds": 90.0,
+        "commit": "c0ffee000000",
+        "met": 1,
+        "report": word,
+    }
     return {**entry, "claims": [2, 1], "tampered": 0, "broke": [word], **more}
 
 
@@ -270,7 +277,7 @@ def test_both_formats_tell_the_same():
         "b word its check gave different verdicts on the same tree",
         "c word it passes in the work tree, but failed in a clean checkout",
         f"a word 3 {COMMIT[:12]} word word",
-        "1 word word, by word word 7 $0.25 90 s c0ffee000000 1 0 word word",
+        "1 word word, by word word 7 $0.26 90 s c0ffee000000 1 0 word word",
         "cost $1.25",
         "waits 3, 2 h 1 min",
         "Claimed 10, true 5, false 5.",

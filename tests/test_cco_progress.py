@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ import session
 import state
 from claims import Claim
 from dod import Verdict
-from manager import Plan
 from mission import Mission, parse
+from openrouter import Bill
+from situation import Plan, Situation
 from stream import Outcome
 
 SCHEMA = Draft202012Validator(json.loads(Path(state.SCHEMA).read_text("utf-8")))
@@ -114,7 +116,7 @@ class Memory:
     def metric(self, name: str) -> Any:
         return self.memory["metrics"][name]
 
-    def situation(self, max_context: float = 0.6) -> manager.Situation:
+    def situation(self, max_context: float = 0.6) -> Situation:
         tails = {c.id: f"output of {c.id}" for c in self.mission.criteria}
         return progress.situation(self.memory, self.mission, tails, max_context)
 
@@ -257,25 +259,40 @@ def test_errors_are_few_and_short():
 
 def test_a_plan_is_remembered_whole_and_its_cost_is_added():
     planned = Memory("a")
-    made = plan(source="m/n", cost_usd=0.02, tokens={"input": 5, "output": 6})
+    made = plan(source="m/n", bill=Bill(0.02, {"input": 5, "output": 6, "cache_read": 9}, calls=2, unknown=1))
     progress.note_plan(planned.memory, made)
     planned.fits()
-    assert Plan(**json.loads(json.dumps(planned.memory["plan"]))) == made
-    assert (planned.metric("estimated_cost"), planned.metric("api_calls_total")) == (0.02, 1)
-    assert (planned.metric("token_usage")["input"], planned.metric("token_usage")["output"]) == (5, 6)
+    planned.memory = json.loads(json.dumps(planned.memory))
+    assert progress.plan(planned.memory) == replace(made, bill=Bill())
+    assert (planned.metric("estimated_cost"), planned.metric("api_calls_total")) == (0.02, 2)
+    assert (planned.metric("manager_cost"), planned.metric("calls_of_unknown_cost")) == (0.02, 1)
+    assert planned.metric("token_usage") == {"input": 5, "output": 6, "cache_read": 9, "cache_creation": 0}
+    assert planned.known("a", "cost_usd") == planned.memory["plan"]["cost_usd"] == 0.02
 
 
-def test_a_plan_of_the_rules_is_no_api_call_also_when_an_answer_of_no_use_was_paid_for():
+def test_an_answer_of_no_use_is_paid_for_and_a_plan_of_the_rules_costs_nothing():
     planned = Memory("a")
-    progress.note_plan(planned.memory, plan())
-    progress.note_plan(planned.memory, plan(cost_usd=0.01, tokens={"input": 9, "output": 9}))
-    assert planned.metric("api_calls_total") == 0
+    progress.note_plan(planned.memory, plan(avoided=1))
+    assert (planned.metric("api_calls_total"), planned.metric("api_calls_avoided")) == (0, 1)
+    progress.note_plan(planned.memory, plan(bill=Bill(0.01, {"input": 9, "output": 9}, calls=1)))
+    assert (planned.metric("api_calls_total"), planned.metric("api_calls_avoided")) == (1, 1)
     assert planned.metric("estimated_cost") == 0.01
+
+
+def test_what_a_criterion_cost_is_its_sessions_its_plans_and_its_share_of_the_judge():
+    worked = Memory("a", "b")
+    progress.note_plan(worked.memory, plan(focus="b", bill=Bill(0.02)))
+    worked.ran(outcome(cost_usd=0.5))
+    progress.note_ruling(worked.memory, judge.Ruling(bill=Bill(0.04)), ["a", "b"])
+    assert (worked.known("a", "cost_usd"), worked.known("b", "cost_usd")) == (0.02, 0.54)
+    assert worked.memory["plan"]["cost_usd"] == 0.06  # of this iteration, besides the session
+    assert (worked.metric("estimated_cost"), worked.metric("manager_cost")) == (0.56, 0.06)
 
 
 def test_what_a_judge_cost_is_added_whether_or_not_it_answered():
     judged = Memory("a")
-    progress.note_ruling(judged.memory, judge.Ruling(cost_usd=0.02, tokens={"input": 7, "output": 5}, calls=2))
+    bill = Bill(0.02, {"input": 7, "output": 5, "cache_read": 0}, calls=2)
+    progress.note_ruling(judged.memory, judge.Ruling(bill=bill), ["a"])
     judged.fits()
     assert (judged.metric("estimated_cost"), judged.metric("api_calls_total")) == (0.02, 2)
     assert (judged.metric("token_usage")["input"], judged.metric("token_usage")["output"]) == (7, 5)
@@ -313,6 +330,7 @@ def test_a_closed_iteration_is_one_line_of_history():
         "kind": "ended",
         "turns": 3,
         "cost_usd": 0.25,
+        "manager_usd": 0.0,
         "seconds": 60.0,
         "commit": sha(1)[:12],
         "met": 1,

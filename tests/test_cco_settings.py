@@ -258,7 +258,7 @@ def test_errors_of_all_sources_come_at_once_with_file_and_line(config, mission_w
         "config.yaml:4: claude_code.timeout: found 'soon'",
         "config.yaml:5: claude_code.sandbox: found 1",
         "config.yaml:6: session: found 5",
-        "m.yaml:2: settings.claude_code.modus: unknown; did you mean mode?",
+        "m.yaml:2: settings.claude_code.modus: unknown; did you mean models?",
         "CCO_MANAGER_PROVIDER: manager.provider: found 'me'",
     ]
 
@@ -382,7 +382,10 @@ def test_the_template_explains_every_key_and_changes_nothing(config):
     for section, part in schema["properties"].items():
         assert f"\n{section}:\n" in text
         for key, entry in part.get("properties", {}).items():
-            assert f"\n  #{key}: {json.dumps(entry['default'])}\n" in text
+            inside = entry.get("properties", {})
+            assert f"\n  {key}:\n" in text if inside else f"\n  #{key}: {json.dumps(entry['default'])}\n" in text
+            for inner, one in inside.items():
+                assert f"\n    #{inner}: {json.dumps(one['default'])}\n" in text
     assert max(map(len, text.splitlines())) <= 110
 
 

@@ -93,8 +93,8 @@ def test_lone_surrogates_survive(path):
 
 def test_the_version_comes_first_whatever_was_given(path):
     state.save(path, {**document(), "version": 99})
-    assert path.read_bytes().startswith(b'{\n"version": 3,\n')
-    assert state.load(path)["version"] == 3
+    assert path.read_bytes().startswith(b'{\n"version": 4,\n')
+    assert state.load(path)["version"] == 4
 
 
 def test_the_file_is_plain_ascii_and_its_owners_alone(path):
@@ -134,12 +134,12 @@ def test_what_could_not_be_read_back_is_not_written(path, number):
             lambda text: text.replace(b'"plan": null', b'"plan": ' + b"[" * 100_000 + b"]" * 100_000),
             "not a readable state",
         ),
-        (lambda text: text.replace(b'"version": 3', b'"version": 4'), "expected a state of version 3, found 4"),
-        (lambda text: text.replace(b'"version": 3', b'"version": "3"'), "expected a state of version 3, found '3'"),
-        (lambda text: text.replace(b'"version": 3,', b""), "expected a state of version 3, found None"),
-        (lambda text: b"[" + text + b"]", "expected a state of version 3, found 'list'"),
-        (lambda text: b"null", "expected a state of version 3, found 'NoneType'"),
-        (lambda text: b'"version"', "expected a state of version 3, found 'str'"),
+        (lambda text: text.replace(b'"version": 4', b'"version": 5'), "expected a state of version 4, found 5"),
+        (lambda text: text.replace(b'"version": 4', b'"version": "3"'), "expected a state of version 4, found '3'"),
+        (lambda text: text.replace(b'"version": 4,', b""), "expected a state of version 4, found None"),
+        (lambda text: b"[" + text + b"]", "expected a state of version 4, found 'list'"),
+        (lambda text: b"null", "expected a state of version 4, found 'NoneType'"),
+        (lambda text: b'"version"', "expected a state of version 4, found 'str'"),
     ],
     ids=[
         *(
@@ -204,7 +204,7 @@ def test_a_state_of_the_wrong_shape_is_refused_and_a_quick_look_is_not(path, cha
     state.save(path, document(**changes))
     with pytest.raises(state.StateError, match=re.escape(f"{path}: {where}: ")):
         state.load(path)
-    assert state.load(path, validate=False)["version"] == 3
+    assert state.load(path, validate=False)["version"] == 4
 
 
 @pytest.mark.parametrize("missing", SCHEMA["required"][1:])
@@ -347,7 +347,7 @@ def test_whoever_edits_the_file_without_the_key_is_found_out(path, change):
     with pytest.raises(state.Forged, match="it was changed by somebody else than CCO") as caught:
         state.load(path)
     assert str(path) in str(caught.value)
-    assert state.load(path, sealed=False)["version"] == 3
+    assert state.load(path, sealed=False)["version"] == 4
 
 
 def test_keys_in_another_order_are_a_change(path):
