@@ -115,7 +115,7 @@ def complete(
             return found
         heard.append(replace(found, message=f"{model}: {found.message}"))
         log.debug("a model gave no answer", model=model, why=found.message, follows=found.follows)
-        if found.follows in (refusals.STOP, refusals.NOBODY) or time.monotonic() >= end:
+        if found.follows in (refusals.STOP, refusals.NOBODY):
             break
     raise _failure(heard, bill)
 

@@ -210,14 +210,14 @@ def _problem(status: int, error: Any, headers: Mapping[str, str], now: float) ->
 
 
 def _status(status: int, told: Mapping[str, Any], kind: str) -> int:
-    """The status that an error really has: inside a 200 its own, else what it was sent with; 502 for an odd one."""
+    """The status that an error really has: by its type, by its code, else what it was sent with."""
     if kind in STATUSES:
         return STATUSES[kind]
     for name in ("code", "http_status"):
         code = STATUSES.get(str(told.get(name)), number(told.get(name)))
         if code and 400 <= code < 600 and code == int(code):
             return int(code)
-    return status if status != 200 else 502
+    return status
 
 
 def _unreadable(problem: _Problem) -> Refusal:

@@ -207,6 +207,7 @@ def test_the_key_is_sent_as_a_bearer_and_stands_nowhere_else(url):
     assert request.headers["Authorization"] == f"Bearer {KEY}"
     others = {name: value for name, value in request.headers.items() if name != "Authorization"}
     assert KEY not in f"{request.url} {others} {request.body!r}"
+    assert request.headers["Accept-Encoding"] == "identity"  # what is packed hides the padding
     assert not {"http-referer", "x-title", "x-openrouter-title"} & {name.lower() for name in others}
 
 
@@ -301,6 +302,21 @@ def test_what_an_answer_does_not_say_costs_what_the_list_says(model, cost, unkno
     with OpenRouterAPI([{"body": {**completion(GOOD, usage), "model": model}}]) as api:
         asked(api.url, model, bill=bill)
     assert (bill.cost_usd, bill.unknown) == (pytest.approx(cost), unknown)
+
+
+def test_a_free_model_is_free_whatever_it_is_called_in_the_answer():
+    bill, rows = Bill(), [row(GRATIS, "0", "0"), row("z-ai/glm-5.2", "0.1", "0.1")]
+    usage = {"prompt_tokens": 1000, "completion_tokens": 100}
+    with OpenRouterAPI([{"body": {**completion(GOOD, usage), "model": "z-ai/glm-5.2"}}], models=rows) as api:
+        asked(api.url, GRATIS, bill=bill)
+    assert (bill.cost_usd, bill.unknown) == (0.0, 0)
+
+
+def test_an_empty_answer_without_a_price_is_not_charged():
+    bill, dear = Bill(), [row(FIRST, "0.1", "0.1")]
+    with OpenRouterAPI([{"body": {**completion(None), **NOTHING_LEFT}}], lambda request: GOOD, models=dear) as api:
+        asked(api.url, bill=bill)
+    assert (bill.cost_usd, bill.unknown, bill.tokens["input"]) == (0.01, 0, 14903 + 1000)
 
 
 def test_a_bill_grows_with_all_that_was_asked():
@@ -701,6 +717,12 @@ def test_what_cannot_take_the_form_gets_the_next_one_and_it_is_remembered(step):
     assert ["JSON Schema" in body["messages"][0]["content"] for body in bodies(api)] == [False, True, True, True]
 
 
+def test_only_a_form_that_was_found_by_asking_is_remembered():
+    with OpenRouterAPI(content=lambda request: GOOD, models=[]) as api:
+        asked(api.url)
+    assert catalog.form(api.url, FIRST) == ""
+
+
 def test_a_form_that_did_not_help_is_not_remembered():
     step = upstream(400, NO_SCHEMA)
     with OpenRouterAPI([step] * 3, content=lambda request: GOOD, models=[]) as api, pytest.raises(NoAnswer):
@@ -790,6 +812,13 @@ def test_a_wait_that_does_not_fit_is_left_to_the_caller_who_hears_until_when(wai
         asked(api.url)
     assert caught.value.until == pytest.approx(time.time() + 600, abs=5)
     assert (len(api.calls), waits) == (1, [])
+
+
+def test_more_than_three_models_are_not_asked():
+    steps = [refusal(404, "No endpoints found.")] * 3
+    with OpenRouterAPI(steps, content=lambda request: GOOD) as api, pytest.raises(Unreachable):
+        asked(api.url, *CHAIN, FIRST, "d/fourth")
+    assert [body["model"] for body in bodies(api)] == [*CHAIN]
 
 
 def test_after_the_last_try_the_caller_hears_what_the_server_said():
