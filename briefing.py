@@ -4,22 +4,25 @@
     text = briefing.for_worker(here, plan)
 
 The LLM's prompt begins with what stays the same all through the mission, so that providers can cache it, and stays
-below its size however old the mission is: CUT says what gives way first. What happened, and with it the template, is
-chosen here; what follows from it is decided in manager.py.
+below its size however old the mission is: CUT says what gives way first. The mission has a part of the room for itself
+(STABLE), so that it is cut in the same place each time. What happened, and with it the template, is chosen here; what
+follows from it is decided in manager.py.
 
 What is not covered: the worker's prompt has no limit of its own. Its mission is told in full.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import log
 import prompt
 from mission import PRIORITIES, MissionError
 from prompt import HEAD, RESERVE, TAIL, as_data, fill
 from situation import Plan, Situation, Standing
 
 LEAST = 8_000  # bytes of the LLM's prompt, whatever the settings say: below, nothing could be decided
+STABLE = 0.5  # of the LLM's prompt, at most, is the mission: what would differ from time to time is not cached
 FAILURES = 3  # failing checks whose output is shown
 FAILURE = 2_500  # bytes of each of them
 LISTED = 12  # criteria that are not met whose words are shown while things go well; of the others the names
@@ -42,10 +45,12 @@ CUT = (  # what the LLM's prompt loses first when it is too long: part, bytes th
     ("failure 1", 1_000, HEAD),
     ("criteria", 3_000, HEAD),
     ("constraints", 1_000, HEAD),
-    ("feedback", 800, HEAD),
+    ("tampering", 800, HEAD),
+    ("lies", 800, HEAD),
     ("notes", 1_000, TAIL),
     *((name, 0, HEAD) for name in ("lessons", "tried", "report", "context", "profile", "met", "setup", "constraints")),
-    *((name, 0, HEAD) for name in ("description", "last", "feedback", "notes", "failure 1", "criteria", "title")),
+    *((name, 0, HEAD) for name in ("description", "last", "conflicts", "tampering", "lies", "notes", "failure 1")),
+    *((name, 0, HEAD) for name in ("criteria", "title")),
 )
 MISSION = ("title", "description", "context", "constraints", "setup")
 SITUATION = ("progress", "criteria", "last", "feedback", "tried", "commits", "lessons", "notes", "failures")
@@ -60,6 +65,8 @@ PLACEHOLDERS: dict[str, Sequence[str]] = {
     "judge.md": (),
     "dod_validation.md": ("title", "description", "constraints", "criteria", "files", "diff", "contents"),
     "answer.md": ("schema",),
+    "draft.md": (),
+    "wish.md": ("words", "profile", "files"),
     "repair.md": ("problem",),
 }
 
@@ -77,14 +84,21 @@ def require_texts() -> None:
 
 def for_manager(here: Situation, most: int) -> tuple[str, str]:
     """The system's and the user's message of a question for the next step, together below `most` bytes."""
-    pieces, room = _pieces(here), max(most, LEAST) - RESERVE
-    limit = room
+    mission, pieces, room = _mission(here), _pieces(here), max(most, LEAST) - RESERVE
+    system = _within(mission, int(room * STABLE), lambda pieces: _system(here, pieces))
+    return system, _within(pieces, room - prompt.size(system), lambda pieces: _user(here, pieces))
+
+
+def _within(pieces: Mapping[str, str], most: int, text_of: Callable[[Mapping[str, str]], str]) -> str:
+    """The text of these pieces, cut until it takes at most so many bytes; longer only when nothing is left to cut."""
+    order, room = [cut for cut in CUT if cut[0] in pieces], most
     while True:
-        system, user = _assemble(here, prompt.fit(pieces, CUT, room))
-        over = prompt.size(system) + prompt.size(user) - limit
+        fitted = prompt.fit(pieces, order, room)
+        text = text_of(fitted)
+        over = prompt.size(text) - most
         if over <= 0 or room <= 0:
-            return system, user
-        room -= over
+            return text
+        room = sum(map(prompt.size, fitted.values())) - over
 
 
 def template(here: Situation) -> str:
@@ -103,56 +117,69 @@ def goes_well(here: Situation) -> bool:
     return not (here.went_wrong or here.conflicts or here.morale in ("struggling", "stuck"))
 
 
-def _pieces(here: Situation) -> dict[str, str]:
-    """All that may be told, masked where it is a stranger's and unable to close a fence, still without headings."""
-    mission, outputs = here.mission, [as_data(f"$ {s.check}\n{s.tail}" if s.check else s.tail) for s in shown(here)]
-    well = goes_well(here)
-    return {
+def _mission(here: Situation) -> dict[str, str]:
+    """What stays the same all through the mission. Masked before it is cut: half a secret is not found any more."""
+    mission = here.mission
+    pieces = {
         "title": mission.title,
         "description": mission.description,
         "context": mission.context,
-        "constraints": "\n".join(f"- {item}" for item in mission.constraints),
+        "constraints": _list(mission.constraints),
         "setup": mission.setup or "",
         "profile": as_data(here.profile),
+    }
+    return {name: _masked(text) for name, text in pieces.items()}
+
+
+def _pieces(here: Situation) -> dict[str, str]:
+    """What happened, masked like `_mission`, where it is a stranger's unable to close a fence; without headings."""
+    outputs = [as_data(f"$ {s.check}\n{s.tail}" if s.check else s.tail) for s in shown(here)]
+    well = goes_well(here)
+    pieces = {
         "criteria": "\n".join(_open_lines(here)),
         "met": ", ".join(s.id for s in here.standings if s.verdict == "met"),
-        "last": as_data(here.last[:FAILURE]),
-        "report": as_data(prompt.cut(here.report, FAILURE, TAIL)),
-        "feedback": _feedback(here),
+        "last": prompt.cut(_masked(as_data(here.last)), FAILURE),
+        "report": prompt.cut(_masked(as_data(here.report)), FAILURE, TAIL),
+        **_feedback(here),
         "tried": as_data(_list(here.tried[-RECENT:] if well else here.tried)),
         "commits": "" if well else as_data(_list(here.commits)),
         "lessons": as_data(_list(line for s in here.standings for line in s.lessons)),
         "notes": "\n\n".join(here.notes),
         **{f"failure {n}": (outputs[n - 1 : n] or [""])[0] for n in range(1, FAILURES + 1)},
     }
+    return {name: _masked(text) for name, text in pieces.items()}
 
 
-def _assemble(here: Situation, pieces: dict[str, str]) -> tuple[str, str]:
-    """The two messages from these pieces."""
+def _masked(text: str) -> str:
+    return log.mask_personal(prompt.plain(text))
+
+
+def _system(here: Situation, pieces: Mapping[str, str]) -> str:
+    """The system's message from these pieces."""
+    constraints = f"Constraints:\n{pieces['constraints']}" if pieces["constraints"] else ""
+    setup = f"A fresh checkout is made ready with: {pieces['setup']}" if pieces["setup"] else ""
+    profile = f"It holds: {pieces['profile']}" if pieces["profile"] else ""
+    parts = {"constraints": constraints, "setup": setup, "profile": profile, "repository": here.mission.repository.name}
+    return fill("system.md", {**pieces, **parts})
+
+
+def _user(here: Situation, pieces: Mapping[str, str]) -> str:
+    """The user's message from these pieces."""
     met, budget = pieces["met"], f"\n\n{here.budget}" if here.budget else ""
     printed = [(s.id, pieces[f"failure {n}"]) for n, s in enumerate(shown(here), 1)]
-    failures = "\n\n".join(f"{id}, at its last check:{_fenced(text)}" for id, text in printed if text)
     said = f"{pieces['last']}\n\n{pieces['report']}".strip()
     parts = {
         "progress": f"{_progress(here)}{f' Met: {met}.' if met else ''}{budget}",
         "criteria": f"Not met:\n{pieces['criteria']}",
-        "last": f"How the last session ended, and what it said:{_fenced(said)}" if here.tried else "",
-        "feedback": pieces["feedback"],
-        "tried": f"Tried so far, newest last:{_fenced(pieces['tried'])}" if pieces["tried"] else "",
-        "commits": f"The last commits:{_fenced(pieces['commits'])}" if pieces["commits"] else "",
-        "lessons": f"What resolved failures like these before:{_fenced(pieces['lessons'])}"
-        if pieces["lessons"]
-        else "",
+        "last": _told("How the last session ended, and what it said:", said if here.tried else ""),
+        "feedback": _heard(pieces),
+        "tried": _told("Tried so far, newest last:", pieces["tried"]),
+        "commits": _told("The last commits:", pieces["commits"]),
+        "lessons": _told("What resolved failures like these before:", pieces["lessons"]),
         "notes": _notes(pieces["notes"]),
-        "failures": failures,
+        "failures": "\n\n".join(_told(f"{id}, at its last check:", text) for id, text in printed if text),
     }
-    constraints = f"Constraints:\n{pieces['constraints']}" if pieces["constraints"] else ""
-    setup = f"A fresh checkout is made ready with: {pieces['setup']}" if pieces["setup"] else ""
-    head = {**{name: pieces[name] for name in MISSION}, "constraints": constraints, "setup": setup}
-    profile = f"It holds: {pieces['profile']}" if pieces["profile"] else ""
-    system = fill("system.md", {**head, "repository": here.mission.repository.name, "profile": profile})
-    user = fill(f"{template(here)}.md", {**parts, "situation": fill("situation.md", parts)})
-    return system, user
+    return fill(f"{template(here)}.md", {**parts, "situation": fill("situation.md", parts)})
 
 
 def _progress(here: Situation) -> str:
@@ -197,7 +224,7 @@ def for_worker(here: Situation, plan: Plan) -> str:
     """
     fresh, mission = plan.session != "resume", here.mission
     notes = (*here.told, *here.notes) if fresh else here.notes
-    said = "\n\n".join(part for part in (plan.encouragement or TONES[here.morale], _feedback(here)) if part)
+    said = "\n\n".join(part for part in (plan.encouragement or TONES[here.morale], _heard(_feedback(here))) if part)
     parts = {
         "title": mission.title,
         "description": mission.description,
@@ -209,7 +236,7 @@ def for_worker(here: Situation, plan: Plan) -> str:
         "notes": _notes("\n\n".join(notes)),
         "instruction": plan.instruction,
         "failures": "\n\n".join(
-            f"The output of check {s.id}, as far as it matters:{_fenced(as_data(s.tail))}"
+            _told(f"The output of check {s.id}, as far as it matters:", as_data(s.tail))
             for s in [s for s in in_order(here.standings) if s.tail.strip()][:FAILURES]
         ),
     }
@@ -251,18 +278,28 @@ def _oddities(standing: Standing) -> list[str]:
     return [text for holds, text in found if holds]
 
 
-def _feedback(here: Situation) -> str:
+def _feedback(here: Situation) -> dict[str, str]:
     """What has to be heard of the last report, and of what the session touched."""
-    pairs = ", ".join(f"{first} and {second}" for first, second in here.conflicts)
+    return {
+        "conflicts": ", ".join(f"{first} and {second}" for first, second in here.conflicts),
+        "lies": as_data(_list(here.lies)),
+        "tampering": as_data(_list(here.tampering)),
+    }
+
+
+def _heard(pieces: Mapping[str, str]) -> str:
+    """The pieces of `_feedback`, in words."""
+    pairs = pieces["conflicts"]
     parts = (
         f"In conflict so far: {pairs}. When one became met, the other broke. Find what they share, and make both true."
         if pairs
         else "",
-        f"The last report said what is not so:{_fenced(as_data(_list(here.lies)))}" if here.lies else "",
-        "What is protected was changed. It counts as it was before, and the change is on record. Change the work, not"
-        f" what proves it:{_fenced(as_data(_list(here.tampering)))}"
-        if here.tampering
-        else "",
+        _told("The last report said what is not so:", pieces["lies"]),
+        _told(
+            "What is protected was changed. It counts as it was before, and the change is on record. Change the work,"
+            " not what proves it:",
+            pieces["tampering"],
+        ),
     )
     return "\n\n".join(part for part in parts if part)
 
@@ -275,5 +312,6 @@ def _list(lines: Iterable[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _fenced(text: str, nothing: str = "") -> str:
-    return f"\n<data>\n{text or nothing}\n</data>"
+def _told(heading: str, data: str) -> str:
+    """What a stranger said, under its heading and fenced; nothing where there is nothing."""
+    return f"{heading}\n<data>\n{data}\n</data>" if data else ""

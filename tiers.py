@@ -32,7 +32,9 @@ def planning(here: Situation, stalls: int) -> str:
 def for_manager(tier: str, settings: Any) -> Sequence[str]:
     """The manager's models, the first choice first: that of the tier, then openrouter.fallbacks."""
     router = settings.openrouter
-    cheap = ECONOMY if router.model == DEFAULT and "openrouter.ai" in router.base_url else router.model
+    cheap = router.model
+    if router.model == DEFAULT:
+        cheap = router.models.standard or (ECONOMY if "openrouter.ai" in router.base_url else DEFAULT)
     model = {
         "economy": router.models.economy or cheap,
         "standard": router.models.standard or router.model,
