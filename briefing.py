@@ -24,9 +24,9 @@ from situation import Plan, Situation, Standing
 LEAST = 8_000  # bytes of the LLM's prompt, whatever the settings say: below, nothing could be decided
 STABLE = 0.5  # of the LLM's prompt, at most, is the mission: what would differ from time to time is not cached
 FAILURES = 3  # failing checks whose output is shown
+NEXT = 2  # of them while things go well
 FAILURE = 2_500  # bytes of each of them
-LISTED = 12  # criteria that are not met whose words are shown while things go well; of the others the names
-RECENT = 2  # sessions told of while things go well; of more when they do not
+LISTED = 8  # criteria that are not met whose words are shown while things go well; of the others the names
 TONES = {  # one sentence; what is to be done stands elsewhere
     "rising": "Well done: the last session made a criterion true that was not before.",
     "steady": "",
@@ -133,15 +133,16 @@ def _mission(here: Situation) -> dict[str, str]:
 
 def _pieces(here: Situation) -> dict[str, str]:
     """What happened, masked like `_mission`, where it is a stranger's unable to close a fence; without headings."""
-    outputs = [as_data(f"$ {s.check}\n{s.tail}" if s.check else s.tail) for s in shown(here)]
-    well = goes_well(here)
+    well = bool(here.tried) and goes_well(here)
+    printed = shown(here)[: NEXT if well else FAILURES]
+    outputs = [as_data(f"$ {s.check}\n{s.tail}" if s.check else s.tail) for s in printed]
     pieces = {
         "criteria": "\n".join(_open_lines(here)),
         "met": ", ".join(s.id for s in here.standings if s.verdict == "met"),
         "last": prompt.cut(_masked(as_data(here.last)), FAILURE),
         "report": prompt.cut(_masked(as_data(here.report)), FAILURE, TAIL),
         **_feedback(here),
-        "tried": as_data(_list(here.tried[-RECENT:] if well else here.tried)),
+        "tried": "" if well else as_data(_list(here.tried)),  # what the last session said is told anyhow
         "commits": "" if well else as_data(_list(here.commits)),
         "lessons": as_data(_list(line for s in here.standings for line in s.lessons)),
         "notes": "\n\n".join(here.notes),

@@ -204,9 +204,10 @@ def test_each_template_shows_the_whole_situation(name, morale, monkeypatch):
         standing(tail="the output", lessons=["a lesson"]), tried=TRIED, report="its words", notes=["a note"]
     )
     here = replace(here, lies=[LIE], commits=["a commit"], budget="what is left", morale=morale)
-    for words in ("the output", "a lesson", TRIED[1], "its words", "a note", LIE, "what is left", "c1 works", morale):
+    for words in ("the output", "a lesson", "its words", "a note", LIE, "what is left", "c1 works", morale):
         assert user(here).count(words) == 1, words
-    assert ("a commit\n" in user(here)) is (morale == "stuck")
+    for words in (TRIED[1], "a commit\n"):
+        assert (words in user(here)) is (morale == "stuck")
     assert user(here).startswith((PROMPTS / f"{name}.md").read_text("utf-8").split("$")[0])
 
 
@@ -247,19 +248,20 @@ def test_a_mission_that_begins_is_not_told_how_the_last_session_ended():
 
 
 def test_while_things_go_well_little_is_told_and_all_when_they_do_not():
-    standings = [standing(f"criterion-{n}") for n in range(20)]
+    standings = [standing(f"criterion-{n}", tail=f"output {n}") for n in range(20)]
     here = situation(*standings, tried=[f"{n}: tried" for n in range(8)], commits=["a commit"])
     well = user(here)
-    assert re.findall(r"- (\d): tried", well) == ["6", "7"]
-    assert re.findall(r"criterion-(\d+) works", well) == [str(n) for n in range(12)]
-    assert "- later: criterion-12, criterion-13, criterion-14, criterion-15" in well
-    assert "a commit" not in well
+    assert re.findall(r"output \d+", well) == ["output 0", "output 1"]
+    assert re.findall(r"criterion-(\d+) works", well) == [str(n) for n in range(8)]
+    assert "- later: criterion-8, criterion-9, criterion-10, criterion-11" in well
+    assert ": tried" not in well and "a commit" not in well
     for badly in ({"went_wrong": True}, {"conflicts": [("a", "b")]}, {"morale": "struggling"}, {"morale": "stuck"}):
         told = user(replace(here, **badly))
         assert re.findall(r"- (\d): tried", told) == list("01234567")
         assert len(re.findall(r"criterion-\d+ works", told)) == 20
         assert "later:" not in told
         assert "a commit" in told
+        assert re.findall(r"output \d+", told) == ["output 0", "output 1", "output 2"]
     assert len(re.findall(r"criterion-\d+ works", user(replace(here, tried=[])))) == 20
 
 
@@ -387,7 +389,7 @@ def test_dollar_signs_do_no_harm(told: Told):
     odd = "$ $$ ${x} $instruction ${criteria} $1 %s {0}"
     mission = mission_of(title=odd, description=odd, context=odd, constraints=[odd])
     here = situation(standing(tail=odd, check=odd), mission=mission, report=odd, last=odd, tried=[odd])
-    assert told(here).count(odd) == {worker_new: 7, worker_on: 2, all_of: 9}[told]
+    assert told(here).count(odd) == {worker_new: 7, worker_on: 2, all_of: 8}[told]
     assert for_worker(here, replace(FRESH, instruction=odd)).count(odd) == 8
 
 
@@ -445,8 +447,8 @@ USUAL = "This is what it is all about, in words that say what has to be there.\n
 
 def huge(line: str = USUAL) -> Situation:
     """Far too much of everything: 200 KB of description, 200 criteria, long outputs, reports and notes."""
-    text, count = line * (200_000 // size(line)), min(999, 20_000 // size(line))
-    prose = {"description": text, "context": text, "constraints": (line,) * 500, "setup": line * 90}
+    text, count = line * (200_000 // size(line)), 10_000 // size(line)
+    prose = {"description": text, "context": text[:20_000], "constraints": (line,) * 500, "setup": line * 90}
     mission = replace(mission_of(), title="A title" * 25, **prose)
     standings = [
         Standing(
@@ -535,7 +537,7 @@ def full() -> tuple[Situation, dict[str, list[str]]]:
 @pytest.fixture(scope="module")
 def cuts() -> dict[int, str]:
     """What the LLM is told of it, by the room."""
-    return {most: user(full()[0], most) for most in range(40_000, LEAST, -400)}
+    return {most: user(full()[0], most) for most in range(40_000, LEAST, -500)}
 
 
 def test_what_is_cut_first_goes_first_and_the_rest_stays_whole(cuts):
