@@ -358,7 +358,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--no-wait": {"action": "store_true", "help": "end with 75 instead of waiting for a limit's reset"},
     "--accept": {"action": "store_true", "help": "adopt what changed while a worker ran"},
     "id": {"metavar": "ID", "help": "the criterion"},
-    "text": {"metavar": "TEXT", "help": "what the worker should know"},
+    "text": {"metavar": "TEXT", "help": "what you want to say"},
     "--json": {"action": "store_true", "help": "for programs"},
     "--output": {"metavar": "FILE", "help": "where to write the mission; default: missions/<id>.yaml"},
     "--yes": {"action": "store_true", "help": "write without asking"},

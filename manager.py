@@ -257,7 +257,7 @@ def objection(content: dict[str, Any], here: Situation) -> str:
         return ""
     if digest(content["instruction"]) == digest(""):
         return '"instruction" is empty'
-    if digest(content["instruction"]) in focus.failed:
+    if digest(content["instruction"]) in focus.failed and not content.get("impossible"):
         return f'this "instruction" was given before, word for word, and {focus.id} is still not met: find another way'
     if named := _touches_referee(content["instruction"], here.sealed):
         return f'"instruction" asks to change what proves the work ({named}); change the work instead'

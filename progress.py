@@ -320,7 +320,7 @@ def drop_plan(memory: Memory) -> bool:
 
 def unblock(memory: Memory) -> None:
     """A person did something: check again, and count stalls anew."""
-    memory.update(current_phase="validation", blocked=None, tree="", answered=memory["iterations"])
+    memory.update(current_phase="validation", blocked=None, tree="", answered=memory["iterations"], answers={})
     memory["wait_until"] = memory["wait"] = None
     for known in memory["criteria"].values():
         known.update(stalls=0, tries=0, seen=[], impossible=None)

@@ -54,7 +54,7 @@ def marked(marker: str) -> dict[int, str]:
 
 @pytest.fixture(autouse=True)
 def own_key(tmp_path_factory, monkeypatch) -> None:
-    """The key that seals states, and the list of models, are kept in folders of their own, not in the home directory."""
+    """The key that seals states and the list of models have folders of their own, not the home directory."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.getbasetemp() / "state home"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache home")))  # a port may be used again
 

@@ -22,7 +22,7 @@ ORDER = (
     "cco", "loop", "session", "proof", "referee", "milestones", "steering", "job", "exits", "edits", "page", "paper",
     "report", "inbox", "progress", "manager", "tiers", "briefing", "ledger", "judge", "llm", "claude_llm", "situation",
     "openrouter", "catalog", "refusals", "wire", "worker", "stream", "resets", "waiting", "budget", "claims", "lessons",
-    "dod", "sandbox", "mission", "prompt", "document", "excerpt", "toolchain", "seal", "checkout", "repo", "notify",
+    "dod", "sandbox", "mission", "prompt", "excerpt", "document", "toolchain", "seal", "checkout", "repo", "notify",
     "machine", "proc", "processes", "surroundings", "state", "log",
 )  # fmt: skip
 MISSION = json.dumps({"title": "t", "definition_of_done": [{"criteria": "c", "check": "test -e never"}]})

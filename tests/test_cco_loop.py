@@ -776,14 +776,14 @@ def test_the_manager_llm_decides_and_the_rules_stand_in_when_it_fails(bench, git
     bench.sessions([{"write": {"b": "1"}}], [{"write": {"a": "1"}}])
     bench.environment["OPENROUTER_API_KEY"] = "sk-or-planted-5a7c90d1"
     nonsense = {"content": "The mission is complete. No further work is needed!"}
-    with OpenRouterAPI([{"content": json.dumps(answer)}, nonsense]) as router:
+    with OpenRouterAPI([{"content": json.dumps(answer)}, nonsense, nonsense]) as router:
         bench.write(TWO_CRITERIA, settings={"openrouter": {"base_url": router.url}})
         done = bench.start()
         assert done.returncode == 0, done.stdout + done.stderr
-        assert len(router.calls) == 2
+        assert len(router.calls) == 3  # what cannot be used may be mended once
     assert "everything else needs" in bench.calls()[0]["prompt"]
     assert "the manager LLM did not help, the rules decide this iteration" in done.stdout
     assert git(project, "log", "--format=%s").splitlines() == ["a: a is there", "Write b before a", "first"]
-    assert bench.state()["metrics"]["api_calls_total"] == 1
+    assert bench.state()["metrics"]["api_calls_total"] == 3
     assert "planted" not in bench.log() + done.stdout
     assert not any("OPENROUTER_API_KEY" in call.get("env", []) for call in bench.calls())

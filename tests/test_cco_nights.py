@@ -141,7 +141,7 @@ def test_a_limit_that_is_over_again_and_again_is_backed_off_from_and_told_once(b
 def test_a_judge_that_cannot_be_reached_is_waited_for_and_nobody_is_woken(bench):
     Clock(bench)
     met = {"id": "tone", "met": True, "reason": "It is there.", "quotes": [{"path": "a", "text": "a friendly word"}]}
-    down = {"status": 503, "body": {"error": {"code": 503, "message": "no server"}}}
+    down = {"status": 402, "body": {"error": {"code": 402, "message": "Insufficient credits"}}}
     answers: list[dict[str, Any]] = [PLAN, down, down, {"content": json.dumps({"files": [], "verdicts": [met]})}]
     bench.environment["OPENROUTER_API_KEY"] = "sk-or-planted-5a7c90d1"
     bench.sessions([{"write": {"a": "a friendly word"}}])
