@@ -59,7 +59,9 @@ def row(name: str, prompt: str, completion: str, *parameters: str, **fields: Any
         "per_request_limits": None,
         "supported_parameters": ["max_tokens", *parameters],
         "default_parameters": None,
+        "supported_voices": None,
         "expiration_date": None,
+        "links": {"details": f"/api/v1/models/{name.split(':')[0]}/endpoints"},
         **fields,
     }
 
