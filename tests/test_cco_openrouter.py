@@ -50,12 +50,6 @@ GRATIS = "z-ai/glm-5.2:free"
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch) -> None:
-    """No list of models from an earlier server at the same address."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture(autouse=True)
 def waits(monkeypatch) -> list[float]:
     """The waits that were asked for; nobody really waits."""
     asked: list[float] = []
