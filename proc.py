@@ -123,6 +123,8 @@ def interruptible() -> Iterator[None]:
     global _raising
     _raising = True
     try:
+        if stopping:  # it came just before
+            raise Interrupted
         yield
     finally:
         _raising = False
