@@ -386,6 +386,7 @@ class Job:
     def _adopt_settings(self) -> None:
         here = {"path": str(self.config), "digest": self.settings_digest(), "suspect": None}
         self.memory["settings"] = {**here, "values": edits.values(self.settings)}
+        waiting.note_manager(self.memory, reached=True)  # it may be another one by now
 
     # ------------------------------------------------------------------------------------------------
     # The results

@@ -37,6 +37,7 @@ SHOWN = (  # keys of the state that are read here
 )
 
 
+COUNTS = ("api_calls_total", "api_calls_avoided", "calls_of_unknown_cost")
 OBJECTS = ("criteria", "metrics", "mission", "settings", "worker", "wait", "limited")
 
 
@@ -89,7 +90,10 @@ def choose(known: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
 
 def as_json(memory: dict[str, Any]) -> dict[str, Any]:
     """What `status --json` prints for one mission."""
-    shown = ("verdict", "regressions", "stalls", "flaky", "unconfirmed", "proof", "evidence")
+    import budget
+
+    shown = ("verdict", "regressions", "stalls", "flaky", "unconfirmed", "cost_usd", "proof", "evidence")
+    metrics = memory["metrics"]
     return {
         "mission": memory["mission_id"],
         "session_id": memory["session_id"],
@@ -99,7 +103,14 @@ def as_json(memory: dict[str, Any]) -> dict[str, Any]:
             {"id": id, "criteria": known["criteria"], "priority": known["priority"], **{k: known[k] for k in shown}}
             for id, known in memory["criteria"].items()
         ],
-        "cost_usd": memory["metrics"]["estimated_cost"],
+        "cost_usd": metrics["estimated_cost"],
+        "forecast_usd": budget.forecast(memory),
+        "manager": {
+            "cost_usd": metrics["manager_cost"],
+            "calls": metrics["api_calls_total"],
+            "avoided": metrics["api_calls_avoided"],
+            "of_unknown_cost": metrics["calls_of_unknown_cost"],
+        },
         "wait_until": memory["wait_until"],
         "wait": (memory["wait"] or {}).get("why"),
         "notes": memory["notes"],
@@ -148,6 +159,7 @@ def whole(memory: dict[str, Any], holder: dict[str, Any] | None) -> str:
     parts = [
         line(memory, holder),
         table(memory),
+        costs(memory),
         "\n".join(remarks(memory)),
         f"branch {memory['branch']}, commit {memory['commit'][:12] or 'none'}",
     ]
@@ -156,6 +168,20 @@ def whole(memory: dict[str, Any], holder: dict[str, Any] | None) -> str:
     if memory["current_phase"] == "completed":
         parts.append(f"To take the work: {how_to_take(memory)}")
     return "\n\n".join(part for part in parts if part)
+
+
+def costs(memory: dict[str, Any]) -> str:
+    """What the rest may cost, and what the manager's model did."""
+    import budget
+
+    metrics, rest = memory["metrics"], budget.forecast(memory)
+    calls, avoided, unknown = (metrics[name] for name in COUNTS)
+    parts = [f"the rest about ${rest:.2f}, by what is met so far"] if rest is not None else []
+    asked = f"the manager's model was asked {calls} times for ${metrics['manager_cost']:.4f}"
+    parts += [asked] if calls else []
+    parts += [f"{unknown} of its answers do not say what they cost"] if unknown else []
+    parts += [f"{avoided} questions were not needed"] if avoided else []
+    return "; ".join(parts)
 
 
 def remarks(memory: dict[str, Any]) -> list[str]:

@@ -126,18 +126,21 @@ def survey(root: Path, files: Iterable[str]) -> Toolchain:
         languages=_languages(paths),
         frameworks=tuple(dict.fromkeys(found.frameworks)),
         managers=tuple(dict.fromkeys(found.managers)),
-        setup=_inside(os.path.dirname(lock[0]), lock[1]) if lock else "",
+        setup=lock[1] if lock else "",
         **named,
     )
 
 
 def setup_for(files: Iterable[str]) -> tuple[str, str] | None:
-    """The lock file that is nearest to the root, and the command that installs what it names; None without any."""
+    """The lock file that is nearest to the root, and the command that installs what it names; None without any.
+
+    The command is for the root, whatever folder the file is in.
+    """
     locks = [name for name in files if os.path.basename(name) in LOCK_FILES]
     if not locks:
         return None
     name = min(locks, key=lambda name: name.count("/"))
-    return name, LOCK_FILES[os.path.basename(name)]
+    return name, _inside(os.path.dirname(name), LOCK_FILES[os.path.basename(name)])
 
 
 def _languages(paths: Sequence[str]) -> tuple[str, ...]:

@@ -26,8 +26,7 @@ import shlex
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -164,21 +163,12 @@ def _job(output: str | None, config: str | None) -> Job:
     return job
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let a signal raise Interrupted in here, also one that came before."""
-    with proc.interruptible():
-        if proc.stopping:
-            raise proc.Interrupted
-        yield
-
-
 def _agrees(question: str) -> bool:
     """Whether a person at the terminal says yes. Raises proc.Interrupted."""
     if not sys.stdin.isatty():
         return False
     try:
-        with _interruptible():
+        with proc.interruptible():
             return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
     except EOFError:
         return False
@@ -230,7 +220,7 @@ def _write(job: Job, words: str, files: Sequence[str], profile: toolchain.Toolch
         root=job.root,
     )
     try:
-        with _interruptible():  # an answer may take minutes
+        with proc.interruptible():  # an answer may take minutes
             print("asking the LLM ...")
             answer = llm.ask(question, job.settings)
     except NoAnswer as error:

@@ -100,3 +100,38 @@ def test_a_warning_comes_once_at_half_at_four_fifths_and_at_the_end_and_again_wh
     assert budget.alerts(memory, Limits(20, None, None, None), None) == []
     memory["metrics"]["estimated_cost"] = 16
     assert budget.alerts(memory, Limits(20, None, None, None), None) == ["80 % of limits.cost_usd is used: 16 of 20"]
+
+
+@pytest.mark.parametrize(
+    ("first_met", "verdicts", "rest"),
+    [
+        ((1, None, None), "met unmet unmet", None),  # one is no rule
+        ((1, 2, None), "met met unmet", 3.0),
+        ((1, 2, None, None), "met met unmet unjudged", 6.0),
+        ((0, 1, None), "met met unmet", None),  # what was met before cost nothing, and tells nothing
+        ((0, 1, 2, None), "met met met unmet", 3.0),
+        ((1, 2, 3), "met met unmet", 3.0),  # a regression has to be paid for again
+        ((1, 2), "met met", None),
+    ],
+)
+def test_what_the_rest_costs_is_foretold_from_the_second_one_that_was_earned(first_met, verdicts, rest):
+    memory = Memory(*(f"c{n}" for n in range(len(first_met)))).memory
+    memory["metrics"]["estimated_cost"] = 6.0
+    for known, first, verdict in zip(memory["criteria"].values(), first_met, verdicts.split(), strict=True):
+        known.update(first_met=first, verdict=verdict)
+    assert budget.forecast(memory) == rest
+
+
+@pytest.mark.parametrize(
+    ("used", "limits", "line"),
+    [
+        ({}, {}, ""),
+        ({"cost": 0}, {"cost_usd": 5}, "Left: 100 % of limits.cost_usd."),
+        ({"cost": 1.02}, {"cost_usd": 5}, "Left: 80 % of limits.cost_usd."),
+        ({"cost": 1.4}, {"cost_usd": 5}, "Left: 80 % of limits.cost_usd."),  # the same for a while: it is in the prompt
+        ({"cost": 9}, {"cost_usd": 5, "iterations": 4}, "Left: 0 % of limits.cost_usd, 100 % of limits.iterations."),
+    ],
+)
+def test_what_is_left_is_told_in_tenths(used, limits, line):
+    whole = Limits(*(limits.get(name) for name in ("cost_usd", "iterations", "hours", "tokens")))
+    assert budget.left_line(spent(**used), whole, None) == line

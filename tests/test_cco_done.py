@@ -980,7 +980,7 @@ def test_a_repository_with_a_lock_file_and_no_setup_is_told_at_once(bench, proje
     bench.sessions([{"say": BOAST}])
     missing = "web/package-lock.json is here, but the mission has no `setup`"
     for said in (bench.run("check", str(bench.mission)).stdout, not_done(bench).partition("iteration 1:")[0]):
-        assert missing in said and "`setup: npm ci`" in said
+        assert missing in said and "`setup: cd -- web && npm ci`" in said
     bench.write([A], limits={"iterations": 1}, setup="true")
     assert missing not in bench.run("check", str(bench.mission)).stdout
 

@@ -27,6 +27,8 @@ CONTRACT = {  # of `status --json`, see the design
     "iterations": int,
     "criteria": list,
     "cost_usd": (int, float),
+    "forecast_usd": (type(None), float),
+    "manager": dict,
     "wait_until": (type(None), int, float),
     "wait": (type(None), str),
     "notes": list,
@@ -106,7 +108,8 @@ def test_the_keys_and_types_of_the_json_are_the_contract(folder):
     assert list(found) == list(CONTRACT)
     assert all(isinstance(found[key], kind) for key, kind in CONTRACT.items())
     assert [list(criterion) for criterion in found["criteria"]] == [
-        ["id", "criteria", "priority", "verdict", "regressions", "stalls", "flaky", "unconfirmed", "proof", "evidence"]
+        ["id", "criteria", "priority", "verdict", "regressions", "stalls", "flaky", "unconfirmed"]
+        + ["cost_usd", "proof", "evidence"]
     ] * 2
 
 
@@ -122,6 +125,7 @@ def test_the_json_says_what_the_memory_holds(folder):
         "stalls": 0,
         "flaky": False,
         "unconfirmed": False,
+        "cost_usd": 0.0,
         "proof": None,
         "evidence": None,
     }
@@ -132,6 +136,8 @@ def test_the_json_says_what_the_memory_holds(folder):
         "phase": "planning",
         "iterations": 4,
         "cost_usd": 0,
+        "forecast_usd": None,
+        "manager": {"cost_usd": 0, "calls": 0, "avoided": 0, "of_unknown_cost": 0},
         "wait_until": None,
         "wait": None,
         "notes": [],
@@ -142,6 +148,22 @@ def test_the_json_says_what_the_memory_holds(folder):
         "branch": "cco/api",
         "blocked": None,
     }
+
+
+def test_what_the_manager_cost_what_is_not_known_of_it_and_what_the_rest_may_cost_is_said(folder):
+    memory = saved(folder, "api", "met", "met", "unmet", "unmet", iterations=3)
+    for id in ("c1", "c2"):
+        memory["criteria"][id]["first_met"] = 2
+    memory["metrics"].update(estimated_cost=3.0, manager_cost=0.0125, api_calls_total=7, api_calls_avoided=2)
+    memory["metrics"]["calls_of_unknown_cost"] = 1
+    state.save(folder / "api.json", memory)
+    found = as_json(folder)
+    assert found["forecast_usd"] == 3.0
+    assert found["manager"] == {"cost_usd": 0.0125, "calls": 7, "avoided": 2, "of_unknown_cost": 1}
+    assert (
+        "the rest about $3.00, by what is met so far; the manager's model was asked 7 times for $0.0125;"
+        " 1 of its answers do not say what they cost; 2 questions were not needed"
+    ) in status(folder, "api")
 
 
 def test_the_json_names_the_question_and_the_time_that_is_waited_for(folder):

@@ -144,7 +144,7 @@ def test_the_line_stays_short_whatever_there_is(profile):
 
 
 def test_the_setup_command_is_that_of_the_lock_file_nearest_to_the_root():
-    assert setup_for(["web/package-lock.json", "x/y/uv.lock"]) == ("web/package-lock.json", "npm ci")
+    assert setup_for(["web/package-lock.json", "x/y/uv.lock"]) == ("web/package-lock.json", "cd -- web && npm ci")
     assert setup_for(["web/yarn.lock", "poetry.lock"]) == ("poetry.lock", "poetry install")
 
 

@@ -241,3 +241,50 @@ def test_a_wait_of_the_future_begins_anew_and_then_passes_from_one_start_to_the_
         clock.now += hours * HOUR
         waiting.set_right(found)
         assert waiting.left(found) == left
+
+
+# --------------------------------------------------------------------------------------------------------
+# The manager LLM
+# --------------------------------------------------------------------------------------------------------
+
+
+def alone(until: float | None = None, failures: int = 0) -> dict[str, Any]:
+    """A memory after the manager LLM could not be reached once more."""
+    made = {"manager": {"failures": failures, "since": 0, "until": 0}}
+    waiting.note_manager(made, reached=False, until=until)
+    return made
+
+
+def test_a_manager_that_cannot_be_reached_is_left_alone_for_longer_each_time_and_is_asked_then(clock):
+    for failures, step in enumerate(STEPS):
+        made = alone(failures=failures)
+        clock.now = NOW + step - 1
+        assert not waiting.may_ask(made)
+        clock.now = NOW + step
+        assert waiting.may_ask(made)
+        clock.now = NOW
+    waiting.note_manager(made, reached=True)
+    assert made == {"manager": {"failures": 0, "since": 0, "until": 0}} and waiting.may_ask(made)
+
+
+@pytest.mark.parametrize(
+    ("until", "asked_in"),
+    [
+        (20 * HOUR, 20 * HOUR),  # the daily cap of free models
+        (5.0, 30.0),  # sooner than it would be asked anyway
+        (-5.0, 30.0),
+        (20 * DAY, 30.0),  # the month of a key: a person may add credit long before
+    ],
+)
+def test_when_a_manager_says_when_it_can_be_reached_again_it_is_left_alone_for_that_day(clock, until, asked_in):
+    made = alone(until=NOW + until)
+    clock.now = NOW + asked_in - 1
+    assert not waiting.may_ask(made)
+    clock.now = NOW + asked_in
+    assert waiting.may_ask(made)
+
+
+def test_a_clock_that_was_set_back_does_not_keep_the_manager_silent(clock):
+    made = alone(until=NOW + 20 * HOUR)
+    clock.now = NOW - DAY
+    assert waiting.may_ask(made)
