@@ -20,13 +20,12 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-import excerpt
-
 import briefing
 import budget
 import checkout
 import dod
 import edits
+import excerpt
 import inbox
 import ledger
 import lessons
