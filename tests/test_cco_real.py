@@ -296,6 +296,29 @@ def test_neither_a_lie_nor_work_that_no_commit_holds_is_done(host, sandbox):
     assert host.git(host.root, "status", "--porcelain") == ""
 
 
+def test_claude_itself_manages_and_judges_in_sessions_that_can_touch_nothing(host, sandbox):
+    tone = {"id": "tone", "criteria": "the README greets its reader"}
+    host.make(ONE)
+    fields = json.loads(host.mission.read_text())
+    fields["definition_of_done"].append(tone)
+    fields["settings"]["manager"] = {"provider": "claude"}
+    host.mission.write_text(json.dumps(fields))
+    host.commit("another manager")
+    plan = {"focus": "a", "title": "Make a and greet", "instruction": "Write a, and greet the reader in README.md."}
+    plan |= {"strategy": "retry_modified", "session": "fresh", "question": None, "encouragement": "A fine start!"}
+    quotes = [{"path": "README.md", "text": "Welcome, dear reader!"}]
+    ruling = {"files": [], "verdicts": [{"id": "tone", "met": True, "reason": "It does.", "quotes": quotes}]}
+    work = at_once(writes("a"), writes("README.md", "Welcome, dear reader!\n"))
+    with host.model(tool("StructuredOutput", **plan), work, DONE, tool("StructuredOutput", **ruling)) as model:
+        assert host.start() == 0, host.said()
+    asked, first, _, judged = [request for request in model.requests if request["turn"]]
+    assert "Not met:\n- a: a is there" in asked["text"] and "Welcome, dear reader!" in judged["text"]
+    assert "A fine start!" in first["text"] and plan["instruction"] in first["text"]
+    assert host.state()["criteria"]["tone"]["evidence"]["kind"] == "judged"
+    assert (host.status()["manager"]["calls"], host.status()["iterations"]) == (2, 1)
+    assert 0 < host.status()["manager"]["cost_usd"] < host.status()["cost_usd"]
+
+
 def test_a_full_context_is_followed_by_a_fresh_session(host, sandbox):
     host.make(ONE)
     full = failure(400, "prompt is too long: 250000 tokens > 200000 maximum", repeat="forever")
