@@ -104,6 +104,10 @@ def check(args: argparse.Namespace) -> int:
         print(f"\n{line}")
     here = job.situation()
     decision = manager.rules(here)
+    judged = [c.id for c in job.mission.criteria if c.check is None and verdicts[c.id].verdict == "unjudged"]
+    if decision.focus in judged and manager.has_judge(job.settings):
+        print(f"\nAn LLM would judge {', '.join(judged)} first, by what is in the tree.")
+        return DONE
     if decision.strategy == "escalate":
         print(f"\nNo session would be started, you would be asked: {decision.question}")
         return DONE

@@ -767,6 +767,17 @@ def test_a_judges_quote_has_to_be_in_the_tree(bench):
     assert "1 judged by a model" in the_report(bench) and QUOTE["text"] in the_report(bench)
 
 
+def test_check_says_who_would_judge_what_no_command_checks(bench, project):
+    (project / "a").write_text("1")
+    subprocess.run("git add -A && git commit -qm a", shell=True, cwd=project, check=True)
+    with OpenRouterAPI() as router:
+        judged(bench, router, {**A, "guard": True}, PRETTY)
+        assert "An LLM would judge pretty first" in bench.run("check", str(bench.mission)).stdout
+    assert router.calls == []
+    bench.environment["OPENROUTER_API_KEY"] = ""
+    assert "Only you can judge pretty" in bench.run("check", str(bench.mission)).stdout
+
+
 def test_a_judges_verdict_falls_with_the_file_that_it_quotes(bench):
     unclear = json.loads(ruling("clear", met=False, quotes=()))["verdicts"]
     first = json.loads(ruling("pretty")) | {"verdicts": json.loads(ruling("pretty"))["verdicts"] + unclear}
