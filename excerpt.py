@@ -3,9 +3,9 @@
     excerpt.useful(text, 3000)         at most 3000 bytes of it
     excerpt.of_file(path, 3000)        of a check's log, of which only the two ends are read
 
-Tools are not told apart. Words and shapes that they share (FAILURE, MAYBE, SUMMARY, FRAME) give each line a rank, and
-lines are taken by rank until there is no room: the sums at the end, the first failures with what stands around them,
-the other failures, their surroundings, and then the end of the output. A text that fits is only cleaned.
+Tools are not told apart. The words and shapes that they share give each line a rank, and lines are taken by rank until
+there is no room: the sums at the end, the first failures with what stands around them, the other failures, their
+surroundings, and then the end of the output. A text that fits is only cleaned.
 
 Mask the text before: half a secret is not known as one. What is not covered: the middle of an output that is larger
 than 2 MB or has more than 40,000 lines, and failures in other languages than English.
@@ -29,7 +29,7 @@ LONGEST = 24  # lines of one failure, after which it counts as the next
 FIRST = 3  # failures that are shown with all that belongs to them before the next ones are
 ZONE, LAST = 60, 3  # lines at the end in which sums are looked for, and that are shown in any case
 ALIKE = 4  # lines in a row that stood before, and are left out then
-NARROWEST = 200  # characters of a line that are shown at least
+NARROWEST, WIDEST = 200, 1000  # characters of a line that are shown at least, and at most
 GAP = len("[1000000 lines left out]\n")  # bytes that the note takes at most
 NOW, NEAR, LATER, HINT, AROUND, END, DULL = range(7)  # ranks of a line: which are taken first
 
@@ -39,30 +39,33 @@ VARIABLE = re.compile(
     r"(?im)(?<![\w.~-])[\w.~-]*/[^\s:'\"(),]*|^[ \t]*[^\s:(]+(?=[:(]\d)"
     r"|\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b|\b0x[0-9a-f]+|\b[0-9a-f]{7,}\b|\d+"
 )
-NONE = re.compile(
-    r"(?i)\b(?:0|no|zero|without)\s+(?:errors?|fail\w*|exceptions?)\b|\b(?:errors?|fail\w*)\s*[:=]?\s*0\b"
+NONE = re.compile(r"(?i)\b(?:0|no|zero|without) (?:errors?|fail\w*|exceptions?)\b|\b(?:errors?|fail\w*) ?[:=]? ?0\b")
+# What is searched for begins with plain characters, and LOW_ ones are searched for in small letters: both make it fast.
+# PASSED, BEGINS, SHAPE and FRAME say how a line begins.
+PASSED = re.compile(
+    r"\s*(?:ok\b|[✓✔√]|PASS(?:ED)?\b|--- PASS|=== (?:RUN|PAUSE|CONT)|\[ +(?:OK|RUN) |Passed |# Subtest: )"
 )
-PASSED = re.compile(  # also warnings, which fail nothing
-    r"^\s*(?:ok\b|[✓✔√]|PASS(?:ED)?\b|--- PASS|=== (?:RUN|PAUSE|CONT)|\[ +(?:OK|RUN) +\]|Passed |# Subtest: )"
-    r"|\b(?:PASSED|\.\.\. ok|success)\s*(?:\[ *\d+%\])?$|^(?!.*\berror).*\bwarn"
+SUCCESS = re.compile(r"(?:PASSED|\.\.\. ok|success) *(?:\[ *\d+%\])?$")
+BEGINS = re.compile(  # what is a failure for certain
+    r"E {2,}\S|[A-Z]{1,5}\d{3,5} |_{3,} .+ _{3,}$|Traceback \(|Caused by:|thread '.+' panicked"
+    r"|\s*(?:not ok\b|--- FAIL|FAIL(?:ED|URE)?\b|ERROR\b|[✗✕✖×●] |\d+\) \S|---- .+ ----$|\d+:\d+ +error )"
+    r"|\s*(?:\[ERROR\]|error|fatal|panic)(?:\[\w+\])?[: ]\s*\S"
+    r"|(?!.*\b(?:warning|note|info)\b)(?:\.{0,2}/)?[\w@./\\-]+\.\w+[:(]\d+(?:[:,]\d+)?\)?:? "
 )
-FAILURE = re.compile(
-    r"^(?:E {2,}\S|[A-Z]{1,5}\d{3,5} |_{3,} .+ _{3,}$|Traceback \(|Caused by:|thread '.+' panicked)"
-    r"|^\s*(?:not ok\b|--- FAIL|FAIL(?:ED|URE)?\b|ERROR\b|[✗✕✖×●] |\d+\) \S|---- .+ ----$|\d+:\d+ +error )"
-    r"|^\s*(?:\[ERROR\]|error|fatal|panic)(?:\[\w+\])?[: ]\s*\S"
-    r"|\b\w*(?:Error|Exception|Failure)(?: \[\w+\])?: |\b(?:fatal )?error(?: ?\[?\w+\d+\]?)?: |\bpanicked at\b|\*\*\* "
-    r"|^(?!.*\b(?:warning|note|info)\b)(?:\.{0,2}/)?[\w@./\\-]+\.\w+[:(]\d+(?:[:,]\d+)?\)?:? "
+SAYS = re.compile(
+    r"(?:Error|Exception|Failure)(?: \[\w+\])?: |error(?: ?\[?\w+\d+\]?)?: |panicked at |\*\*\* "
     r"|command not found|: not found|undefined reference|[Nn]o such file|[Pp]ermission denied|core dumped"
 )
-MAYBE = re.compile(
-    r"(?i)error|fail|fatal|exception|panic|cannot|could not|can't|unable|not (?:ok|found|defined|equal)|no such"
-    r"|no module|denied|refused|timed? ?out|killed|abort|assert|unexpected|invalid|mismatch|missing|undefined|unresolved"
-    r"|^\s*> +\d+ \||^> {2}|conflict|^\s*\^|^[-+](?![-+]{2})\S"
-    r"|^\s*(?:expected|actual|received|got|want|left|right|location)\b[^:]*:"
+LOW_WORDS = re.compile(  # what may be one
+    r"error|fail|fatal|exception|panic|cannot|could not|can't|unable|not (?:ok|found|defined|equal)|no such|no module"
+    r"|denied|refused|timed out|timeout|killed|abort|assert|unexpected|invalid|mismatch|missing|undefined|unresolved"
 )
-ADVICE = re.compile(
-    r"(?i)re-?run|for more information|for help|full (?:stack|list|log|report)|BACKTRACE|\[Help \d|complete log|https?://\S+$"
-    r"|^\[ERROR\]\s*(?:$|->)|short test summary"
+SHAPE = re.compile(
+    r"\s*(?:> +\d+ \||\^|(?i:expected|actual|received|got|want|left|right|location)\b[^:]*:)|> {2}|[-+](?![-+]{2})\S"
+)
+LOW_ADVICE = re.compile(
+    r"re-?run|for more information|for help|full (?:stack|list|log|report)|backtrace\b|\[help \d|complete log"
+    r"|short test summary"
 )
 SUMMARY = re.compile(
     r"\b\d+ (?:tests?|specs?|examples?|pass(?:ed|ing)|fail\w*|errors?|problems?)\b|\bTests?(?: run)?: .*\d"
@@ -71,7 +74,7 @@ SUMMARY = re.compile(
 )
 REPEATED = re.compile(r"\[\d+ more like the (?:(\d+) lines|line) above\]")
 UNREAD = re.compile(r"\[\d+ bytes left out\]")
-FRAME = re.compile(r"^\s+(?:File \"|at |from |\d+: )|^\s*#\d+ |^\t\S+\.go:\d+|^\S+:\d+: in \w")
+FRAME = re.compile(r"\s+(?:File \"|at |from |\d+: )|\s*#\d+ |\t\S+\.go:\d+|\S+:\d+: in \w")
 LIBRARY = re.compile(
     r"(?:site|dist)-packages|node_modules|/lib/python\d|<frozen |\(<anonymous>\)$|node:(?:internal|\w+:\d)|\(internal/"
     r"|/usr/(?:lib|include|local/go)/|/rustc/|\.cargo/|/(?:gems|vendor|_pytest)/|\bat (?:async )?(?:javax?|jdk|sun"
@@ -105,7 +108,7 @@ def _useful(head: bytes, left: int, tail: bytes, limit: int) -> str:
     if not left and _size(text := _clean((head + tail).decode("utf-8", "replace"))) <= limit:
         return text
     text = _clean(_ends(head, left, tail))
-    lines, counts = _folded(_fitting_lines(text, max(NARROWEST, limit // 8)))
+    lines, counts = _folded(_fitting_lines(text, min(WIDEST, max(NARROWEST, limit // 8))))
     shown = _joined(lines, counts, _chosen(lines, _ranks(lines), limit))
     return shown or text.encode("utf-8", "replace")[: max(0, limit)].decode("utf-8", "ignore")
 
@@ -177,7 +180,7 @@ def _ranks(lines: Sequence[str]) -> list[int]:
     leading = NOW if NOW in found else HINT  # where no line is a failure for certain, those that may be one
     groups, begun, last = 0, 0, -LONGEST
     # No surroundings reach beyond a success, or a note of repetitions.
-    barriers = [bool(PASSED.search(line) or REPEATED.fullmatch(line)) for line in lines]
+    barriers = [_tells_success(line) or bool(REPEATED.fullmatch(line)) for line in lines]
     for number in (number for number, rank in enumerate(found) if rank == leading):
         if number - last > AFTER or number - begun > LONGEST:
             groups, begun = groups + 1, number
@@ -193,13 +196,18 @@ def _ranks(lines: Sequence[str]) -> list[int]:
     return ranks
 
 
+def _tells_success(line: str) -> bool:
+    return bool(PASSED.match(line) or SUCCESS.search(line))
+
+
 def _own_rank(line: str) -> int:
-    if PASSED.search(line) or ADVICE.search(line):
+    low = line.lower()
+    if _tells_success(line) or LOW_ADVICE.search(low) or ("warn" in low and "error" not in low):
         return DULL
-    line = NONE.sub("", line)
-    if FAILURE.search(line):
+    line, low = NONE.sub("", line), NONE.sub("", low)
+    if BEGINS.match(line) or SAYS.search(line):
         return NOW
-    return HINT if MAYBE.search(line) or FRAME.search(line) else END
+    return HINT if LOW_WORDS.search(low) or SHAPE.match(line) or FRAME.match(line) else END
 
 
 def _in_library(lines: Sequence[str]) -> Iterator[bool]:
@@ -207,11 +215,11 @@ def _in_library(lines: Sequence[str]) -> Iterator[bool]:
     depth = -1  # of the frame, when it is one
     for line in lines:
         indent = len(line) - len(line.lstrip())
-        if FRAME.search(line):
+        if FRAME.match(line):
             depth = indent if LIBRARY.search(line) else -1
         elif indent <= depth or not line:
             depth = -1
-        yield depth >= 0 or bool(LIBRARY.search(line) and not FAILURE.search(line) and not MAYBE.search(line))
+        yield depth >= 0 or (bool(LIBRARY.search(line)) and _own_rank(line) == END)
 
 
 def _sums(lines: Sequence[str], ranks: Sequence[int]) -> list[int]:

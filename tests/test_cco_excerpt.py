@@ -546,6 +546,8 @@ def test_every_line_is_shown_or_counted(seed):
     [
         "Error: x is wrong at step 17\n" * 350_000,
         noise(200_000, "error {0} of {1} in a/b/{2}.py:3: no"),
+        noise(20_000, "fail" + " " * 450 + "{0} {1} {2}"),
+        noise(20_000, "{0} " + "http://a.b/c " * 35 + "{1} {2}"),
         "a" * 10_000_000,
         "a/" * 5_000_000,
         "a.b:" * 2_500_000,
