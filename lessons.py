@@ -33,6 +33,7 @@ from typing import Any
 import dod
 import log
 import state
+from excerpt import ESCAPE
 
 VERSION = 1  # of a line's format
 MOST = 200  # lessons in the file
@@ -46,7 +47,6 @@ TEXT = 300  # characters of every other text
 MAX_TOLD = 800  # characters of a lesson in a prompt
 MAX_LINE = 1000  # characters of a line of output that are looked at
 
-ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b\n]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
 RULE = re.compile(r"([^\w\s])\1{2,}|_{3,}")  # a line drawn across the terminal
 FOLDERS = re.compile(r"(?<![\w.+/~-])~?(?:[\w.+-]*/)+")
 TEMPORARY = re.compile(r"\btmp(?:[a-z0-9_]{8}|\.\w{6,12})\b")  # by mkdtemp and mktemp
