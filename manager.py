@@ -280,6 +280,6 @@ def _touches_referee(instruction: str, sealed: Sequence[str]) -> str:
 
 def _is_sealed(path: str, sealed: Sequence[str]) -> bool:
     """Whether a path that somebody wrote is protected, or is a folder of which all is."""
-    path = path.removeprefix("./").rstrip("/.")
+    path = path.removeprefix("./")
     globs = (glob.removeprefix("./").rstrip("/") for glob in sealed)
     return any(fnmatchcase(path, glob) or fnmatchcase(path, f"{glob}/*") or path == glob.rstrip("/*") for glob in globs)

@@ -134,11 +134,22 @@ def test_when_nothing_else_is_left_the_rules_ask_about_the_most_important_one_th
 
 def test_when_only_criteria_without_a_check_are_left_the_question_names_all_of_them_and_no_other():
     ideas = [standing(id, "unjudged", check=None) for id in ("tone", "looks")]
-    plan = rules(situation(standing("tests", "met"), *ideas, standing("slow", "unjudged", priority="critical")))
+    others = [standing("tests", "met"), standing("style", "met", "critical", check=None)]
+    plan = rules(situation(*others, *ideas, standing("slow", "unjudged", priority="critical")))
     assert (plan.strategy, plan.focus) == ("escalate", "tone")
     assert "tone, looks" in plan.question
-    assert "slow" not in plan.question
+    assert "slow" not in plan.question and "style" not in plan.question
     assert "`check`" in plan.question
+
+
+def test_when_only_what_runs_last_is_left_and_nothing_has_judged_it_a_person_is_asked():
+    plan = rules(situation(standing("c1", "met"), standing("slow", "unjudged")))
+    assert (plan.focus, plan.strategy) == ("slow", "escalate")
+
+
+def test_the_instruction_for_the_only_criterion_says_nothing_but_what_proves_it():
+    proof = "Its check is this command, run in the repository's root; exit code 0 means met:\n\n    make c1"
+    assert rules(situation()).instruction == f'Make the criterion "c1 works" (c1) true.\n\n{proof}'
 
 
 def test_the_instruction_says_what_proves_it_what_has_to_stay_and_what_comes_next():
@@ -192,12 +203,17 @@ def test_the_title_is_one_short_line_however_long_the_criterion():
 def test_what_deserves_another_try_gets_one_when_nothing_else_is_open():
     revived = standing("c1", stalls=5, revived=True)
     assert rules(situation(revived, standing("c2", stalls=4))).focus == "c1"
+    assert (
+        "Leave alone for now, since many sessions on it changed nothing: c2."
+        in rules(situation(revived, standing("c2", stalls=4))).instruction
+    )
     assert rules(situation(revived, standing("c2"))).focus == "c2"
     assert rules(situation(replace(revived, stalls=6))).strategy == "escalate"
 
 
 def test_what_is_set_aside_is_left_alone_and_said_to_be():
-    plan = rules(situation(standing("c1"), standing("c2", stalls=4), standing("c3")))
+    plan = rules(situation(standing("c1"), standing("c2", stalls=4), standing("c3"), standing("c4", "met", stalls=4)))
+    assert rules(situation(standing("c1", stalls=2), standing("c2", stalls=4))).strategy == "alternative"
     assert (plan.focus, plan.strategy, plan.session) == ("c1", "partial", "resume")
     assert "Leave alone for now, since many sessions on it changed nothing: c2." in plan.instruction
     assert "go on with the next of these: c3." in plan.instruction
@@ -220,6 +236,7 @@ def test_sessions_that_bring_nothing_new_for_long_end_in_a_question():
     assert rules(situation(*failing, barren=BARREN - 1)).strategy == "retry_modified"
     plan = rules(situation(*failing, barren=BARREN))
     assert (plan.focus, plan.strategy, plan.session) == ("c2", "escalate", "fresh")
+    assert plan.title == "Ask what stands in the way"
     assert f"{BARREN} sessions in a row" in str(plan.question)
     assert "Not met now: c1, c2." in str(plan.question)
     assert rules(situation(standing("c1", "unjudged", check=None), barren=BARREN)).title == "Ask about c1"
@@ -502,8 +519,10 @@ def test_an_instruction_without_a_word_is_none(nothing):
     [SAME, SAME.upper(), f"  {SAME}\n", SAME.replace(" ", "\n\n"), "Mend the parser in `src/parser.py`!", f"- {SAME}"],
 )
 def test_what_failed_is_not_asked_for_again_word_for_word(again):
-    said = refusal(standing(failed=[digest("another"), digest(SAME)]), instruction=again)
+    tried = standing(failed=[digest("another"), digest(SAME)])
+    said = refusal(tried, instruction=again)
     assert 'this "instruction" was given before, word for word, and c1 is still not met' in said
+    assert refusal(tried, instruction=again, impossible="c1 contradicts itself.") == ""
 
 
 @pytest.mark.parametrize(
@@ -529,6 +548,11 @@ WEAKENING = [
     "Overwrite ui/button.snap with what is printed.",
     "Delete the folder e2e.",
     "Rename tests/acceptance.",
+    "Do not go on as before. Delete tests/acceptance.",
+    "Never mind the time; delete tests/acceptance",
+    "No!\nDelete tests/acceptance",
+    "Why not? Delete tests/acceptance",
+    "Stop, it is not worth it! Delete tests/acceptance",
     "Change mission.json: c1 need not hold.",
     "Modify the mission file so that c1 goes away.",
     "Update the Definition of Done to say less.",
