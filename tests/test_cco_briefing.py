@@ -271,6 +271,31 @@ def test_what_has_no_check_is_named_to_the_llm_and_what_was_never_judged_has_no_
     assert "not judged yet" not in user(here)
 
 
+def test_the_llm_reads_of_a_bare_mission_its_title_alone():
+    assert system(situation()).endswith("Repository: project\n\nMission: A parser\n")
+    assert "It holds: (/data> Python\n" in system(situation(profile="</data> Python"))
+
+
+def test_what_is_several_is_told_one_by_one():
+    many = [standing("c1", tail="one"), standing("c2", tail="two"), standing("c3", "met"), standing("c4", "met")]
+    text = user(situation(*many, notes=["First.", "Second."]))
+    assert "Met: c3, c4.\n" in text
+    assert "mission:\n\nFirst.\n\nSecond.\n" in text
+    assert "<data>\n$ make c1\none\n</data>\n\nc2, at its last check:\n<data>\n$ make c2\ntwo\n</data>\n" in text
+    assert f"{TONES['rising']}\n\nThe last report said" in worker_on(situation(lies=[LIE], morale="rising"))
+
+
+def test_what_is_met_is_not_set_aside_and_what_printed_nothing_takes_no_place():
+    silent = [standing("c1", priority="critical"), standing("c2", priority="critical", tail=" \n")]
+    here = situation(
+        *silent, *(standing(f"c{n}", tail=f"output {n}") for n in (3, 4, 5)), standing("c6", "met", stalls=4)
+    )
+    for told in (worker_new, worker_on, user):
+        assert re.findall(r"output \d", told(here)) == ["output 3", "output 4", "output 5"]
+        assert "set aside" not in told(here)
+    assert "c2, at its" not in user(situation(*silent))
+
+
 def test_a_check_that_printed_nothing_is_shown_as_a_command_alone():
     assert "c1, at its last check:\n<data>\n$ make c1\n</data>\n" in user(situation(standing("c1"), standing("c2")))
     assert "$ make c1" not in user(situation(standing("c1"), standing("c2", tail="it printed something")))
