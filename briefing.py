@@ -18,10 +18,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import log
 import prompt
 from mission import PRIORITIES, MissionError
-from prompt import HEAD, RESERVE, TAIL, as_data, fill
+from prompt import HEAD, TAIL, as_data, fill
 from situation import Plan, Situation, Standing
 
-LEAST = 8_000  # bytes of the LLM's prompt, whatever the settings say: below, nothing could be decided
 STABLE = 0.5  # of the LLM's prompt, at most, is the mission: what would differ from time to time is not cached
 FAILURES = 3  # failing checks whose output is shown
 NEXT = 2  # of them while things go well
@@ -84,7 +83,7 @@ def require_texts() -> None:
 
 def for_manager(here: Situation, most: int) -> tuple[str, str]:
     """The system's and the user's message of a question for the next step, together below `most` bytes."""
-    mission, pieces, room = _mission(here), _pieces(here), max(most, LEAST) - RESERVE
+    mission, pieces, room = _mission(here), _pieces(here), prompt.room(most)
     system = _within(mission, int(room * STABLE), lambda pieces: _system(here, pieces))
     return system, _within(pieces, room - prompt.size(system), lambda pieces: _user(here, pieces))
 
@@ -142,7 +141,8 @@ def _pieces(here: Situation) -> dict[str, str]:
         "last": prompt.cut(_masked(as_data(here.last)), FAILURE),
         "report": prompt.cut(_masked(as_data(here.report)), FAILURE, TAIL),
         **_feedback(here),
-        "tried": "" if well else as_data(_list(here.tried)),  # what the last session said is told anyhow
+        # What the last session said is told anyhow.
+        "tried": "" if well and here.resumable else as_data(_list(here.tried)),
         "commits": "" if well else as_data(_list(here.commits)),
         "lessons": as_data(_list(line for s in here.standings for line in s.lessons)),
         "notes": "\n\n".join(here.notes),

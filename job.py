@@ -58,7 +58,6 @@ HERE = Path(__file__).resolve().parent
 LEARNED = 5  # criteria that lessons are looked up for
 SHOWN = 5  # commits that the hand-over to a fresh session names
 STREAM = re.compile(r"\d{4,}-[0-9a-f-]{36}\.jsonl(\.gz)?")  # name of what a session printed
-WILD = re.compile(r"[*?\[]")  # begins what is not literal in a glob
 LITTER = 300  # uncommitted paths that are remembered
 
 
@@ -145,10 +144,9 @@ class Job:
         return self.profile[0]
 
     def _sealed_names(self) -> list[str]:
-        """What an instruction must not ask to change, as it would name it: paths, and globs up to their first star."""
+        """What an instruction must not ask to change, as it would name it: paths and globs."""
         inside = (path for path in (self.mission.path, self.config) if path.is_relative_to(self.root))
-        folders = (WILD.split(glob)[0].lstrip("!") for glob in self.mission.protect)
-        return [*(str(path.relative_to(self.root)) for path in inside), *(name for name in folders if len(name) > 3)]
+        return [*(str(path.relative_to(self.root)) for path in inside), *self.mission.protect]
 
     def last_outputs(self) -> dict[str, str]:
         """The end of what each criterion's check printed last."""

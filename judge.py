@@ -219,7 +219,7 @@ def _item(criterion: Criterion) -> str:
 
 
 def _case(mission: Mission, evidence: Evidence, settings: Any, models: Sequence[str]) -> _Case:
-    room = settings.openrouter.max_prompt - prompt.RESERVE - size(_text(RULES)) - size(_text(CASE))
+    room = prompt.room(settings.openrouter.max_prompt) - size(_text(RULES)) - size(_text(CASE))
     changes = [piece.rstrip("\n") for piece in PIECE.split(_shown(evidence.diff)) if piece]
     parts = {
         "title": _shown(mission.title),

@@ -19,6 +19,7 @@ from document import NOT_TEXT
 FOLDER = Path(__file__).resolve().parent / "prompts"
 FENCE = re.compile(r"<\s*/\s*data", re.I)  # the end of what programs printed
 HEAD, TAIL = "head", "tail"  # which end of a text is kept
+LEAST = 8_000  # bytes of a prompt to an LLM, whatever the settings say: below, nothing could be decided
 RESERVE = 4_000  # bytes of a prompt kept free for the shape of the answer, and for one repair
 
 
@@ -61,6 +62,11 @@ def as_data(text: str) -> str:
 def plain(text: str) -> str:
     """Masked, and without what can neither be shown nor sent."""
     return NOT_TEXT.sub(" ", log.mask(text))
+
+
+def room(most: int) -> int:
+    """Bytes that the two messages of a question may take. most: openrouter.max_prompt."""
+    return max(most, LEAST) - RESERVE
 
 
 def size(text: str) -> int:

@@ -15,9 +15,9 @@ import pytest
 import briefing
 import log
 import prompt
-from briefing import CUT, LEAST, PLACEHOLDERS, TEMPLATES, TONES, for_manager, for_worker, require_texts, template
+from briefing import CUT, PLACEHOLDERS, TEMPLATES, TONES, for_manager, for_worker, require_texts, template
 from mission import HERE, PRIORITIES, Mission, MissionError, load_settings, parse
-from prompt import HEAD, RESERVE, size
+from prompt import HEAD, LEAST, RESERVE, size
 from situation import STRATEGIES, TIERS, Plan, Situation, Standing
 
 PROMPTS = HERE / "prompts"
