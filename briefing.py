@@ -47,7 +47,8 @@ CUT = (  # what the LLM's prompt loses first when it is too long: part, bytes th
     ("tampering", 800, HEAD),
     ("lies", 800, HEAD),
     ("notes", 1_000, TAIL),
-    *((name, 0, HEAD) for name in ("lessons", "tried", "report", "context", "profile", "met", "setup", "constraints")),
+    *((name, 0, HEAD) for name in ("lessons", "tried", "report", "context", "profile", "protected", "met")),
+    *((name, 0, HEAD) for name in ("setup", "constraints")),
     *((name, 0, HEAD) for name in ("description", "last", "conflicts", "tampering", "lies", "notes", "failure 1")),
     *((name, 0, HEAD) for name in ("criteria", "title")),
 )
@@ -56,7 +57,7 @@ SITUATION = ("progress", "criteria", "last", "feedback", "tried", "commits", "le
 WORKER = (*MISSION, "criteria", "feedback", "notes", "instruction", "failures")
 TEMPLATES = ("task_initiation", "progress_check", "motivational_boost", "error_recovery", "session_transition")
 PLACEHOLDERS: dict[str, Sequence[str]] = {
-    "system.md": (*MISSION, "repository", "profile"),
+    "system.md": (*MISSION, "repository", "profile", "protected"),
     "situation.md": SITUATION,
     **{f"{name}.md": (*SITUATION, "situation") for name in TEMPLATES},
     "fresh.md": (*WORKER, "tried", "commits", "profile"),
@@ -125,6 +126,7 @@ def _mission(here: Situation) -> dict[str, str]:
         "context": mission.context,
         "constraints": _list(mission.constraints),
         "setup": mission.setup or "",
+        "protected": ", ".join(mission.protect),
         "profile": as_data(here.profile),
     }
     return {name: _masked(text) for name, text in pieces.items()}
@@ -145,7 +147,7 @@ def _pieces(here: Situation) -> dict[str, str]:
         "tried": "" if well and here.resumable else as_data(_list(here.tried)),
         "commits": "" if well else as_data(_list(here.commits)),
         "lessons": as_data(_list(line for s in here.standings for line in s.lessons)),
-        "notes": "\n\n".join(here.notes),
+        "notes": "\n\n".join((*here.told, *here.notes)),
         **{f"failure {n}": (outputs[n - 1 : n] or [""])[0] for n in range(1, FAILURES + 1)},
     }
     return {name: _masked(text) for name, text in pieces.items()}
@@ -160,8 +162,9 @@ def _system(here: Situation, pieces: Mapping[str, str]) -> str:
     constraints = f"Constraints:\n{pieces['constraints']}" if pieces["constraints"] else ""
     setup = f"A fresh checkout is made ready with: {pieces['setup']}" if pieces["setup"] else ""
     profile = f"It holds: {pieces['profile']}" if pieces["profile"] else ""
-    parts = {"constraints": constraints, "setup": setup, "profile": profile, "repository": here.mission.repository.name}
-    return fill("system.md", {**pieces, **parts})
+    protected = f"Protected: {pieces['protected']}" if pieces["protected"] else ""
+    parts = {"constraints": constraints, "setup": setup, "profile": profile, "protected": protected}
+    return fill("system.md", {**pieces, **parts, "repository": here.mission.repository.name})
 
 
 def _user(here: Situation, pieces: Mapping[str, str]) -> str:

@@ -145,7 +145,7 @@ class Job:
 
     def _sealed_names(self) -> list[str]:
         """What an instruction must not ask to change, as it would name it: paths and globs."""
-        inside = (path for path in (self.mission.path, self.config) if path.is_relative_to(self.root))
+        inside = (path for path in self.referee if path.is_relative_to(self.root))
         return [*(str(path.relative_to(self.root)) for path in inside), *self.mission.protect]
 
     def last_outputs(self) -> dict[str, str]:
@@ -383,7 +383,8 @@ class Job:
     def _adopt_settings(self) -> None:
         here = {"path": str(self.config), "digest": self.settings_digest(), "suspect": None}
         self.memory["settings"] = {**here, "values": edits.values(self.settings)}
-        waiting.note_manager(self.memory, reached=True)  # it may be another one by now
+        for who in ("manager", "judge"):
+            waiting.note_asked(self.memory, who, reached=True)  # it may be another one by now
 
     # ------------------------------------------------------------------------------------------------
     # The results

@@ -32,6 +32,7 @@ from exits import DONE, LATER, PERSON, Edited, Stop
 from job import Job
 from situation import Plan
 
+NONSENSE = 4  # times in a row that the judge gives no usable answer, until the same
 PATIENCE = 24  # times in a row that the judge cannot be reached, until a person is asked in its place: half a day
 TELL = 3600.0  # seconds between two lines about a long wait
 
@@ -86,9 +87,8 @@ def plan(job: Job) -> None:
     job.take_notes()
     session.end_at_limit(job)
     decision = _decide(job)
-    if decision.impossible and (first := ledger.note_impossible(memory, decision.focus, decision.impossible)):
-        decision.strategy = "escalate"
-        decision.question = _impossible(decision.focus, first, decision.impossible)
+    if decision.strategy != "escalate" and (doubt := decision.impossible or decision.question):
+        _hear(memory, decision, doubt)
     if decision.strategy == "escalate":
         return _ask_person(job, decision, seen)
     memory["iterations"] += 1
@@ -191,10 +191,10 @@ def _decide(job: Job) -> Plan:
     """The next plan. A manager LLM that cannot be reached is left alone for longer each time; the rules stand in."""
     memory = job.memory
     with proc.interruptible():  # an answer may take minutes
-        decision = manager.decide(job.situation(), job.settings, waiting.may_ask(memory), memory["answers"])
+        decision = manager.decide(job.situation(), job.settings, waiting.may_ask(memory, "manager"), memory["answers"])
     progress.note_plan(memory, decision)
     if decision.bill.calls or decision.unreachable:
-        waiting.note_manager(memory, not decision.unreachable, decision.until)
+        waiting.note_asked(memory, "manager", not decision.unreachable, decision.until)
     milestones.limits(job)
     return decision
 
@@ -204,8 +204,9 @@ def _ask_person(job: Job, decision: Plan, seen: str) -> None:
     memory = job.memory
     memory["plan"] = None
     if memory["criteria"][decision.focus]["verdict"] == "unjudged":
-        if manager.has_judge(job.settings) and not waiting.may_ask(memory) and memory["manager"]["failures"] < PATIENCE:
-            waiting.begin(memory, memory["manager"]["until"] - time.time(), waiting.JUDGE, "the judge to answer")
+        failed = memory["judge"]
+        if manager.has_judge(job.settings) and 0 < failed["failures"] < (NONSENSE if failed["useless"] else PATIENCE):
+            waiting.begin(memory, failed["until"] - time.time(), waiting.JUDGE, "the judge to answer")
             return job.save("waiting")
     elif inbox.waits(job.folder, memory):
         log.info("a note was left meanwhile: it goes on with that")
@@ -215,6 +216,19 @@ def _ask_person(job: Job, decision: Plan, seen: str) -> None:
     job.save("blocked")
     milestones.write_report(job)
     milestones.send(job, "blocked", str(decision.question))
+
+
+def _hear(memory: progress.Memory, decision: Plan, doubt: str) -> None:
+    """What the manager LLM doubts of a criterion is a question to a person when it says so before and after a session.
+
+    Once is not enough: it may have been talked into it by what the worker printed.
+    """
+    if first := ledger.note_impossible(memory, decision.focus, doubt):
+        decision.strategy = "escalate"
+        decision.question = decision.question or _impossible(decision.focus, first, doubt)
+    else:
+        log.info(f"the manager doubts {decision.focus}, and one more session is spent on it first: {doubt}")
+        decision.question = None
 
 
 def _impossible(id: str, first: str, again: str) -> str:

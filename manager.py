@@ -12,10 +12,10 @@ is told stands in briefing.py, and in prompts/, for people to read and change.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 import catalog
@@ -24,12 +24,13 @@ import log
 import tiers
 from briefing import for_manager
 from llm import Saved
-from mission import PRIORITIES
+from mission import PRIORITIES, MissionError
 from openrouter import NoAnswer, Unreachable
 from prompt import as_data
 from situation import RUNGS, STRATEGIES, TIERS, Plan, Situation, Standing, digest
 
 BARREN = 40  # iterations that mend one thing and break another, until a person is asked
+LONGEST = 20_000  # bytes of an instruction in the state, where each letter that is not Latin takes six
 TITLE = 100  # characters of a plan's title
 CHANGE = (  # what must not be asked for of what proves the work; \s+ ends it
     r"\b(?:edit|change|modify|update|delete|remove|rename|move|replace|rewrite|weaken|relax|loosen|skip|disable|bypass"
@@ -65,6 +66,9 @@ def decide(here: Situation, settings: Any, may_ask: bool = True, saved: Saved | 
         return replace(by_rule, avoided=1)
     try:
         plan = ask(here, settings, focus.stalls, saved)
+    except MissionError as error:  # a text of prompts/ was edited meanwhile
+        log.warn(f"the manager LLM cannot be asked, the rules decide this iteration: {error}")
+        return by_rule
     except NoAnswer as error:
         log.warn(f"the manager LLM did not help, the rules decide this iteration: {error}")
         until = error.until if isinstance(error, Unreachable) else None
@@ -72,6 +76,10 @@ def decide(here: Situation, settings: Any, may_ask: bool = True, saved: Saved | 
     focus = next(s for s in here.standings if s.id == plan.focus)
     if focus.stalls >= RUNGS[0]:  # it may climb the ladder, not step down
         plan.strategy, plan.session = max(plan.strategy, "alternative", key=STRATEGIES.index), "fresh"
+    elif plan.strategy == "escalate":
+        plan.strategy = "retry_modified"  # a person is asked when it asks again after this session, see loop.plan
+    else:
+        plan.question = None
     if not here.resumable:
         plan.session = "fresh"
     return plan
@@ -100,13 +108,15 @@ def warnings(settings: Any) -> list[str]:
 def models(tier: str, settings: Any) -> Sequence[str]:
     """The models that are asked, the first choice first; none for Claude Code's own choice."""
     if provider(settings) == "claude":
-        return [model] if (model := tiers.for_worker(tier, 0, settings)) else []
+        return [model for model in tiers.for_worker(tier, 0, settings) if model]
     return tiers.for_manager(tier, settings)
 
 
 def provider(settings: Any) -> str:
     """Who decides by these settings: "openrouter", "claude" or "rules"."""
-    return str(settings.manager.provider or ("openrouter" if settings.openrouter.api_key else "rules"))
+    router = settings.openrouter
+    is_there = router.api_key or not catalog.OFFICIAL.match(router.base_url)  # another server may need no key
+    return str(settings.manager.provider or ("openrouter" if is_there else "rules"))
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -253,11 +263,14 @@ def objection(content: dict[str, Any], here: Situation) -> str:
     focus = next((s for s in here.standings if s.id == content["focus"]), None)
     if focus is None or focus.id not in choices:
         return f'"focus" is {content["focus"]!r}, which is not one of {", ".join(choices)}'
-    if content["strategy"] == "escalate":
+    if content["strategy"] == "escalate" and focus.stalls >= RUNGS[0]:
         return ""
     if digest(content["instruction"]) == digest(""):
         return '"instruction" is empty'
-    if digest(content["instruction"]) in focus.failed and not content.get("impossible"):
+    if len(json.dumps(content["instruction"])) > LONGEST:
+        return '"instruction" is too long: say it in fewer words'
+    doubts = content.get("impossible") or content["strategy"] == "escalate"
+    if digest(content["instruction"]) in focus.failed and not doubts:
         return f'this "instruction" was given before, word for word, and {focus.id} is still not met: find another way'
     if named := _touches_referee(content["instruction"], here.sealed):
         return f'"instruction" asks to change what proves the work ({named}); change the work instead'
@@ -280,6 +293,12 @@ def _touches_referee(instruction: str, sealed: Sequence[str]) -> str:
 
 def _is_sealed(path: str, sealed: Sequence[str]) -> bool:
     """Whether a path that somebody wrote is protected, or is a folder of which all is."""
-    path = path.removeprefix("./")
+    path = path.removeprefix("./").rstrip("/")
     globs = (glob.removeprefix("./").rstrip("/") for glob in sealed)
-    return any(fnmatchcase(path, glob) or fnmatchcase(path, f"{glob}/*") or path == glob.rstrip("/*") for glob in globs)
+    return any(re.fullmatch(f"{_regex(glob)}(/.*)?", path) or path == glob.rstrip("/*") for glob in globs)
+
+
+def _regex(glob: str) -> str:
+    """What a glob of `protect` means: a * is within one folder, ** any number of them, none included."""
+    meaning = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    return "".join(meaning.get(part) or re.escape(part) for part in re.split(r"(\*\*/|\*\*|\*|\?)", glob))

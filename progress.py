@@ -70,7 +70,7 @@ def begin(mission: Mission, branch: str, base: str, iterations: int, instance: s
         "wait_until": None,
         "wait": None,
         "limited": {},
-        "manager": {"failures": 0, "since": 0, "until": 0},
+        **{who: {"failures": 0, "since": 0, "until": 0, "useless": False} for who in ("manager", "judge")},
         "answers": {},
         "alerts": {},
         "notes": [],
@@ -137,14 +137,15 @@ def note_outcome(memory: Memory, outcome: Outcome, said: Sequence[Claim] = ()) -
         memory["errors"] = [*memory["errors"], error][-ERRORS:]
         metrics["failed_actions"] += 1
         metrics["failing"] = True
+    before = memory["last"] if has_worked(memory) else {"cost_usd": 0.0, "seconds": 0.0}
     memory["last"] = {
         "iteration": memory["iterations"],
         "kind": outcome.kind,
         "message": outcome.message[:MESSAGE] if outcome.kind != "ended" else "",
         "report": outcome.report[-REPORT:],
         "turns": outcome.turns,
-        "cost_usd": outcome.cost_usd,
-        "seconds": outcome.seconds,
+        "cost_usd": before["cost_usd"] + outcome.cost_usd,  # also of a session that was cut short in this iteration
+        "seconds": before["seconds"] + outcome.seconds,
         "denials": outcome.denials[:10],
         "said": [{"text": claim.text, "ids": [*claim.ids][:NAMED]} for claim in said],
         "claims": {"made": 0, "lies": []},
@@ -219,7 +220,7 @@ def close_iteration(memory: Memory, commit: repo.Commit, statistics: Mapping[str
             "turns": last["turns"],
             "cost_usd": round(last["cost_usd"], 4),
             "manager_usd": round(plan["cost_usd"], 4),
-            "seconds": last["seconds"],
+            "seconds": round(last["seconds"], 1),
             "commit": commit.sha[:12] if commit.changed else "",
             "met": len(memory["completed_tasks"]),
             "broke": [id for id, known in memory["criteria"].items() if ledger.broke_in(known, memory["iterations"])][

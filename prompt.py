@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import log
-from document import NOT_TEXT
+from document import NOT_TEXT, MissionError
 
 FOLDER = Path(__file__).resolve().parent / "prompts"
 FENCE = re.compile(r"<\s*/\s*data", re.I)  # the end of what programs printed
@@ -26,9 +26,12 @@ RESERVE = 4_000  # bytes of a prompt kept free for the shape of the answer, and 
 def fill(name: str, parts: Mapping[str, str]) -> str:
     """A text of prompts/ with its $placeholders filled, without the gaps that empty parts leave.
 
-    Raises KeyError for a placeholder that does not exist.
+    Raises MissionError for a placeholder that does not exist, and for a text that cannot be read.
     """
-    filled = string.Template((FOLDER / name).read_text("utf-8")).substitute(parts)
+    try:
+        filled = string.Template((FOLDER / name).read_text("utf-8")).substitute(parts)
+    except (OSError, KeyError, ValueError) as error:
+        raise MissionError(problems(name, [*parts]) or [f"{FOLDER / name}: {error}"]) from error
     text = "\n".join(line.rstrip() for line in filled.splitlines())
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 

@@ -26,6 +26,7 @@ import judge
 import ledger
 import log
 import manager
+import proc
 import progress
 import referee
 import tiers
@@ -224,12 +225,16 @@ def _ask_judge(job: Job, criteria: list[Criterion], files: dict[str, str]) -> di
         except UnicodeDecodeError:
             return None
 
-    if not waiting.may_ask(memory) or budget.reached(memory, job.mission.limits, None, begun=True):
+    if not waiting.may_ask(memory, "judge") or budget.reached(memory, job.mission.limits, None, begun=True):
         return {}
     evidence = judge.Evidence(job.repo.diff(memory["base"], memory["commit"]), sorted(files), read)
-    ruling = judge.judge(job.mission, criteria, evidence, job.settings, manager.models(tiers.JUDGING, job.settings))
-    waiting.note_manager(memory, not ruling.unreachable, ruling.until)
+    models = manager.models(tiers.JUDGING, job.settings)
+    with proc.interruptible():  # an answer may take minutes
+        ruling = judge.judge(job.mission, criteria, evidence, job.settings, models, memory["answers"])
+    failed = ruling.unreachable or ruling.useless
+    waiting.note_asked(memory, "judge", not failed, ruling.until, ruling.useless and not ruling.unreachable)
     progress.note_ruling(memory, ruling, [criterion.id for criterion in criteria])
+    job.save()  # it is paid for, and setup and all checks may come next
     for judgement in ruling.judgements:
         log.info(f"judged {judgement.id}: {'met' if judgement.met else 'not met'}: {judgement.reason}")
         dod.keep_reason(judgement.id, job.checks, judgement.reason)

@@ -72,9 +72,10 @@ def _task(job: Job) -> worker.Task:
     decision.session = "resume" if session["begun"] else "fresh"
     prompt = briefing.for_worker(job.situation(), decision)
     log.trace("worker prompt", prompt=prompt)
-    wanted = tiers.for_worker(decision.tier, memory["criteria"][decision.focus]["stalls"], job.settings)
-    if wanted != claude.model:
-        log.info(f"the worker's model: {wanted}")
+    models = _models(job)
+    model = next(iter(waiting.models(memory, models)), models[0])
+    if model != claude.model:
+        log.info(f"the worker's model: {model or 'the usual one'}")
     return worker.Task(
         prompt=prompt,
         rules=HERE / "prompts" / "rules.md",
@@ -83,7 +84,7 @@ def _task(job: Job) -> worker.Task:
         root=job.root,
         sealed=referee.sealed_paths(job),
         network=job.mission.network,
-        model=next(iter(waiting.models(memory, wanted, claude.fallbacks)), wanted),
+        model=model,
         timeout=budget.left_seconds(memory, job.mission.limits, claude.timeout),
         window=session["window"],
         spent=session["spent"],
@@ -91,6 +92,13 @@ def _task(job: Job) -> worker.Task:
         marker=job.marker,
         stream=job.sessions / f"{memory['iterations']:04d}-{session['session']}.jsonl",
     )
+
+
+def _models(job: Job) -> list[str | None]:
+    """The models that may do this session, the first choice first."""
+    plan, claude = progress.plan(job.memory), job.settings.claude_code
+    known = job.memory["criteria"].get(plan.focus, {})
+    return list(dict.fromkeys([*tiers.for_worker(plan.tier, known.get("stalls", 0), job.settings), *claude.fallbacks]))
 
 
 def _by_worker(job: Job, task: worker.Task) -> Outcome:
@@ -153,7 +161,7 @@ def _go_on_after(job: Job, task: worker.Task, outcome: Outcome) -> None:
 
 def _after_limit(job: Job, task: worker.Task, outcome: Outcome) -> None:
     """Wait for the reset; where it is the limit of one model alone, go on with another while there is one."""
-    memory, session, claude, why = job.memory, job.memory["worker"], job.settings.claude_code, "the usage limit"
+    memory, session, why = job.memory, job.memory["worker"], "the usage limit"
     is_news = outcome.resets_at is None or outcome.resets_at > time.time()
     session["limits"] = 1 if outcome.cost_usd and is_news else session["limits"] + 1
     wait = waiting.until_reset(outcome.resets_at)
@@ -161,7 +169,7 @@ def _after_limit(job: Job, task: worker.Task, outcome: Outcome) -> None:
         wait = max(wait, waiting.backoff(session["limits"] - 1))
     if outcome.limited:
         waiting.note_limited(memory, task.model, outcome.limited, wait)
-        if models := waiting.models(memory, claude.model, claude.fallbacks):
+        if models := waiting.models(memory, _models(job)):
             other = models[0] or "the usual model"
             milestones.tell(
                 job, "limit", f"{outcome.limited} is used up for {waiting.span(wait)}; it goes on with {other}"

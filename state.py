@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 VERSION = 4  # of the document; a newer kit's file is refused, never guessed at
-MAX_SIZE = 100_000  # bytes; the oldest history is dropped above this, it lives on in the totals
+MAX_SIZE = 100_000  # bytes; saved answers, then the oldest history are dropped above this; it lives on in the totals
 LEAST_HISTORY = 10  # entries that are kept whatever the size
 PATIENCE = 1.0  # seconds for which those who only ask for the lock's holder can keep it from us
 # A password like `password` may be part of a name; masked, the name would name nothing.
@@ -94,6 +94,8 @@ def save(path: Path, document: dict[str, Any]) -> str:
     """
     document["version"] = VERSION
     history = document.get("history", [])
+    if len(_text(document)) > MAX_SIZE:
+        document.get("answers", {}).clear()  # which cost little to ask for again
     while len(text := _text(document)) > MAX_SIZE and (spare := len(history) - LEAST_HISTORY) > 0:
         del history[: min(spare, 1 + int(len(history) * (1 - MAX_SIZE / len(text))))]
     write(path, text)

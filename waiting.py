@@ -70,24 +70,24 @@ def end(memory: Memory) -> float:
     return float(passed)
 
 
-def may_ask(memory: Memory) -> bool:
-    """Whether the manager LLM may be asked: not for a while after it could not be reached."""
-    since, until = memory["manager"]["since"], memory["manager"]["until"]
+def may_ask(memory: Memory, who: str) -> bool:
+    """Whether an LLM may be asked: not for a while after it could not be reached. who: "manager" or "judge"."""
+    since, until = memory[who]["since"], memory[who]["until"]
     return not since <= time.time() < until  # earlier than that: the clock was set back
 
 
-def note_manager(memory: Memory, reached: bool, until: float | None = None) -> None:
-    """Remember whether the manager LLM could be reached, and for how long it is left alone.
+def note_asked(memory: Memory, who: str, reached: bool, until: float | None = None, useless: bool = False) -> None:
+    """Remember whether an LLM gave an answer, and for how long it is left alone otherwise.
 
     until: when it can be reached again, epoch seconds, where it says so. A time that is far away is not waited for: a
-    person may add credit long before a month is over.
+    person may add credit long before a month is over. useless: whether it was reached and talked nonsense.
     """
     now = time.time()
-    failures = 0 if reached else memory["manager"]["failures"] + 1
+    failures = 0 if reached else memory[who]["failures"] + 1
     end = 0.0 if reached else now + backoff(failures)
     if not reached and until is not None and now < until < now + A_DAY:
         end = max(end, until)
-    memory["manager"] = {"failures": failures, "since": 0 if reached else now, "until": end}
+    memory[who] = {"failures": failures, "since": 0 if reached else now, "until": end, "useless": useless}
 
 
 def when(memory: Memory) -> str:
@@ -117,9 +117,9 @@ def note_limited(memory: Memory, model: str | None, family: str, seconds: float)
     memory["limited"] = {**memory["limited"], **dict.fromkeys(names, time.time() + seconds)}
 
 
-def models(memory: Memory, wanted: str | None, fallbacks: Sequence[str]) -> list[str | None]:
+def models(memory: Memory, names: Sequence[str | None]) -> list[str | None]:
     """Those of these models that are not used up, in this order; None stands for claude's own choice."""
-    return [name for name in (wanted, *fallbacks) if not _is_limited(memory, name)]
+    return [name for name in names if not _is_limited(memory, name)]
 
 
 def first_reset(memory: Memory) -> float:

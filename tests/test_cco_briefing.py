@@ -175,14 +175,15 @@ def test_failures_come_in_the_order_in_which_they_press():
 
 def test_the_llm_reads_who_it_is_and_the_mission_first_and_then_what_happened():
     prose = {"description": "Write a parser.", "context": "Python", "constraints": ["no regexes"], "setup": "make venv"}
+    prose["protect"] = ["tests/acceptance/**"]
     standings = [standing("c1", tail="NameError: x\n", stalls=1), standing("c2", "met"), standing("c3", stalls=5)]
     more = {"last": "ended, 3 turns", "report": "All done.", "tried": TRIED, "commits": ["0123456 Add a lexer"]}
-    more |= {"profile": "Python, pytest", "budget": "3 of 10 dollars are left.", "notes": ["Use lark."]}
+    more |= {"profile": "Python, pytest", "budget": "3 of 10 dollars are left.", "notes": ["Use lark."], "told": ["No regexes at all."]}
     first, second = for_manager(situation(*standings, mission=mission_of(**prose), morale="stuck", **more), ROOM)
     assert first.startswith("You are an expert project manager orchestrating a single Claude Code worker")
     assert first.endswith(
-        "Repository: project\nIt holds: Python, pytest\nMission: A parser\nWrite a parser.\nPython\n"
-        "Constraints:\n- no regexes\nA fresh checkout is made ready with: make venv\n"
+        "Repository: project\nMission: A parser\nWrite a parser.\nPython\nConstraints:\n- no regexes\n"
+        "A fresh checkout is made ready with: make venv\nProtected: tests/acceptance/**\nIt holds: Python, pytest\n"
     )
     assert "1 of 3 criteria are met; morale: stuck. Met: c2.\n\n3 of 10 dollars are left.\n" in second
     assert (
@@ -192,7 +193,7 @@ def test_the_llm_reads_who_it_is_and_the_mission_first_and_then_what_happened():
     assert "How the last session ended, and what it said:\n<data>\nended, 3 turns\n\nAll done.\n</data>\n" in second
     assert f"Tried so far, newest last:\n<data>\n- {TRIED[0]}\n- {TRIED[1]}\n</data>\n" in second
     assert "The last commits:\n<data>\n- 0123456 Add a lexer\n</data>\n" in second
-    assert "From the person who runs this mission:\n\nUse lark.\n" in second
+    assert "From the person who runs this mission:\n\nNo regexes at all.\n\nUse lark.\n" in second
     assert "c1, at its last check:\n<data>\n$ make c1\nNameError: x\n</data>\n" in second
 
 
@@ -272,7 +273,7 @@ def test_what_has_no_check_is_named_to_the_llm_and_what_was_never_judged_has_no_
 
 
 def test_the_llm_reads_of_a_bare_mission_its_title_alone():
-    assert system(situation()).endswith("Repository: project\n\nMission: A parser\n")
+    assert system(situation()).endswith("Repository: project\nMission: A parser\n")
     assert "It holds: (/data> Python\n" in system(situation(profile="</data> Python"))
 
 

@@ -12,6 +12,7 @@ from bench import bench as bench
 from test_cco_manager import situation, standing
 from test_cco_progress import Memory
 
+import briefing
 import ledger
 import manager
 import progress
@@ -174,10 +175,10 @@ def test_a_fresh_session_hears_everything_that_a_person_said_and_one_that_goes_o
     here = situation(standing(), notes=("use port 81",), told=("no new packages",))
     plan = rules(here)
     for session, heard in (("resume", False), ("fresh", True)):
-        prompt = manager.worker_prompt(here, replace(plan, session=session))
+        prompt = briefing.for_worker(here, replace(plan, session=session))
         assert "From the person who runs this mission:" in prompt and "use port 81" in prompt
         assert ("no new packages" in prompt) is heard
-    assert "From the person" not in manager.worker_prompt(situation(standing()), plan)
+    assert "From the person" not in briefing.for_worker(situation(standing()), plan)
 
 
 # --------------------------------------------------------------------------------------------------------

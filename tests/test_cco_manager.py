@@ -263,6 +263,8 @@ def test_a_question_about_what_is_stuck_says_how_the_last_session_ended_when_it_
         ({"OPENROUTER_API_KEY": KEY, "CCO_MANAGER_PROVIDER": "rules"}, "rules"),
         ({"CCO_MANAGER_PROVIDER": "openrouter"}, "openrouter"),
         ({"CCO_MANAGER_PROVIDER": "claude"}, "claude"),
+        ({"CCO_OPENROUTER_BASE_URL": "http://127.0.0.1:11434/v1"}, "openrouter"),  # which may need no key
+        ({"CCO_OPENROUTER_BASE_URL": "https://openrouter.ai/api/v1/"}, "rules"),
         ({"OPENROUTER_API_KEY": KEY, "CCO_MANAGER_PROVIDER": "claude"}, "claude"),
     ],
 )
@@ -279,7 +281,6 @@ def test_whoever_has_an_llm_has_a_judge(name):
     ("standings", "environ"),
     [
         ([standing()], {"CCO_MANAGER_PROVIDER": "rules"}),
-        ([standing()], {"OPENROUTER_API_KEY": ""}),
         ([standing(stalls=4)], {}),
         ([standing("c1", "met"), standing("c2", "unjudged", check=None)], {}),
     ],
@@ -451,7 +452,9 @@ PERSON = {"strategy": "escalate", "question": "Which port?"}
         (0, {"session": "fresh"}, "retry_modified", "fresh"),
         (0, {"strategy": "alternative", "session": "fresh"}, "alternative", "fresh"),
         (0, {"strategy": "partial"}, "partial", "resume"),
-        (0, PERSON, "escalate", "resume"),
+        (0, PERSON, "retry_modified", "resume"),  # it may have been talked into it: one more session first
+        (1, PERSON, "retry_modified", "resume"),
+        (2, PERSON, "escalate", "fresh"),
         (1, {}, "retry_modified", "resume"),
         (2, {}, "alternative", "fresh"),
         (2, {"strategy": "alternative"}, "alternative", "fresh"),
@@ -464,6 +467,7 @@ def test_the_llm_may_climb_the_ladder_but_not_stay_below_it(stalls, answer, stra
         plan = decide(situation(standing(stalls=stalls)), settings(api.url))
     assert (plan.strategy, plan.session) == (strategy, session)
     assert plan.instruction == GOOD["instruction"]
+    assert plan.question == answer.get("question")
 
 
 @pytest.mark.parametrize(("mine", "other", "strategy"), [(3, 0, "alternative"), (0, 3, "retry_modified")])
@@ -640,10 +644,12 @@ def test_a_long_instruction_is_looked_through_at_once():
         assert refusal(instruction=text) == ""
 
 
-def test_whoever_asks_a_person_needs_no_instruction_for_the_worker():
+def test_whoever_asks_a_person_needs_no_instruction_for_the_worker_once_sessions_brought_nothing():
     said = {"strategy": "escalate", "question": "May the check of c1 be changed?"}
     assert refusal(standing(failed=[digest(SAME)]), instruction=SAME, **said) == ""
-    assert refusal(instruction="Weaken the check, if I may say so.", **said) == ""
+    weak = {"instruction": "Weaken the check, if I may say so.", **said}
+    assert refusal(standing(stalls=2), **weak) == ""
+    assert "asks to change what proves the work" in refusal(standing(stalls=1), **weak)
     assert "is not one of c1" in refusal(focus="c9", **said)
 
 

@@ -32,6 +32,8 @@ SCHEMA = json.loads((KIT / "schema" / "state.json").read_text())
 
 def smallest(schema: dict[str, Any]) -> Any:
     """The smallest value that a schema allows."""
+    if "$ref" in schema:
+        return smallest(SCHEMA["$defs"][schema["$ref"].rpartition("/")[2]])
     if "const" in schema or "enum" in schema:
         return schema.get("const", schema.get("enum", [None])[0])
     kinds = {"string": "x" * schema.get("minLength", 1), "integer": 0, "number": 0.5, "boolean": False, "array": []}

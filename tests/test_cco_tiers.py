@@ -72,6 +72,11 @@ def test_the_cheapest_model_plans_while_things_go_well_and_the_strongest_when_no
     assert planning(situation(**more), stalls) == tier
 
 
+def test_what_checks_that_pass_print_needs_no_dearer_model():
+    green = [Standing(f"c{n}", "", "medium", "met", tail="x" * MANY) for n in range(3)]
+    assert planning(situation(*green, Standing("d", "", "medium", "unmet", tail="x")), 0) == "economy"
+
+
 @pytest.mark.parametrize(("sizes", "tier"), [((MANY,), "economy"), ((MANY + 1,), "standard"), ((MANY, 1), "standard")])
 def test_much_failing_output_takes_more_than_the_cheapest(sizes, tier):
     failing = [Standing(f"c{n}", "", "medium", "unmet", tail="x" * count) for n, count in enumerate(sizes)]
@@ -132,7 +137,7 @@ def test_nothing_is_asked_that_is_neither_named_nor_a_default():
             assert asked <= {*named.values(), *defaults}
             assert "model" not in named or DEFAULT not in asked
             if "economy" in named:
-                assert for_manager("economy", router(url, **named)) == [A]
+                assert for_manager("economy", router(url, **named))[0] == A
 
 
 def test_the_default_of_the_settings_is_the_one_that_is_known_here_and_both_ids_are_listed():
@@ -140,8 +145,9 @@ def test_the_default_of_the_settings_is_the_one_that_is_known_here_and_both_ids_
     assert "openrouter.ai" in settings().openrouter.base_url
 
 
-def test_fallbacks_follow_each_tier_once():
+def test_the_standard_model_and_then_the_fallbacks_follow_each_tier_once():
     chosen = router(economy=A, standard=B, fallbacks=f"[{B}, {C}]")
+    assert for_manager("economy", router(economy=A, fallbacks=f"[{C}]")) == [A, DEFAULT, C]
     assert [for_manager(tier, chosen) for tier in TIERS] == [[A, B, C], [B, C], [B, C]]
 
 
@@ -164,7 +170,13 @@ def test_fallbacks_follow_each_tier_once():
     ],
 )
 def test_the_workers_model_is_that_of_the_plans_tier_or_the_one_below(named, expected):
-    assert tuple(for_worker(tier, 0, claude(**named)) for tier in (None, *TIERS)) == expected
+    assert tuple(for_worker(tier, 0, claude(**named))[0] for tier in (None, *TIERS)) == expected
+
+
+def test_after_the_model_of_a_tier_comes_the_usual_one():
+    chosen = claude(economy="haiku", standard="sonnet", strong="opus")
+    assert [for_worker(tier, 0, chosen) for tier in TIERS] == [["haiku", "sonnet"], ["sonnet"], ["opus", "sonnet"]]
+    assert for_worker("strong", 0, claude(strong="opus")) == ["opus", None]
 
 
 @pytest.mark.parametrize(
@@ -173,11 +185,11 @@ def test_the_workers_model_is_that_of_the_plans_tier_or_the_one_below(named, exp
 )
 def test_the_strongest_works_where_sessions_changed_nothing_whatever_the_plan_says(stalls, expected):
     chosen = claude(economy="haiku", standard="sonnet", strong="opus")
-    assert tuple(for_worker(tier, stalls, chosen) for tier in (None, *TIERS)) == expected
+    assert tuple(for_worker(tier, stalls, chosen)[0] for tier in (None, *TIERS)) == expected
 
 
 def test_where_no_stronger_one_is_named_the_usual_one_goes_on():
-    assert for_worker("economy", 2, claude(model="sonnet", economy="haiku")) == "sonnet"
+    assert for_worker("economy", 2, claude(model="sonnet", economy="haiku")) == ["sonnet"]
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -189,15 +201,15 @@ def test_claude_as_the_manager_is_asked_for_the_workers_models_and_none_of_openr
     environ = {"CCO_MANAGER_PROVIDER": "claude", "CCO_OPENROUTER_MODEL": D, "CCO_OPENROUTER_FALLBACKS": f"[{A}]"}
     assert [manager.models(tier, settings(**environ)) for tier in TIERS] == [[], [], []]
     environ |= {"CCO_CLAUDE_CODE_MODELS_ECONOMY": "haiku", "CCO_CLAUDE_CODE_MODEL": "sonnet"}
-    assert [manager.models(tier, settings(**environ)) for tier in TIERS] == [["haiku"], ["sonnet"], ["sonnet"]]
-    assert manager.models("economy", router(economy=A)) == [A]
+    assert [manager.models(tier, settings(**environ)) for tier in TIERS] == [["haiku", "sonnet"], ["sonnet"], ["sonnet"]]
+    assert manager.models("economy", router(economy=A)) == [A, DEFAULT]
 
 
 def test_warnings_are_looked_for_of_each_model_that_may_be_asked_once(monkeypatch):
     asked = []
     monkeypatch.setattr(catalog, "warnings", lambda settings, models: asked.append([*models]) or ["gone"])
     assert manager.warnings(router(economy=A, strong=C, fallbacks=f"[{B}]")) == ["gone"]
-    assert asked == [[A, B, DEFAULT, C]]
+    assert asked == [[A, DEFAULT, B, C]]
     for provider in ("claude", "rules"):
         assert manager.warnings(settings(CCO_MANAGER_PROVIDER=provider)) == []
     assert len(asked) == 1

@@ -162,12 +162,12 @@ FALLBACKS = ("sonnet", "haiku")
 def test_a_model_that_is_used_up_is_not_chosen_nor_any_of_its_family(clock, model, family, wanted, free):
     found = memory()
     waiting.note_limited(found, model, family, HOUR)
-    assert waiting.models(found, wanted, FALLBACKS) == free
+    assert waiting.models(found, [wanted, *FALLBACKS]) == free
 
 
 def test_without_a_limit_all_are_free_and_the_wanted_one_comes_first(clock):
-    assert waiting.models(memory(), None, FALLBACKS) == [None, "sonnet", "haiku"]
-    assert waiting.models(memory(), "opus", ()) == ["opus"]
+    assert waiting.models(memory(), [None, *FALLBACKS]) == [None, "sonnet", "haiku"]
+    assert waiting.models(memory(), ["opus"]) == ["opus"]
 
 
 def test_of_several_limits_each_ends_at_its_own_time_and_the_first_is_waited_for(clock):
@@ -175,15 +175,15 @@ def test_of_several_limits_each_ends_at_its_own_time_and_the_first_is_waited_for
     waiting.note_limited(found, None, "opus", 5 * HOUR)
     waiting.note_limited(found, "sonnet", "sonnet", 2 * HOUR)
     waiting.note_limited(found, "haiku", "haiku", 9 * HOUR)
-    assert waiting.models(found, None, FALLBACKS) == []
+    assert waiting.models(found, [None, *FALLBACKS]) == []
     assert waiting.first_reset(found) == 2 * HOUR
     clock.now = NOW + 2 * HOUR
-    assert waiting.models(found, None, FALLBACKS) == ["sonnet"]
+    assert waiting.models(found, [None, *FALLBACKS]) == ["sonnet"]
     clock.now = NOW + 5 * HOUR
-    assert waiting.models(found, None, FALLBACKS) == [None, "sonnet"]
+    assert waiting.models(found, [None, *FALLBACKS]) == [None, "sonnet"]
     assert waiting.first_reset(found) == 4 * HOUR
     clock.now = NOW + 9 * HOUR
-    assert waiting.models(found, None, FALLBACKS) == [None, "sonnet", "haiku"]
+    assert waiting.models(found, [None, *FALLBACKS]) == [None, "sonnet", "haiku"]
     assert found["limited"] == {}  # what is over is forgotten
 
 
@@ -192,7 +192,7 @@ def test_a_limit_that_comes_again_takes_the_later_time(clock):
     waiting.note_limited(found, None, "opus", HOUR)
     waiting.note_limited(found, None, "opus", 3 * HOUR)
     clock.now = NOW + 2 * HOUR
-    assert waiting.models(found, None, ()) == []
+    assert waiting.models(found, [None]) == []
 
 
 @pytest.mark.parametrize("change", [-30 * DAY, -NOW, 30 * DAY])
@@ -201,14 +201,14 @@ def test_a_clock_that_is_set_back_or_forward_by_weeks_frees_all_models(clock, ch
     found = memory()
     waiting.note_limited(found, "opus", "opus", 5 * HOUR)
     clock.now = NOW + change
-    assert waiting.models(found, "opus", FALLBACKS) == ["opus", "sonnet", "haiku"]
+    assert waiting.models(found, ["opus", *FALLBACKS]) == ["opus", "sonnet", "haiku"]
 
 
 def test_a_clock_that_is_set_back_by_a_little_keeps_the_limit(clock):
     found = memory()
     waiting.note_limited(found, "opus", "opus", 5 * HOUR)
     clock.now = NOW - DAY
-    assert waiting.models(found, "opus", FALLBACKS) == ["sonnet", "haiku"]
+    assert waiting.models(found, ["opus", *FALLBACKS]) == ["sonnet", "haiku"]
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -250,8 +250,8 @@ def test_a_wait_of_the_future_begins_anew_and_then_passes_from_one_start_to_the_
 
 def alone(until: float | None = None, failures: int = 0) -> dict[str, Any]:
     """A memory after the manager LLM could not be reached once more."""
-    made = {"manager": {"failures": failures, "since": 0, "until": 0}}
-    waiting.note_manager(made, reached=False, until=until)
+    made = {"manager": {"failures": failures, "since": 0, "until": 0, "useless": False}}
+    waiting.note_asked(made, "manager", reached=False, until=until)
     return made
 
 
@@ -259,12 +259,12 @@ def test_a_manager_that_cannot_be_reached_is_left_alone_for_longer_each_time_and
     for failures, step in enumerate(STEPS):
         made = alone(failures=failures)
         clock.now = NOW + step - 1
-        assert not waiting.may_ask(made)
+        assert not waiting.may_ask(made, "manager")
         clock.now = NOW + step
-        assert waiting.may_ask(made)
+        assert waiting.may_ask(made, "manager")
         clock.now = NOW
-    waiting.note_manager(made, reached=True)
-    assert made == {"manager": {"failures": 0, "since": 0, "until": 0}} and waiting.may_ask(made)
+    waiting.note_asked(made, "manager", reached=True)
+    assert made == {"manager": {"failures": 0, "since": 0, "until": 0, "useless": False}} and waiting.may_ask(made, "manager")
 
 
 @pytest.mark.parametrize(
@@ -279,12 +279,12 @@ def test_a_manager_that_cannot_be_reached_is_left_alone_for_longer_each_time_and
 def test_when_a_manager_says_when_it_can_be_reached_again_it_is_left_alone_for_that_day(clock, until, asked_in):
     made = alone(until=NOW + until)
     clock.now = NOW + asked_in - 1
-    assert not waiting.may_ask(made)
+    assert not waiting.may_ask(made, "manager")
     clock.now = NOW + asked_in
-    assert waiting.may_ask(made)
+    assert waiting.may_ask(made, "manager")
 
 
 def test_a_clock_that_was_set_back_does_not_keep_the_manager_silent(clock):
     made = alone(until=NOW + 20 * HOUR)
     clock.now = NOW - DAY
-    assert waiting.may_ask(made)
+    assert waiting.may_ask(made, "manager")
