@@ -18,6 +18,7 @@ import dod
 import inbox
 import ledger
 import log
+import machine
 import manager
 import milestones
 import page
@@ -190,6 +191,7 @@ def end_if_impatient(job: Job) -> None:
 def _decide(job: Job) -> Plan:
     """The next plan. A manager LLM that cannot be reached is left alone for longer each time; the rules stand in."""
     memory = job.memory
+    machine.require_room(job.folder)  # what is bought has to be written down
     with proc.interruptible():  # an answer may take minutes
         decision = manager.decide(job.situation(), job.settings, waiting.may_ask(memory, "manager"), memory["answers"])
     progress.note_plan(memory, decision)

@@ -72,11 +72,13 @@ def write(folder: Path, memory: dict[str, Any], mission: Mission) -> tuple[Path,
 def write_question(folder: Path, question: str, situation: Situation) -> Path:
     """Write the question to `<folder>/reports` with all that a person needs to answer it; its path. Raises OSError."""
     path = folder / "reports" / f"{situation.mission.id}.blocked.md"
-    failing = (s for s in situation.standings if s.verdict != "met")
-    tails = "\n\n".join(f"### {s.id}: {s.criteria}\n\n```\n{s.tail.strip()}\n```" for s in failing)
-    tried = "\n".join(f"- {line}" for line in situation.tried) or "- nothing"
-    title = f"# {situation.mission.title}: a person has to answer"
-    path.write_text(log.mask("\n\n".join((title, question, "## What was tried", tried, "## What fails", tails))) + "\n")
+    failing = [s for s in situation.standings if s.verdict != "met"]
+    tried = situation.tried or ["nothing"]
+    fails: list[Block] = []
+    for standing in failing:
+        fails += [(Code(standing.id), ": ", standing.criteria), Commands(standing.tail.strip())]
+    sections: list[tuple[str, list[Block]]] = [("", [question]), ("What was tried", [*tried]), ("What fails", fails)]
+    path.write_text(paper.markdown(f"{situation.mission.title}: a person has to answer", sections))
     return path
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import judge
 import ledger
+import log
 import repo
 from claims import Claim
 from mission import Criterion, Mission
@@ -228,7 +229,7 @@ def close_iteration(memory: Memory, commit: repo.Commit, statistics: Mapping[str
             ],
             "claims": [last["claims"]["made"], len(last["claims"]["lies"])],
             "tampered": sum(entry["iteration"] == memory["iterations"] for entry in memory["tampering"]),
-            "report": " ".join(last["report"].split())[:120],
+            "report": log.mask_personal(" ".join(last["report"].split()))[:120],  # half of what is personal is not seen
         },
     ][-HISTORY:]
     memory["metrics"].update(statistics)

@@ -18,6 +18,7 @@ from document import NOT_TEXT, MissionError
 
 FOLDER = Path(__file__).resolve().parent / "prompts"
 FENCE = re.compile(r"<\s*/\s*data", re.I)  # the end of what programs printed
+LONGEST = 4_000  # bytes of a text of prompts/ with nothing filled in
 HEAD, TAIL = "head", "tail"  # which end of a text is kept
 LEAST = 8_000  # bytes of a prompt to an LLM, whatever the settings say: below, nothing could be decided
 RESERVE = 4_000  # bytes of a prompt kept free for the shape of the answer, and for one repair
@@ -42,9 +43,12 @@ def problems(name: str, known: Sequence[str]) -> list[str]:
 
     path, found = FOLDER / name, []
     try:
-        lines = path.read_text("utf-8").splitlines()
+        text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         return [f"{path}: cannot be read ({error}): take it from the kit again"]
+    if not text.strip() or size(text) > LONGEST:
+        return [f"{path}: holds {size(text)} bytes, expected 1 to {LONGEST}: it is a part of every prompt"]
+    lines = text.splitlines()
     for number, line in enumerate(lines, 1):
         for match in string.Template.pattern.finditer(line):
             word = match["named"] or match["braced"]

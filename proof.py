@@ -25,6 +25,7 @@ import dod
 import judge
 import ledger
 import log
+import machine
 import manager
 import proc
 import progress
@@ -229,6 +230,7 @@ def _ask_judge(job: Job, criteria: list[Criterion], files: dict[str, str]) -> di
         return {}
     evidence = judge.Evidence(job.repo.diff(memory["base"], memory["commit"]), sorted(files), read)
     models = manager.models(tiers.JUDGING, job.settings)
+    machine.require_room(job.folder)  # what is bought has to be written down
     with proc.interruptible():  # an answer may take minutes
         ruling = judge.judge(job.mission, criteria, evidence, job.settings, models, memory["answers"])
     failed = ruling.unreachable or ruling.useless

@@ -26,6 +26,7 @@ import shlex
 import subprocess
 import sys
 import textwrap
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -263,10 +264,10 @@ def objection(made: Draft, root: Path) -> str:
     if len(text.encode()) > document.MAX_BYTES:
         problems.append(f"it is longer than {document.MAX_BYTES} bytes")
     commands = {"setup": made["setup"], **{f"the check of {c['id']}": c["check"] for c in made["criteria"]}}
+    if any(unicodedata.category(letter) == "Cf" for letter in text) or log.CONTROL.search(text.replace("\t", " ")):
+        problems.append("it has characters in it that nobody can see")
     for name, command in commands.items():
-        if command and log.CONTROL.search(command.replace("\t", " ")):
-            problems.append(f"{name} has characters in it that nobody can see")
-        elif command and (fault := _syntax(command, root)):
+        if command and (fault := _syntax(command, root)):
             problems.append(f"{name} is no shell command: {fault}")
     return "\n".join(problems[:PROBLEMS])
 
@@ -379,6 +380,7 @@ def _yaml(value: Any) -> str:
         """Lines stay lines, and long ones are not broken."""
 
     def text(dumper: Any, value: str) -> Any:
+        value = value.rstrip("\n")  # a text that ends in blank lines would end the document
         return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
 
     Readable.add_representer(str, text)
