@@ -5,10 +5,12 @@
     usd = catalog.cost(model, {"input": 1000, "output": 100, "cache_read": 0})
 
 Nothing here raises, and nothing may need it: no network, no such list (Ollama, vLLM) and a full disk are all normal.
-What form of structured answer a model was found to give is remembered here too.
+What form of structured answer a model was found to give is remembered here too, and until when the free models are
+used up.
 
 What is not covered: prices by the length of a prompt, and those of writing to a cache. Whoever may write in the cache
-folder, as a check may, can tell lies about prices; what an answer says that it cost counts before them.
+folder, as a check may, can tell lies about prices; what an answer says that it cost counts before them. A daily limit
+of free models that was raised, or holds for one of two keys only, is believed until it ends.
 """
 
 from __future__ import annotations
@@ -213,7 +215,7 @@ def _base(name: str) -> str:
 
 
 # --------------------------------------------------------------------------------------------------------
-# The form of structured answers
+# What was found by asking: the form of structured answers, and the daily limit of the free models
 # --------------------------------------------------------------------------------------------------------
 
 
@@ -238,6 +240,18 @@ def _forms(path: str) -> dict[str, tuple[str, float]]:
         if isinstance(entry, (list, tuple)) and len(entry) == 2 and entry[0] in FORMS and _is_young(entry[1], DAY):
             found[name] = (str(entry[0]), float(entry[1]))
     return found
+
+
+def free_until(base_url: str) -> float | None:
+    """Epoch seconds until which a server's free models are used up; None where they are not, as far as is known."""
+    until = _number(_kept(_place(base_url, "free")).get("until"))
+    return until if until is not None and _is_young(until - DAY, DAY) else None
+
+
+def note_free_until(base_url: str, until: float) -> None:
+    """Remember until when, in epoch seconds, they are, unless that has passed or is more than a day away."""
+    if _is_young(until - DAY, DAY):
+        _keep(_place(base_url, "free"), {"until": until})
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -366,13 +380,7 @@ def _read(path: str) -> dict[str, Any]:
 
 def _keep(path: str, document: dict[str, Any]) -> None:
     _known[path] = document
-    data = json.dumps(
-        {
-            "version": VERSION,
-            **document,
-        },
-        separators=(",", ":"),
-    ).encode()
+    data = json.dumps({"version": VERSION, **document}, separators=(",", ":")).encode()
     if len(data) > MAX_FILE or not os.path.isabs(path):  # a relative one would be another in each folder
         return
     try:

@@ -30,8 +30,8 @@ from openrouter import Bill, NoAnswer, Reply, Shape
 
 FOLDER = Path(__file__).resolve().parent / "schema"
 DEADLINE = 120.0  # seconds for one question with all that it takes, wall time
-MODELS = 3  # models that are asked at most
-SHOWN = 1_500  # bytes of an answer that it is shown again when it has to mend it
+SHOWN = 1_000  # bytes of an answer that it is shown again when it has to mend it, see prompt.RESERVE
+TOLD = 800  # bytes of what is wrong with it that it is told
 PROBLEMS = 3  # problems of one answer that are told
 PROBLEM = 200  # characters of one of them
 KEPT = 20_000  # characters of answers that are saved, all together: the state stays small
@@ -59,7 +59,7 @@ class Question:
     schema: str
     """Name of the file in schema/, without .json, that describes the answer."""
     models: Sequence[str] = ()
-    """Which models, first choice first, at most three; none: what the settings say."""
+    """Which models, first choice first; none: what the settings say."""
     objection: Callable[[dict[str, Any]], str] = accept
     """What is wrong with an answer that the schema allows, "" if nothing: it is told to the LLM."""
     session: str = ""
@@ -126,7 +126,7 @@ def _complete(messages: Messages, shape: Shape, question: Question, settings: An
     if settings.manager.provider == "claude":
         reply = claude_llm.complete(messages, shape, question.models, settings, bill, end, question.root)
     else:
-        models = (question.models or (settings.openrouter.model, *settings.openrouter.fallbacks))[:MODELS]
+        models = question.models or (settings.openrouter.model, *settings.openrouter.fallbacks)
         reply = openrouter.complete(messages, shape, models, settings, bill, end, question.session)
     log.trace(f"{shape.name} answer", model=reply.model, text=reply.text)
     return reply
@@ -152,11 +152,14 @@ def _message(role: str, text: str) -> dict[str, Any]:
 
 def _repair(reply: Reply, problem: str) -> Messages:
     """What is said to an answer that cannot be used: the answer, and what is wrong with it."""
-    said = prompt.cut(prompt.plain(_bare(reply.text)), SHOWN) or "(nothing)"  # an empty message is refused by some
-    return [
-        _message("assistant", said),
-        _message("user", prompt.fill("repair.md", {"problem": prompt.as_data(problem)})),
-    ]
+    said = _cut(prompt.plain(_bare(reply.text)), SHOWN) or "(nothing)"  # an empty message is refused by some
+    told = _cut(prompt.as_data(problem), TOLD)
+    return [_message("assistant", said), _message("user", prompt.fill("repair.md", {"problem": told}))]
+
+
+def _cut(text: str, limit: int) -> str:
+    """At most so many bytes of a text, also where the names of what is masked are longer than that was."""
+    return prompt.cut(log.mask_personal(prompt.cut(text, limit)), limit)
 
 
 # --------------------------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ class Bill:
     calls: int = 0
     """Requests for an answer that were sent."""
     unknown: int = 0
-    """Answers of which nobody says what they cost."""
+    """Answers of which nobody says what they cost, and those that never came whole, which may have cost something."""
 
 
 class NoAnswer(Exception):
@@ -98,19 +98,19 @@ class Reply:
 def complete(
     messages: Messages, shape: Shape, models: Sequence[str], settings: Any, bill: Bill, end: float, session: str = ""
 ) -> Reply:
-    """Ask the models one after the other until one answers.
+    """Ask the models one after the other until one answers. While others are left, each has its share of the time only.
 
     messages: each with "role" and "content", a text; the first is the stable one, which providers may cache. models:
     first choice first; no more than MODELS are asked. bill: what it costs is added. end: of time.monotonic(). session:
     a name under which a router sends related questions to the same provider.
     Raises NoAnswer, Unreachable, and proc.Interrupted when a signal ends a wait.
     """
-    asking = _Asking(messages, shape, settings, bill, end, session)
-    heard: list[Refusal] = []
-    for model in [*dict.fromkeys(models)][:MODELS]:
-        if any(refusal.follows == (refusals.FREE if is_free(model) else refusals.PAID) for refusal in heard):
-            continue  # what was refused holds for this one as well
-        found = asking.ask(model)
+    asking = _Asking(messages, shape, settings, bill, session)
+    left = [*dict.fromkeys(models)][:MODELS]
+    heard = _used_up(left, settings.openrouter.base_url)
+    while left := [model for model in left if not _holds_for(model, heard)]:
+        model, now = left.pop(0), time.monotonic()
+        found = asking.ask(model, now + (end - now) / (len(left) + 1))
         if isinstance(found, Reply):
             return found
         heard.append(replace(found, message=f"{model}: {found.message}"))
@@ -123,6 +123,20 @@ def complete(
 def is_free(model: str) -> bool:
     """Whether a model counts towards OpenRouter's daily limit for those that are free."""
     return model.endswith(":free") or model == catalog.FREE
+
+
+def _used_up(models: Sequence[str], base_url: str) -> list[Refusal]:
+    """What the free ones among the models were refused for earlier, as far as it still holds."""
+    until = catalog.free_until(base_url) if any(map(is_free, models)) else None
+    if until is None:
+        return []
+    told = f"free models are used up until {time.strftime('%H:%M UTC', time.gmtime(until))} ({refusals.FREE_HINT})"
+    return [Refusal(refusals.FREE, told, until=until)]
+
+
+def _holds_for(model: str, heard: Sequence[Refusal]) -> bool:
+    """Whether what was refused before would be refused to this model as well."""
+    return any(refusal.follows == (refusals.FREE if is_free(model) else refusals.PAID) for refusal in heard)
 
 
 def strict(schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,6 +188,11 @@ class _Request:
     without: frozenset[str] = frozenset()
     """Fields that it does not take."""
 
+    @property
+    def is_free(self) -> bool:
+        """Whether its answers cost nothing, whatever the model is called in them."""
+        return is_free(self.model) or bool(self.known and self.known.free)
+
     def takes(self, field: str) -> bool | None:
         """Whether it takes a field of the request, None where that is not known."""
         parameters = self.known.parameters if self.known else None
@@ -203,13 +222,13 @@ class _Request:
 class _Asking:
     """One question: what all its requests have in common, and how often it may still be asked."""
 
-    def __init__(self, messages: Messages, shape: Shape, settings: Any, bill: Bill, end: float, session: str) -> None:
-        self.messages, self.shape, self.bill, self.end, self.session = messages, shape, bill, end, session
+    def __init__(self, messages: Messages, shape: Shape, settings: Any, bill: Bill, session: str) -> None:
+        self.messages, self.shape, self.bill, self.session = messages, shape, bill, session
         self.router = settings.openrouter
         self.list = catalog.load(settings)
         self.retries = RETRIES
 
-    def ask(self, model: str) -> Reply | Refusal:
+    def ask(self, model: str, end: float) -> Reply | Refusal:
         """What one model says in the end, when it was asked again as often as makes sense."""
         known, address = self.list.find(model), self.router.base_url
         form = catalog.form(address, model) or (known.form if known else "") or FORMS[0]
@@ -217,7 +236,7 @@ class _Asking:
         request = _Request(model, known, form, min(most, self.router.max_tokens))
         left = FREE_RETRIES if is_free(model) else RETRIES
         while True:
-            found = self._send(request)
+            found = self._send(request, end)
             if isinstance(found, Reply):
                 if request.form != form:
                     catalog.note_form(address, model, request.form)
@@ -231,19 +250,20 @@ class _Asking:
             if found.follows not in (refusals.AGAIN, refusals.EMPTY, refusals.NOBODY) or not left or not self.retries:
                 return found
             wait = BACKOFF[RETRIES - self.retries] * random.uniform(0.5, 1.0) if found.wait is None else found.wait
-            if time.monotonic() + wait + LEAST_TIME > self.end:
+            if time.monotonic() + wait + LEAST_TIME > end:
                 return found
             if not proc.pause(wait):
                 raise proc.Interrupted
             left, self.retries = left - 1, self.retries - 1
 
-    def _send(self, request: _Request) -> Reply | Refusal:
+    def _send(self, request: _Request, end: float) -> Reply | Refusal:
         url = f"{self.router.base_url.rstrip('/')}/chat/completions"
         self.bill.calls += 1
         try:
-            status, headers, data = wire.exchange("POST", url, self.router.api_key, self._body(request), self.end)
+            status, headers, data = wire.exchange("POST", url, self.router.api_key, self._body(request), end)
         except wire.Failed as error:
             self.bill.calls -= not error.sent
+            self.bill.unknown += error.sent and not request.is_free
             follows = refusals.AGAIN if error.sent else refusals.NOBODY
             return Refusal(refusals.STOP if error.lasting else follows, str(error))
         answer = refusals.parse(data)
@@ -251,8 +271,11 @@ class _Asking:
         model = log.printable(named)[:200] if isinstance(named, str) and named else request.model
         found = refusals.read(status, headers, data, time.time())
         if isinstance(answer, dict):
-            free = request.known and request.known.free  # whatever it is called in the answer
-            _book(self.bill, answer, request.known if free else self.list.find(model) or request.known, found)
+            _book(self.bill, answer, self.list.find(model) or request.known, found, request.is_free)
+        else:
+            self.bill.unknown += answer is None and status == 200 and not request.is_free
+        if isinstance(found, Refusal) and found.follows == refusals.FREE and found.until:
+            catalog.note_free_until(self.router.base_url, found.until)
         return Reply(found, model) if isinstance(found, str) else found
 
     # ----------------------------------------------------------------------------------------------------
@@ -300,11 +323,13 @@ class _Asking:
 # --------------------------------------------------------------------------------------------------------
 
 
-def _book(bill: Bill, answer: Mapping[str, Any], model: catalog.Model | None, found: str | Refusal) -> None:
-    """Add what an answer cost. A refusal costs nothing, unless it says so."""
+def _book(
+    bill: Bill, answer: Mapping[str, Any], model: catalog.Model | None, found: str | Refusal, is_free: bool
+) -> None:
+    """Add what an answer cost. A refusal costs nothing, unless it says so; an answer that was cut off is none."""
     usage = answer.get("usage")
     if not isinstance(usage, dict):
-        bill.unknown += isinstance(found, str) and not (model and model.free)
+        bill.unknown += not is_free and (isinstance(found, str) or found.mend == refusals.MORE)
         return
     details = usage.get("prompt_tokens_details")
     asked, output = (_amount(usage.get(name)) or 0 for name in ("prompt_tokens", "completion_tokens"))
@@ -312,11 +337,22 @@ def _book(bill: Bill, answer: Mapping[str, Any], model: catalog.Model | None, fo
     tokens = {"input": int(asked) - int(cached), "output": int(output), "cache_read": int(cached)}
     for name, value in tokens.items():
         bill.tokens[name] += value
-    cost = _amount(usage.get("cost"))
+    cost = _said(usage)
     if cost is None:  # what has no answer in it is not charged
-        cost = catalog.cost(model, tokens) if output or isinstance(found, str) else 0.0
+        is_charged = not is_free and (output or isinstance(found, str))
+        cost = catalog.cost(model, tokens) if is_charged else 0.0
     bill.cost_usd += cost or 0.0
     bill.unknown += cost is None
+
+
+def _said(usage: Mapping[str, Any]) -> float | None:
+    """Dollars that an answer cost by its own words; None where they do not tell all of it."""
+    cost = _amount(usage.get("cost"))
+    if cost is None or usage.get("is_byok") is not True:
+        return cost
+    details = usage.get("cost_details")  # a key of one's own pays the provider, and this is the router's fee alone
+    upstream = _amount(details.get("upstream_inference_cost") if isinstance(details, dict) else None)
+    return None if upstream is None else cost + upstream
 
 
 def _amount(value: Any) -> float | None:

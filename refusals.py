@@ -52,6 +52,7 @@ TOO_LONG = ("context_length_exceeded", "max_tokens_exceeded", "token_limit_excee
 BUDGETS = ("openrouter_key_limit", "openrouter_workspace_budget", "openrouter_guardrail_budget")
 PASSING = ("openrouter_in_flight_budget", "openrouter_free_tier_minute", "upstream_provider_shared_pool")
 DAILY = re.compile(r"free-models-per-day")
+TOO_DEAR = re.compile(r"can only afford|tokens limit exceeded", re.I)
 AFFORD = re.compile(r"can only afford (\d{1,9})\b")
 CONTEXT = re.compile(r"maximum context length is (\d{1,9}) tokens.*?\((\d{1,9}) of text input", re.S)
 TOO_LONG_TEXT = re.compile(r"context (length|window)|too many tokens|prompt is too long", re.I)
@@ -63,6 +64,7 @@ MODEL_HINT = "choose another model in openrouter.model"
 PAGE = "a web page:"
 BASE_HINT = "is openrouter.base_url right?"
 KEY_HINT = "put a valid key into OPENROUTER_API_KEY or openrouter.api_key"
+FREE_HINT = "until then only a model that is not free answers: name one in openrouter.fallbacks"
 TOKENS_HINT = "raise openrouter.max_tokens"
 
 
@@ -164,7 +166,7 @@ def _text(choice: Mapping[str, Any], tokens: int) -> str | Refusal:
     text, reason = _joined(message.get("content")), str(choice.get("finish_reason")).lower()
     if reason in ("length", "max_tokens"):
         told = f"its answer was cut off{f' after {tokens} tokens' if tokens else ''} ({TOKENS_HINT})"
-        return Refusal(STOP, told, unreachable=False, mend=MORE)
+        return Refusal(MODEL, told, unreachable=False, mend=MORE)
     if reason == "content_filter" or (message.get("refusal") and not text.strip()):
         return Refusal(MODEL, "it refuses to answer (content filter)", unreachable=False)
     if not text.strip() and tokens:
@@ -241,8 +243,7 @@ def _refused(problem: _Problem) -> Refusal:
 def _by_limit(problem: _Problem) -> Refusal | None:
     """Limits of money and of requests, by their name, or by the message that is known for them."""
     if DAILY.search(problem.text) or problem.source == "openrouter_free_tier_daily":
-        hint = "until then only a model that is not free answers: name one in openrouter.fallbacks"
-        return problem.refusal(FREE, hint, until=_next_day(problem))
+        return problem.refusal(FREE, FREE_HINT, until=_next_day(problem))
     if problem.source in BUDGETS or "Key limit exceeded" in problem.text:
         hint = "raise the limit, or wait until it is reset"
         return problem.refusal(PAID, hint, until=_moment(problem.metadata.get("resets_at"), problem.now))
@@ -272,14 +273,14 @@ def _by_status(problem: _Problem) -> Refusal:
 
 
 def _unpaid(problem: _Problem) -> Refusal:
-    """402: of what else is asked for at the same time, of the answer's length, or of the account."""
+    """402: of what else is asked for at the same time, of what this model takes for its tokens, or of the account."""
     if "retry-after" in problem.headers:
         return problem.again()
     hint = "" if "credits" in problem.cause else "add credits at https://openrouter.ai/settings/credits"
-    affordable = AFFORD.search(problem.text)
-    if affordable:
-        return problem.refusal(PAID, hint, mend=LESS, tokens=int(affordable[1]))
-    return problem.refusal(PAID, hint)
+    if affordable := AFFORD.search(problem.text):
+        return problem.refusal(MODEL, hint, mend=LESS, tokens=int(affordable[1]))
+    is_dear = TOO_DEAR.search(problem.text) or problem.metadata.get("reason") == "weight_exceeds_budget"
+    return problem.refusal(MODEL if is_dear else PAID, hint)
 
 
 def _bad_request(problem: _Problem) -> Refusal:

@@ -22,7 +22,8 @@ import log
 
 MAX_ANSWER = 8_000_000  # bytes of an HTTP answer; the list of all models takes two
 CHUNK = 65_536  # bytes read at a time
-CONNECT = 10.0  # seconds for a connection
+CONNECT = 10.0  # seconds for a connection, at most
+CONNECT_SHARE = 0.9  # of the time, so that it is seen in the end that nothing was sent
 SHORTEST = 0.001  # seconds; the clock takes less than a millionth of a second for none at all
 AGAIN = 1.0  # seconds after which the alarm rings again, should something have swallowed it
 CAUSE = 200  # characters of the network's own words that are shown
@@ -67,7 +68,7 @@ def exchange(
                 json=body,
                 headers={"Accept-Encoding": "identity"},
                 auth=authorize if key else None,
-                timeout=(min(CONNECT, left), left),
+                timeout=(min(CONNECT, CONNECT_SHARE * left), left),
                 stream=True,
                 allow_redirects=False,
             ) as response,

@@ -19,7 +19,20 @@ import pytest
 
 import catalog
 import wire
-from catalog import DAY, HOUR, Catalog, Model, cost, form, load, note_form, refresh, warnings
+from catalog import (
+    DAY,
+    HOUR,
+    Catalog,
+    Model,
+    cost,
+    form,
+    free_until,
+    load,
+    note_form,
+    note_free_until,
+    refresh,
+    warnings,
+)
 
 KEY = f"sk-or-v1-{'0123456789abcdef' * 4}"
 OFFICIAL = "https://openrouter.ai/api/v1"
@@ -621,6 +634,44 @@ def test_forms_that_cannot_be_read_are_forgotten(kept):
     assert form(OFFICIAL, "m") == ""
     note_form(OFFICIAL, "m", "plain")
     assert form(OFFICIAL, "m") == "plain"
+
+
+# --------------------------------------------------------------------------------------------------------
+# The daily limit of the free models
+# --------------------------------------------------------------------------------------------------------
+
+
+def test_until_when_the_free_models_are_used_up_is_remembered_by_server(later):
+    until = time.time() + HOUR
+    note_free_until(OFFICIAL, until)
+    forget()
+    assert free_until(f"{OFFICIAL}/") == until
+    assert free_until("http://127.0.0.1:1/v1") is None
+    later(HOUR - 10)
+    assert free_until(OFFICIAL) == until
+    later(HOUR + 10)
+    assert free_until(OFFICIAL) is None
+
+
+@pytest.mark.parametrize("seconds", [-10, 0, DAY + 10, float("inf"), float("nan")])
+def test_a_daily_limit_that_has_ended_or_lasts_longer_than_a_day_is_none(seconds):
+    note_free_until(OFFICIAL, time.time() + 100)
+    note_free_until(OFFICIAL, time.time() + seconds)
+    assert free_until(OFFICIAL) == pytest.approx(time.time() + 100, abs=5)
+
+
+@pytest.mark.parametrize("until", [None, "soon", [], {}, True, 1e300, DAY + 10])
+def test_a_limit_that_others_wrote_is_read_without_trust(until):
+    until = time.time() + until if until == DAY + 10 else until
+    catalog._keep(catalog._place(OFFICIAL, "free"), {"until": until})
+    forget()
+    assert free_until(OFFICIAL) is None
+
+
+def test_a_clock_that_was_set_back_does_not_keep_the_free_models_away_for_ever(later):
+    note_free_until(OFFICIAL, time.time() + HOUR)
+    later(-2 * DAY)
+    assert free_until(OFFICIAL) is None
 
 
 # --------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +18,8 @@ import claude_llm
 import llm
 import log
 import openrouter
-from extras.openrouter_api import OpenRouterAPI
+import prompt
+from extras.openrouter_api import OpenRouterAPI, row
 from llm import Answer, Question, ask
 from mission import load_settings
 from openrouter import NoAnswer, Reply, Unreachable
@@ -117,10 +118,9 @@ def test_both_texts_are_masked_before_they_leave(model, fresh_mask):
     [
         ((), ["a/first", "b/second", "c/third"]),
         (("x/one",), ["x/one"]),
-        (["w/1", "w/2", "w/3", "w/4"], ["w/1", "w/2", "w/3"]),
     ],
 )
-def test_the_questions_models_are_asked_else_those_of_the_settings_and_never_more_than_three(model, given, asked):
+def test_the_questions_models_are_asked_else_those_of_the_settings(model, given, asked):
     model.answers = [good()]
     fallbacks = json.dumps(["b/second", "c/third"])
     config = settings(CCO_OPENROUTER_MODEL="a/first", CCO_OPENROUTER_FALLBACKS=fallbacks)
@@ -390,3 +390,39 @@ def test_over_http_an_answer_is_mended_by_one_more_call():
     assert asked[1][:2] == asked[0]
     assert answer.content == GOOD
     assert (answer.bill.calls, answer.bill.cost_usd) == (2, 0.02)
+
+
+@pytest.mark.parametrize("schema", ["plan", "judge", "draft"])
+def test_the_shape_of_an_answer_and_its_repair_fit_into_what_is_kept_free_for_them(schema):
+    plain = [row("a/first", "0", "0")]  # takes no structured answers: the schema stands in the prompt
+    with OpenRouterAPI([{"content": "no"}] * 2, models=plain) as api, pytest.raises(NoAnswer):
+        config = settings(CCO_OPENROUTER_BASE_URL=api.url, CCO_OPENROUTER_MODEL="a/first")
+        ask(Question("Who you are.", "What is asked.", schema), config)
+    shape = prompt.size(api.calls[1]["body"]["messages"][0]["content"]) - len("Who you are.")
+    assert shape > 1_000
+    assert shape + llm.SHOWN + llm.TOLD + FRAME <= prompt.RESERVE
+
+
+@pytest.mark.parametrize("letter", ["x", "é", "🎉", "jo@x.co "])
+def test_neither_an_answer_nor_what_is_wrong_with_it_is_shown_beyond_its_room(model, letter):
+    wrong = good(**{f"{number}{letter * 2_000}": letter for number in range(9)})
+    answer_to(model, wrong, good())
+    assert all(map(int.__le__, sizes(model), (llm.SHOWN, llm.TOLD + FRAME)))
+    answer_to(model, good(instruction=letter * 900), good(), objection=objections(letter * 5_000))
+    shown, told = sizes(model)
+    assert 0.9 * llm.SHOWN < shown <= llm.SHOWN
+    assert 0.9 * llm.TOLD < told - FRAME <= llm.TOLD
+
+
+def sizes(model: Model) -> list[int]:
+    """Bytes of the two messages of a repair."""
+    return [prompt.size(text) for _, text in model.told()[-2:]]
+
+
+FRAME = prompt.size(prompt.fill("repair.md", {"problem": ""}))
+
+
+def objections(*said: str) -> Callable[[dict[str, Any]], str]:
+    """What the caller has against one answer after the other; in the end nothing."""
+    left = [*said]
+    return lambda content: left.pop(0) if left else ""

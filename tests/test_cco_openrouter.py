@@ -287,6 +287,36 @@ def test_what_an_answer_cost_is_a_number_or_unknown_whatever_it_says(usage, cost
 
 
 @pytest.mark.parametrize(
+    ("model", "is_byok", "upstream", "cost", "unknown"),
+    [
+        ("new/one", True, 0.4, 0.42, 0),
+        ("new/one", True, "0.4", 0.42, 0),
+        ("new/one", False, 0.4, 0.02, 0),
+        ("new/one", "yes", 0.4, 0.02, 0),
+        ("new/one", True, None, 0.0, 1),
+        ("anthropic/claude-sonnet-5.5", True, None, 0.003, 0),
+        ("anthropic/claude-sonnet-5.5", True, -1, 0.003, 0),
+    ],
+)
+def test_with_a_providers_key_of_ones_own_what_the_provider_takes_is_paid_too(model, is_byok, upstream, cost, unknown):
+    usage = {"cost": 0.02, "is_byok": is_byok, "prompt_tokens": 1000, "completion_tokens": 100}
+    usage["cost_details"] = {"upstream_inference_cost": upstream}
+    bill = Bill()
+    with OpenRouterAPI([{"body": {**completion(GOOD, usage), "model": model}}]) as api:
+        asked(api.url, model, bill=bill)
+    assert (bill.cost_usd, bill.unknown) == (pytest.approx(cost), unknown)
+
+
+@pytest.mark.parametrize("details", [None, [], "x", {}])
+def test_details_of_a_cost_that_are_none_tell_nothing(details):
+    usage = {"cost": 0.02, "is_byok": True, "cost_details": details, "completion_tokens": 1}
+    bill = Bill()
+    with OpenRouterAPI([{"body": completion(GOOD, usage)}]) as api:
+        asked(api.url, bill=bill)
+    assert (bill.cost_usd, bill.unknown) == (0.0, 1)
+
+
+@pytest.mark.parametrize(
     ("model", "cost", "unknown"),
     [("anthropic/claude-sonnet-5.5", 0.003, 0), (GRATIS, 0.0, 0), ("openrouter/auto", 0.0, 1), ("new/one", 0.0, 1)],
 )
@@ -320,6 +350,27 @@ def test_a_bill_grows_with_all_that_was_asked():
         asked(api.url, bill=bill)
     assert bill == Bill(0.5, {"input": 1800, "output": 8192, "cache_read": 0}, calls=3)
     assert caught.value.bill is bill
+
+
+@pytest.mark.parametrize(
+    ("step", "unknown"),
+    [
+        ({"body": completion(), "close_early": 80}, 1),
+        ({"raw": json.dumps(completion())[:60]}, 1),
+        ({"raw": " \n" * 50}, 1),
+        ({"body": completion("{", finish_reason="length")}, 1),
+        (refusal(502, "down"), 0),
+        ({"status": 502, "raw": "<html><h1>502 Bad Gateway</h1></html>"}, 0),
+        ({"body": failed(502, "Upstream error")}, 0),
+    ],
+    ids=["closed early", "truncated", "whitespace", "length", "refused", "HTML", "200 with an error"],
+)
+def test_what_was_sent_and_brought_no_whole_answer_may_have_cost_something(step, unknown):
+    for model, times in ((FIRST, 1), (GRATIS, 0)):
+        bill = Bill()
+        with OpenRouterAPI([step], content=lambda request: GOOD, models=[]) as api:
+            asked(api.url, model, bill=bill)
+        assert (bill.calls, bill.unknown, bill.cost_usd) == (2, unknown * times, 0.01)
 
 
 def test_what_was_refused_costs_nothing():
@@ -429,6 +480,22 @@ CASES: dict[str, Case] = {
         ONCE,
         "can only afford 304",
     ),
+    "402 affords too little, passed on": ([refusal(402, f"{CREDITS} 304.")], CHAIN, SECOND, PASSED_ON, ""),
+    "402 affords less and less": (
+        [refusal(402, f"{CREDITS} 3000."), refusal(402, f"{CREDITS} 2000.")],
+        CHAIN,
+        SECOND,
+        "1 1 2",
+        "",
+    ),
+    "402 the prompt is too dear, passed on": (
+        [refusal(402, "Prompt tokens limit exceeded: 10335 > 6390")],
+        CHAIN,
+        SECOND,
+        PASSED_ON,
+        "",
+    ),
+    "402 weight, passed on": ([refusal(402, "Over", reason="weight_exceeds_budget")], CHAIN, SECOND, PASSED_ON, ""),
     "402 the prompt is too dear": (
         [refusal(402, "Prompt tokens limit exceeded: 10335 > 6390")],
         ALONE,
@@ -632,10 +699,17 @@ CASES: dict[str, Case] = {
     "length": ([{"body": completion("{", finish_reason="length")}], ALONE, FIRST, TWICE, ""),
     "length twice": (
         [{"body": completion("{", {"completion_tokens": 500}, finish_reason="length")}] * 2,
-        CHAIN,
+        ALONE,
         NoAnswer,
         TWICE,
         "cut off after 500 tokens (raise openrouter.max_tokens)",
+    ),
+    "length twice, passed on": (
+        [{"body": completion("{", finish_reason="length")}] * 2,
+        CHAIN,
+        SECOND,
+        "1 1 2",
+        "",
     ),
     "content_filter": ([{"body": completion("", finish_reason="content_filter")}], CHAIN, SECOND, PASSED_ON, ""),
     "a refusal in words": (
@@ -821,6 +895,41 @@ def test_after_the_last_try_the_caller_hears_what_the_server_said():
     assert caught.value.until == pytest.approx(time.time() + 7, abs=3)
 
 
+@pytest.fixture
+def shares(monkeypatch) -> list[float]:
+    """The seconds that each request was given; all are told that there is no such model."""
+    given: list[float] = []
+
+    def exchange(method: str, url: str, key: Any, body: Any, end: float) -> tuple[int, dict[str, str], bytes]:
+        given.extend([end - time.monotonic()] if method == "POST" else [])
+        return 404, {}, b"{}"
+
+    monkeypatch.setattr(wire, "exchange", exchange)
+    return given
+
+
+def test_each_model_gets_its_share_of_the_time_and_the_last_one_all_that_is_left(shares):
+    with pytest.raises(Unreachable):
+        asked(URL, *CHAIN, seconds=90)
+    assert shares == pytest.approx([30, 45, 90], abs=2)
+
+
+def test_a_model_that_is_passed_over_gets_no_share(shares):
+    catalog.note_free_until(URL, time.time() + 3600)
+    with pytest.raises(Unreachable, match="used up until"):
+        asked(URL, FIRST, GRATIS, "openrouter/free", seconds=90)
+    assert shares == pytest.approx([90], abs=2)
+
+
+def test_a_model_that_hangs_leaves_time_for_the_others():
+    hung = {"body": completion(), "drip": [10_000, 0.01]}
+    begun = time.monotonic()
+    with OpenRouterAPI([hung, hung], content=lambda request: GOOD, models=[]) as api:
+        assert asked(api.url, *CHAIN, seconds=1.5).model == THIRD
+    assert [body["model"] for body in bodies(api)] == [*CHAIN]
+    assert time.monotonic() - begun < 1.5
+
+
 def test_a_wait_that_does_not_fit_is_none_where_another_model_answers(waits):
     with OpenRouterAPI([refusal(503, "Busy", {"Retry-After": "600"})], content=lambda request: GOOD) as api:
         asked(api.url, *CHAIN)
@@ -844,6 +953,28 @@ def test_after_a_daily_limit_the_caller_hears_when_it_ends(source):
         asked(api.url, GRATIS, "openrouter/free")
     assert len(api.calls) == 1
     assert caught.value.until in (midnight, midnight + 86400)  # the second when the day ended just now
+
+
+def test_free_models_that_are_used_up_are_not_asked_again_before_their_limit_ends(monkeypatch):
+    bill = Bill()
+    with OpenRouterAPI([refusal(429, PER_DAY)], content=lambda request: GOOD) as api:
+        for _ in range(3):
+            asked(api.url, GRATIS, THIRD, bill=bill)
+        assert [body["model"] for body in bodies(api)] == [GRATIS, THIRD, THIRD, THIRD]
+        with pytest.raises(Unreachable, match="used up until 00:00 UTC.*openrouter.fallbacks") as caught:
+            asked(api.url, GRATIS, "openrouter/free", bill=bill)
+        assert catalog.free_until(api.url) is not None
+        assert caught.value.until == catalog.free_until(api.url)
+        assert len(api.calls) == bill.calls == 4
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda: now + 86400)
+        assert asked(api.url, GRATIS).model == GRATIS
+
+
+def test_what_else_a_free_model_is_refused_for_is_not_remembered():
+    with OpenRouterAPI([upstream(429, "busy", **SHARED)] * 3, content=lambda request: GOOD) as api:
+        asked(api.url, GRATIS, THIRD)
+        assert catalog.free_until(api.url) is None
 
 
 def test_after_the_limit_of_a_key_the_caller_hears_when_it_is_reset():
@@ -1050,6 +1181,16 @@ def test_nothing_is_waited_for_past_the_deadline(answer):
     with pytest.raises(wire.Failed):
         exchanged(answer, 0.3)
     assert 0.2 < time.monotonic() - begun < 5
+
+
+def test_a_connection_that_never_comes_about_has_sent_nothing():
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        place = full.getsockname()
+        with socket.create_connection(place), pytest.raises(wire.Failed) as caught:  # the next one waits for ever
+            wire.exchange("POST", f"http://127.0.0.1:{place[1]}/v1", KEY, {}, time.monotonic() + 2)
+    assert not caught.value.sent
 
 
 def test_the_clock_of_the_exchange_is_gone_when_it_is_over():

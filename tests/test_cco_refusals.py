@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import log
-from refusals import AGAIN, EMPTY, FORM, FREE, LESS, MODEL, PAID, STOP, Refusal, read
+from refusals import AGAIN, EMPTY, FORM, FREE, LESS, MODEL, MORE, PAID, STOP, Refusal, read
 
 NOW = datetime(2026, 11, 21, 22, 30, tzinfo=timezone.utc).timestamp()
 MIDNIGHT = datetime(2026, 11, 22, tzinfo=timezone.utc).timestamp()
@@ -234,6 +234,29 @@ def test_what_may_be_mended_is_read_from_the_message(status, message, mend, toke
 )
 def test_what_a_minute_cannot_change_is_told_from_what_this_question_was_refused_for(status, more, unreachable):
     assert refused(status, **more).unreachable is unreachable
+
+
+@pytest.mark.parametrize(
+    ("message", "metadata", "follows"),
+    [
+        ("You requested up to 64000 tokens, but can only afford 304.", {}, MODEL),
+        ("more credits, or ... can only afford 304", {"limit_source": "openrouter_credits"}, MODEL),
+        ("Prompt tokens limit exceeded: 10335 > 6390", {}, MODEL),
+        ("Over", {"reason": "weight_exceeds_budget"}, MODEL),
+        ("Insufficient credits.", {}, PAID),
+        ("Over", {}, PAID),
+        ("can only afford 304", {"limit_source": "openrouter_key_limit"}, PAID),
+        ("Key limit exceeded, can only afford 304", {}, PAID),
+    ],
+)
+def test_what_one_model_is_too_dear_for_is_told_from_what_all_are(message, metadata, follows):
+    assert refused(402, message=message, metadata=metadata).follows == follows
+
+
+def test_another_model_may_give_whole_what_one_cut_off():
+    found = said(message={"content": "{"}, finish_reason="length")
+    assert isinstance(found, Refusal)
+    assert (found.follows, found.mend, found.unreachable) == (MODEL, MORE, False)
 
 
 # --------------------------------------------------------------------------------------------------------
