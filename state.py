@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-VERSION = 4  # of the document; a newer kit's file is refused, never guessed at
+VERSION, OLDER = 4, 3  # of the document; a newer kit's file is refused, never guessed at
 MAX_SIZE = 100_000  # bytes; saved answers, then the oldest history are dropped above this; it lives on in the totals
 LEAST_HISTORY = 10  # entries that are kept whatever the size
 PATIENCE = 1.0  # seconds for which those who only ask for the lock's holder can keep it from us
@@ -74,6 +74,8 @@ def load(path: Path | str, validate: bool = True, sealed: bool = True) -> dict[s
         with open(path, "rb") as file:
             data = file.read()
         document = json.loads(data, object_pairs_hook=_no_duplicates, parse_constant=_number, parse_float=_number)
+        if isinstance(document, dict) and document.get("version") == OLDER:
+            document = _upgraded(document, path, sealed)
         if not isinstance(document, dict) or document.get("version") != VERSION:
             found = document.get("version") if isinstance(document, dict) else type(document).__name__
             raise StateError(f"{path}: expected a state of version {VERSION}, found {found!r:.50}")
@@ -84,6 +86,30 @@ def load(path: Path | str, validate: bool = True, sealed: bool = True) -> dict[s
     except (ValueError, RecursionError) as error:  # ValueError: also bad UTF-8 and integers of 5000 digits
         raise StateError(f"{path}: not a readable state: {error}") from error
     return document
+
+
+def _upgraded(before: dict[str, Any], path: Path | str, sealed: bool) -> dict[str, Any]:
+    """A document of the version before, with what it could not know yet as it is at a mission's beginning.
+
+    So a kit that is replaced in the middle of a mission forgets no cost, no verdict and no person's word.
+    """
+    if sealed:
+        _check_seal(before, path)
+    was_sealed = is_sealed(before)  # what is in it is changed below
+    nobody = {"failures": 0, "since": 0, "until": 0, "useless": False}
+    document = {**before, "version": VERSION, "manager": nobody, "judge": dict(nobody), "answers": {}}
+    try:
+        for known in document["criteria"].values():
+            known.update(failed=[], cost_usd=0.0)
+        for entry in document["history"]:
+            entry["manager_usd"] = 0.0
+        document["metrics"].update(api_calls_avoided=0, calls_of_unknown_cost=0, manager_cost=0)
+        if plan := document["plan"]:
+            kept = {name: value for name, value in plan.items() if name not in ("tokens", "unreachable")}
+            document["plan"] = {**kept, "tier": None, "encouragement": None}
+    except (KeyError, AttributeError, TypeError) as error:
+        raise StateError(f"{path}: not a readable state of version {OLDER}: {error}") from error
+    return {**document, "seal": _seal(document)} if was_sealed else document
 
 
 def save(path: Path, document: dict[str, Any]) -> str:

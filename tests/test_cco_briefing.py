@@ -178,7 +178,8 @@ def test_the_llm_reads_who_it_is_and_the_mission_first_and_then_what_happened():
     prose["protect"] = ["tests/acceptance/**"]
     standings = [standing("c1", tail="NameError: x\n", stalls=1), standing("c2", "met"), standing("c3", stalls=5)]
     more = {"last": "ended, 3 turns", "report": "All done.", "tried": TRIED, "commits": ["0123456 Add a lexer"]}
-    more |= {"profile": "Python, pytest", "budget": "3 of 10 dollars are left.", "notes": ["Use lark."], "told": ["No regexes at all."]}
+    more |= {"profile": "Python, pytest", "budget": "3 of 10 dollars are left.", "notes": ["Use lark."]}
+    more |= {"told": ["No regexes at all."]}
     first, second = for_manager(situation(*standings, mission=mission_of(**prose), morale="stuck", **more), ROOM)
     assert first.startswith("You are an expert project manager orchestrating a single Claude Code worker")
     assert first.endswith(

@@ -332,6 +332,47 @@ def test_a_byte_that_is_changed_anywhere_is_noticed_unless_the_document_stays_th
     assert forged > len(whole) / 10
 
 
+def version_3(path: Path) -> dict[str, Any]:
+    """A state as the version before wrote it, sealed."""
+    known = smallest(SCHEMA["properties"]["criteria"]["additionalProperties"])
+    known = {name: value for name, value in known.items() if name not in ("failed", "cost_usd")}
+    plan = {"focus": "api", "title": "Make it", "cost_usd": 0.5, "tokens": {"input": 1}, "unreachable": False}
+    old = document(criteria={"api": known}, plan=plan, history=[{"iteration": 1, "kind": "ended"}])
+    old |= {"version": 3, "manager": {"failures": 2, "until": 0}, "metrics": {"estimated_cost": 7.5}}
+    old = {name: value for name, value in old.items() if name not in ("judge", "answers", "seal")}
+    old["seal"] = state._seal(old)
+    path.write_bytes(state._dump(old))
+    return old
+
+
+def test_a_state_of_the_version_before_is_gone_on_with_and_forgets_no_cost(path):
+    version_3(path)
+    found = state.load(path)
+    assert state.is_sealed(found)
+    assert (found["version"], found["metrics"]["estimated_cost"], found["metrics"]["manager_cost"]) == (4, 7.5, 0)
+    assert found["criteria"]["api"]["failed"] == [] and found["history"][0]["manager_usd"] == 0
+    assert found["plan"] == {
+        "focus": "api", "title": "Make it", "cost_usd": 0.5, "tier": None, "encouragement": None,
+    }  # fmt: skip
+    state.save(path, found)
+    assert state.load(path)["version"] == 4
+
+
+def test_a_state_of_the_version_before_that_somebody_changed_is_forged_as_well(path):
+    old = version_3(path)
+    path.write_bytes(state._dump({**old, "iterations": 9}))
+    with pytest.raises(state.Forged):
+        state.load(path)
+    assert not state.is_sealed(state.load(path, sealed=False))
+
+
+def test_a_damaged_state_of_the_version_before_is_one_error(path):
+    old = version_3(path)
+    path.write_bytes(state._dump({**old, "criteria": {"api": 5}}))
+    with pytest.raises(state.StateError, match="not a readable state of version 3"):
+        state.load(path, sealed=False)
+
+
 @pytest.mark.parametrize(
     "change",
     [

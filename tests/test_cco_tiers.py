@@ -201,7 +201,8 @@ def test_claude_as_the_manager_is_asked_for_the_workers_models_and_none_of_openr
     environ = {"CCO_MANAGER_PROVIDER": "claude", "CCO_OPENROUTER_MODEL": D, "CCO_OPENROUTER_FALLBACKS": f"[{A}]"}
     assert [manager.models(tier, settings(**environ)) for tier in TIERS] == [[], [], []]
     environ |= {"CCO_CLAUDE_CODE_MODELS_ECONOMY": "haiku", "CCO_CLAUDE_CODE_MODEL": "sonnet"}
-    assert [manager.models(tier, settings(**environ)) for tier in TIERS] == [["haiku", "sonnet"], ["sonnet"], ["sonnet"]]
+    asked = [manager.models(tier, settings(**environ)) for tier in TIERS]
+    assert asked == [["haiku", "sonnet"], ["sonnet"], ["sonnet"]]
     assert manager.models("economy", router(economy=A)) == [A, DEFAULT]
 
 

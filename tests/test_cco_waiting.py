@@ -264,7 +264,8 @@ def test_a_manager_that_cannot_be_reached_is_left_alone_for_longer_each_time_and
         assert waiting.may_ask(made, "manager")
         clock.now = NOW
     waiting.note_asked(made, "manager", reached=True)
-    assert made == {"manager": {"failures": 0, "since": 0, "until": 0, "useless": False}} and waiting.may_ask(made, "manager")
+    assert made == {"manager": {"failures": 0, "since": 0, "until": 0, "useless": False}}
+    assert waiting.may_ask(made, "manager")
 
 
 @pytest.mark.parametrize(
