@@ -9,9 +9,12 @@
 The console shows the sentence, the files also the fields and the correlation ids given to `log.context`.
 
 What is not covered: a secret of fewer than 8 characters or one short word, one that was encoded (base64, hex) or
-split over two lines, and one that is in no variable and looks like none of PATTERNS. Of personal data: names of people,
-postal addresses, dates of birth, telephone numbers in national form, logins of other machines, addresses of the network
-that may as well be versions, and what was encoded. A matrix product without spaces (a@b.weight) is taken for an e-mail.
+split over two lines, and one that is in no variable and looks like none of PATTERNS. Where a text leaves the machine,
+also what NAMED finds is masked, and not: what follows a name without = or : (--password x, <password>x</password>) or
+holds a space, letters alone that may be a word, and what may as well be an expression of a program. Of personal data:
+names of people, postal addresses, dates of birth, telephone numbers in national form, logins of other machines,
+addresses of the network that may as well be versions, and what was encoded. A matrix product without spaces
+(a@b.weight) is taken for an e-mail.
 """
 
 from __future__ import annotations
@@ -48,7 +51,43 @@ PATTERNS = re.compile(
     r"|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}|glpat-[A-Za-z0-9_-]{20,}"
     r"|(?:AKIA|ASIA)[A-Z0-9]{16}\b|AIza[A-Za-z0-9_-]{35}|xox[abprs]-[A-Za-z0-9-]{10,}|AGE-SECRET-KEY-1[A-Z0-9]{20,}"
     r"|(?<!-)eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]*"
-    r"|(?i:(?<=authorization: )|(?<=authorization\": \")|(?<=authorization': '))(?i:bearer|basic) [^\s\"'\\]+)"
+    r"|(?:[sr]k_(?:live|test)|npm|gsk|whsec|dckr_pat|shp(?:at|ss|ca|pa))_[A-Za-z0-9]{16,}|hf_[A-Za-z0-9]{30,}"
+    r"|do[opr]_v1_[0-9a-f]{32,}|pypi-AgE[A-Za-z0-9_-]{16,}|SG\.[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{16,}|hvs\.[A-Za-z0-9_-]{20,}"
+    r"|(?:xapp|xoxe|GOCSPX)-[A-Za-z0-9_-]{16,}|glsa_[A-Za-z0-9_]{20,}|ya29\.[A-Za-z0-9_-]{20,}"
+    r"|hooks\.slack\.com/(?:services|workflows|triggers)/[A-Za-z0-9/_-]{20,}"
+    r"|discord(?:app)?\.com/api/(?:v\d+/)?webhooks/\d{5,}/[A-Za-z0-9_-]{20,}"
+    r"|(?i:(?<=authorization: )|(?<=authorization\": \")|(?<=authorization': '))(?i:bearer|basic|token) [^\s\"'\\]+"
+    r"|(?<=[Bb]earer )(?=[A-Za-z._~+/-]*\d)[A-Za-z0-9._~+/-]{16,}=*)"
+)
+# A name and its value, as settings and programs write them; `_is_value` judges what was found.
+NAMED = re.compile(
+    r"(?<![\w.-])(?=[\w.-]{0,99}?(?i:key|token|secret|pass|pwd|auth|credential))(?P<name>[\w.-]{3,100})\\{0,3}[\"']?\]?"
+    r"[ \t]{0,8}(?:(?::[ \t]{0,4}&?[\w.]{1,24}(?:\[\])?[ \t]{0,4}|[?:])?=(?![=~>])|=>|={2,3}(?=[ \t]{0,8}[\"'])"
+    r"|:(?![:=]))[ \t]{0,8}(?:[bfruBFRU]{0,2}\\{0,3}(?P<quote>[\"'`])(?P<quoted>(?:(?!(?P=quote))[^\s\\]|\\(?![\"'`]))"
+    r"{8,})\\{0,3}(?P=quote)|(?<=[A-Z_]=)(?P<plain>[^\s\"'`\\]{8,})|(?P<bare>(?:[^\s\"'`\\;&,]|&(?![\w.-]{1,40}=)){8,}))"
+)
+SECRET_WORD = re.compile(r"pass|secret|token|key|auth|credential", re.I)  # what names a secret is none
+STRONG = re.compile(  # names whose value is a secret in all likelihood
+    r"pass|pwd|secret|credential|(?:api|access|auth|private|account|client|session|refresh|bearer|bot|deploy|signing"
+    r"|shared|encryption)_?(?:key|token)",
+    re.I,
+)
+ABOUT = re.compile(  # ends of names of what is only told about a secret
+    r"_(?:name|id|file|path|dir|ur[il]|type|kind|len|length|size|count|prefix|field|header|hash|version|hint|policy|sha\d+)$",
+    re.I,
+)
+# References, templates, paths, addresses and dates; what is code; and words that hold digits by nature.
+NO_VALUE = re.compile(
+    r"[$%@#<{&*!\[(]|\.{0,2}/|~/|[A-Za-z]:\\|\d{4}-\d\d-\d\d|.*(?:\$\{|\{\{|\{\w*\}|%\(|://|[<>]|\.\.\.|(?i:your))"
+)
+CODE = {
+    "plain": re.compile(r"\w[(\[]"),
+    "bare": re.compile(r"[()\[\]{}|]|\A[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+\Z"),
+}
+TECHNICAL = re.compile(
+    r"(?:(?<![A-Za-z])|(?<=[a-z])(?=[A-Z]))(?i:u?int|float|utf|base|sha|md|o?auth|crc|aes|rsa|ed|hmac|argon|pbkdf|bcrypt"
+    r"|latin|ipv|http|uuid|blake|iso|bytes?|hs|rs|es|ps|v|pass|password|secret|token|key|pwd|test|item|value)"
+    r"[-_]?\d{1,4}(?!\d)|(?<![A-Za-z\d])[A-Za-z]\d{1,3}(?![A-Za-z\d])"
 )
 # Control characters, marks that turn the direction of writing, and halves of characters, which no encoding can write.
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -165,7 +204,8 @@ def mask_personal(text: str) -> str:
     Masked are e-mail addresses, telephone numbers in international form, payment cards (Luhn), IBANs (mod 97), public
     addresses of the network, home folders (~), and the login and host name of this machine. An address of four numbers
     is masked only where it cannot well be a version: one of the first three is 100 or more, the last is not 0, and no
-    sign of a version stands before it. See the module for what is not covered.
+    sign of a version stands before it. A value that looks like a secret, after a name of one, becomes ***; `mask`
+    leaves it, since that is not certain enough to change what is kept. See the module for what is not covered.
     """
     for _ in range(PASSES):
         before, text = text, _without_personal(text)
@@ -175,6 +215,7 @@ def mask_personal(text: str) -> str:
 
 
 def _without_personal(text: str) -> str:
+    text = NAMED.sub(_without_value, text)
     for pattern, is_one, name in (
         (EMAIL, lambda text: not NO_EMAIL.fullmatch(text), "[email]"),
         (IBAN, _is_iban, "[iban]"),
@@ -187,6 +228,37 @@ def _without_personal(text: str) -> str:
     for name, names in _own_names().items():
         text = names.sub(name, text)
     return text
+
+
+def _without_value(found: re.Match[str]) -> str:
+    """A name and its value as they were found, the value masked where it is a secret."""
+    how, name = str(found.lastgroup), re.sub(r"[.-]", "_", found["name"])
+    value = found[how] if how == "quoted" else found[how].rstrip(",;)]}")
+    if not is_secret_name(name) or ABOUT.search(name) or len(value) < MIN_SECRET or NO_VALUE.match(value):
+        return str(found[0])
+    if (how in CODE and CODE[how].search(value)) or not _is_value(value, bool(STRONG.search(name)), how):
+        return str(found[0])
+    at = found.start(how) - found.start()
+    return str(found[0][:at] + MASK + found[0][at + len(value) :])
+
+
+def _is_value(value: str, is_strong: bool, how: str) -> bool:
+    """Whether what follows a secret's name is one, and not a word, a size, or a name of a program.
+
+    how: "quoted", "plain" (as variables of the environment are set), or "bare" (all else, code among it).
+    """
+    rest = value if how == "plain" else TECHNICAL.sub("", value)
+    if not re.search(r"[A-Za-z]", rest):
+        return is_strong and (how != "bare" or value.isdigit())
+    if re.search(r"\d", rest):
+        is_mixed = bool(re.search(r"\d[A-Za-z]", rest)) and len(value) >= (20 if how == "bare" else 12)
+        return is_strong or how == "plain" or is_mixed
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", rest)
+    if is_strong and how == "plain":
+        return len(value) >= 2 * MIN_SECRET or not value.isalpha() or len(words) > 2
+    if is_strong and how == "quoted" and not SECRET_WORD.search(value):
+        return bool(re.search(r"\w[!@#%^&*+=?~]+\w", value)) or len(value) >= 16 and not re.fullmatch(r"[\w.]+", value)
+    return len(rest) >= 12 and len("".join(words)) < 2.6 * len(words)  # no words of a language
 
 
 def _named(is_one: Callable[[str], bool], name: str, found: re.Match[str]) -> str:

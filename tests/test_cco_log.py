@@ -39,6 +39,20 @@ FAMILIES = {
     "jwt": "eyJhbGciOiJIUzI1NiJ9." + "eyJzdWIiOiIxMjM0NTY3ODkwIn0." + "dozjgNryP4J3jVmNHl0w5N",
     "age": "AGE-SECRET-KEY-1" + "QQPQ9X8GF2TVDW0S3JN54KHCE6MUA7L" * 2,
     "private key": PEM,
+    "stripe": "sk_live_" + "aB3dE5fG" * 3,
+    "stripe restricted": "rk_live_" + "aB3dE5fG" * 3,
+    "npm": "npm_" + "aB3dE5" * 6,
+    "hugging face": "hf_" + "aBcDeFgH" * 4 + "ab",
+    "groq": "gsk_" + "aB3dE5fG" * 6,
+    "docker": "dckr_pat_" + "aB3dE5fG" * 3,
+    "sendgrid": "SG." + "aB3dE5fG7h_" * 2 + "." + "aB3-E5fG" * 5,
+    "pypi": "pypi-AgEIcHlwaS5vcmc" + "aB3-_" * 10,
+    "digitalocean": "dop_v1_" + "0af9" * 16,
+    "vault": "hvs." + "aB3dE5fG" * 4,
+    "slack app": "xapp-" + "1-A0AB1CD2E-0123456789-0af9",
+    "slack webhook": "hooks.slack.com/services/T00000000/B00000000/" + "aB3dE5fG" * 3,
+    "discord webhook": "discord.com/api/webhooks/123456789012345678/" + "aB3_E5-G" * 8,
+    "discord webhook of a version": "discordapp.com/api/v10/webhooks/123456789012345678/" + "aB3_E5-G" * 8,
 }
 
 
@@ -160,6 +174,9 @@ def test_what_looks_like_a_secret_is_masked(secret):
         ('curl -H "Authorization: Basic dTpw" -v', 'curl -H "Authorization: ***" -v'),
         ('{"Authorization": "Bearer abc"}', '{"Authorization": "***"}'),
         ("{'Authorization': 'Bearer abc'}", "{'Authorization': '***'}"),
+        ("Authorization: token 0123abcd", "Authorization: ***"),
+        ("sent Bearer aB3dE5fG7hI9jK1l, got 401", "sent Bearer ***, got 401"),
+        ("-H 'auth: bearer 9f8e7d6c5b4a3210=='", "-H 'auth: bearer ***'"),
         ("-----BEGIN PRIVATE KEY-----\nMIIEow\ncut off", "***"),
         ('k = "-----BEGIN EC PRIVATE KEY-----\\nMIIE\\n"; x()', 'k = "***"; x()'),
     ],
@@ -179,6 +196,9 @@ def test_credentials_in_addresses_headers_and_keys_are_masked(text, masked):
         "risk-assessment-of-the-whole-thing, task-force-and-more-than-twenty",
         "the keyboard of the author",
         "Authorization: none",
+        "Bearer authentication-is-described-below, the bearer 0123456789",
+        "npm_config_registry npm_package_version hf_transfer pypi-simple SG.something sk_live_ do_v1_0123",
+        "https://hooks.slack.com/services/ https://discord.com/api/webhooks/ADDRESS",
     ],
 )
 def test_what_only_resembles_a_secret_stays(text):
@@ -196,6 +216,11 @@ def test_what_only_resembles_a_secret_stays(text):
         "-----BEGIN " + "A " * 1_000_000,
         "sk-" * 600_000,
         "Authorization: " * 130_000,
+        "bearer " * 280_000,
+        "Bearer " + "a" * 2_000_000,
+        "SG." + "a" * 2_000_000,
+        "sk_live_" * 250_000,
+        "hooks.slack.com/services/" * 80_000,
     ],
     ids=lambda text: text[:12],
 )
@@ -282,6 +307,89 @@ def own_names(monkeypatch) -> Iterator[Any]:
 )
 def test_personal_data_is_named_instead(own_names, text, masked):
     assert log.mask_personal(text) == masked
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("DB_PASSWORD=hunter22pass", "DB_PASSWORD=***"),
+        ("export API_TOKEN=9f8e7d6c5b4a3210 && run", "export API_TOKEN=*** && run"),
+        ("-API_KEY=abc123def456\n+API_KEY=abc123def457", "-API_KEY=***\n+API_KEY=***"),
+        ("PASSWORD=Pa$$w0rd;&,)x", "PASSWORD=***"),
+        ("DB_PASSWORD=correcthorsebattery POSTGRES_PASSWORD=four-words", "DB_PASSWORD=*** POSTGRES_PASSWORD=***"),
+        ("SECRET_KEY=kjhfdKJHdfkjhKJ", "SECRET_KEY=***"),
+        ('docker run -e "DB_PASSWORD=hunter22pass" image', 'docker run -e "DB_PASSWORD=***" image'),
+        ('"client_secret": "a8Qx-77lmPzR2"', '"client_secret": "***"'),
+        ('{"clientSecret":"a8Qx77lmPzR2","id":1}', '{"clientSecret":"***","id":1}'),
+        (r"{\"password\": \"hunter22pass\"}", r"{\"password\": \"***\"}"),
+        (
+            "aws_secret_access_key = wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+            "aws_secret_access_key = ***",
+        ),
+        ("  password: hunter22pass\n  user: ada1843byron", "  password: ***\n  user: ada1843byron"),
+        ("password: hunter22", "password: ***"),
+        ("passwd: 12345678", "passwd: ***"),
+        ("spring.datasource.password=Tr0ub4dor&3", "spring.datasource.password=***"),
+        ("Server=db;User Id=sa;Password=Hunter22pass;Encrypt=true", "Server=db;User Id=sa;Password=***;Encrypt=true"),
+        ("https://x.org/?api_key=abc123def456&page=2", "https://x.org/?api_key=***&page=2"),
+        ("//registry.npmjs.org/:_authToken=3f1c9a7e-aaaa-bbbb", "//registry.npmjs.org/:_authToken=***"),
+        ("x-api-key: 0123456789abcdef", "x-api-key: ***"),
+        ("AccountKey=Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsu+UVErCz4==;", "AccountKey=***;"),
+        ("private_key: MIIEvQIBADANBgkqhkiG9w0BAQEFAASC", "private_key: ***"),
+        ("token: 9f8e7d6c5b4a32109f8e7d6c5b4a3210", "token: ***"),
+        ('os.environ["DB_PASSWORD"] = "hunter22pass"', 'os.environ["DB_PASSWORD"] = "***"'),
+        ("'password' => 'hunter22pass',", "'password' => '***',"),
+        ('password: str = "hunter22pass"', 'password: str = "***"'),
+        ("const apiKey: string = 'k3yk3yk3yABC';", "const apiKey: string = '***';"),
+        ('let token: &str = b"abc123def456";', 'let token: &str = b"***";'),
+        ('if password == "hunter22pass":', 'if password == "***":'),
+        ('login(user, password="p@ss!word")', 'login(user, password="***")'),
+        ('password = "correct-horse-battery-staple"', 'password = "***"'),
+        ('secret := "a\\d22pass\\x"', 'secret := "***"'),
+        ("password: ada1@firm.de", "password: ***"),
+    ],
+)
+def test_what_follows_the_name_of_a_secret_is_masked_where_it_looks_like_one(own_names, text, masked):
+    assert log.mask_personal(text) == masked
+    assert log.mask_personal(masked) == masked
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "password = get_password()\ntoken: str\ntoken=None\nmax_tokens=4096",
+        "if key == other1234: pass\nkey != other1234 key >= other1234 key === other1234",
+        "password: Optional[str] = None\ntoken = tokens[index1]\nkey=lambda item1: item1",
+        "password = settings.DATABASE_PASSWORD_2\npassword=self._password1, token=args.token1234",
+        'token = request.headers.get("X-Auth2") or os.environ["KEY2"]',
+        "secret: Uint8Array, key: uint64_t, key = sha256_digest, auth = OAuth2Session",
+        "password=password2, accessToken: AccessTokenV2, accessToken: CancellationToken",
+        "private_key = ed25519.Ed25519PrivateKey\nconst apiKey = process.env.API_KEY2",
+        "token = generate_token_v2()\nsecret = hash(secret2,3)\nTOKEN=foo1bar2(x)",
+        '"token": "string", "password": "password", "key": "user_id", "password": "reset-password-link"',
+        "'api_key': 'apiKeyOfTheUser', secret_name: my-secret-name1, secret_id=0123456789abcdef",
+        "password: ${DB_PASSWORD2}\npassword: {{ vault2 }}\nTOKEN=$CI_JOB_TOKEN2\nTOKEN=$(cat token22)",
+        'token = f"{prefix1}.{middle}"\nkey = "%(name1)s.1234"\npassword="<password1>"\nAPI_KEY=your-key-1',
+        "PASSWORD_FILE=/run/secrets/db_password2\ntoken: ./token22.txt\nkey=~/keys/key22",
+        "auth: https://auth.example.org/oauth2/x1",
+        "MAX_THINKING_TOKENS=31999000\ntokens: 12345678\nkey = 0x12345678\n'key': '2026-11-27T10:00Z'",
+        'key: "item-1234", cache_key="user:1234"',
+        "keyword=hunter22pass author: ada1843byron KEYBOARD=pc105layout2 compass=n0rth2south",
+        "PASS: test_login_v2_works\nsecrets: inherit\nkey::value1234 keys=short",
+    ],
+)
+def test_code_and_words_after_the_name_of_a_secret_stay(own_names, text):
+    assert log.mask_personal(text) == text
+
+
+def test_what_follows_the_name_of_a_secret_is_masked_only_where_it_leaves_the_machine():
+    assert log.mask("DB_PASSWORD=hunter22pass") == "DB_PASSWORD=hunter22pass"
+
+
+def test_no_file_of_the_kit_itself_holds_what_looks_like_the_value_of_a_secret(own_names):
+    for path in (*KIT.glob("*.py"), *KIT.glob("prompts/*"), *KIT.glob("schema/*"), KIT / "Makefile", KIT / "README.md"):
+        text = path.read_text("utf-8")
+        assert log.NAMED.sub(log._without_value, text) == text, path
 
 
 @pytest.mark.parametrize(
@@ -389,6 +497,15 @@ def test_masking_personal_data_twice_is_masking_it_once_and_adds_little(own_name
         "C:\\Users\\" + "a " * 250_000,
         "1.2.3." * 80_000,
         "2001:" * 100_000,
+        "key=" * 125_000,
+        'key="' * 100_000,
+        "key='\\" * 80_000,
+        'key="' + "a" * 500_000,
+        "password=" + "a1(" * 160_000,
+        'secret="' + "{a1" * 160_000 + '"',
+        "key" * 160_000 + "=",
+        "key-." * 100_000,
+        "token=" + "a1&b=" * 100_000,
     ],
     ids=lambda text: text[:8],
 )
