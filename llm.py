@@ -184,7 +184,7 @@ def _read(reply: Reply, shape: Shape, question: Question) -> tuple[dict[str, Any
 
 def _bare(text: str) -> str:
     """An answer without its thoughts and without one fence around the rest."""
-    text = THOUGHTS.sub("", text).strip()
+    text = THOUGHTS.sub("", text.removeprefix("\ufeff")).strip()
     if text.startswith(FENCE) and text.endswith(FENCE) and len(text) > 2 * len(FENCE):
         text = text[len(FENCE) : -len(FENCE)]
         text = text.lstrip(ascii_letters)  # the language that it names

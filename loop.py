@@ -255,8 +255,7 @@ def _go_back(job: Job, commit: str) -> None:
 
 def _cost(job: Job, before: str = "") -> str:
     metrics, rest = job.memory["metrics"], budget.forecast(job.memory)
-    unknown = f" and {metrics['calls_of_unknown_cost']} answers of unknown cost" * bool(
-        metrics["calls_of_unknown_cost"]
-    )
+    count = metrics["calls_of_unknown_cost"]
+    unknown = f" (answers of unknown cost: {count})" if count else ""
     forecast = "" if rest is None else f", the rest about ${rest:.2f}"
     return f"{before}${metrics['estimated_cost']:.4f}{unknown} so far{forecast}"

@@ -34,7 +34,8 @@ FREE_RETRIES = 2  # the same of a model that is free: what fails counts towards 
 BACKOFF = (1.0, 2.0, 4.0, 8.0)  # seconds to wait before each of them, where the server does not say
 LEAST_TIME = 5.0  # seconds that have to be left after a wait
 LEAST_TOKENS = 1000  # tokens below which an answer is not worth asking for
-MAX_AMOUNT = 1e12  # dollars or tokens that an answer may say it cost
+MAX_AMOUNT = 1e12  # tokens or dollars that are taken for a number at all
+MAX_COST = 100.0  # dollars that one answer may say it cost; one absurd number would use up every limit
 MAX_SESSION = 256  # characters of session_id
 REASON = {"effort": "low", "exclude": True}  # reasoning is spent inside max_tokens
 MARKED = ("anthropic/", "~anthropic/")  # models whose providers cache a prompt only where it is marked
@@ -232,7 +233,7 @@ class _Asking:
         """What one model says in the end, when it was asked again as often as makes sense."""
         known, address = self.list.find(model), self.router.base_url
         form = catalog.form(address, model) or (known.form if known else "") or FORMS[0]
-        most = known.max_output if known and known.max_output else self.router.max_tokens
+        most = max(known.max_output, LEAST_TOKENS) if known and known.max_output else self.router.max_tokens
         request = _Request(model, known, form, min(most, self.router.max_tokens))
         left = FREE_RETRIES if is_free(model) else RETRIES
         while True:
@@ -268,7 +269,7 @@ class _Asking:
             return Refusal(refusals.STOP if error.lasting else follows, str(error))
         answer = refusals.parse(data)
         named = answer.get("model") if isinstance(answer, dict) else None
-        model = log.printable(named)[:200] if isinstance(named, str) and named else request.model
+        model = " ".join(log.printable(named).split())[:200] if isinstance(named, str) and named else request.model
         found = refusals.read(status, headers, data, time.time())
         if isinstance(answer, dict):
             _book(self.bill, answer, self.list.find(model) or request.known, found, request.is_free)
@@ -348,6 +349,7 @@ def _book(
 def _said(usage: Mapping[str, Any]) -> float | None:
     """Dollars that an answer cost by its own words; None where they do not tell all of it."""
     cost = _amount(usage.get("cost"))
+    cost = cost if cost is not None and cost < MAX_COST else None
     if cost is None or usage.get("is_byok") is not True:
         return cost
     details = usage.get("cost_details")  # a key of one's own pays the provider, and this is the router's fee alone

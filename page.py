@@ -267,7 +267,7 @@ def _sessions(history: Sequence[dict[str, Any]]) -> list[Block]:
 
 def _cost(memory: dict[str, Any]) -> list[Block]:
     metrics, rest = memory["metrics"], budget.forecast(memory)
-    unknown = f", and {metrics['calls_of_unknown_cost']} answers whose cost is not known"
+    unknown = f" (answers of unknown cost: {metrics['calls_of_unknown_cost']})"
     rows = {
         "cost": f"${metrics['estimated_cost']:.2f}{unknown if metrics['calls_of_unknown_cost'] else ''}",
         **({} if rest is None else {"what the rest would cost, by what the first took": f"${rest:.2f}"}),

@@ -171,7 +171,7 @@ def _text(choice: Mapping[str, Any], tokens: int) -> str | Refusal:
         return Refusal(MODEL, "it refuses to answer (content filter)", unreachable=False)
     if not text.strip() and tokens:
         told = f"its answer is empty, although it took {tokens} tokens ({TOKENS_HINT}, or {MODEL_HINT})"
-        return Refusal(STOP, told, unreachable=False)
+        return Refusal(MODEL, told, unreachable=False)
     return text if text.strip() else Refusal(EMPTY, "its answer is empty", unreachable=False)
 
 

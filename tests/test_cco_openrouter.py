@@ -691,7 +691,7 @@ CASES: dict[str, Case] = {
     "no content, no tokens": ([{"body": {**completion(None), **NOTHING_LEFT}}], ALONE, FIRST, TWICE, ""),
     "no content, but tokens": (
         [{"body": completion("", {"prompt_tokens": 1, "completion_tokens": 500})}],
-        CHAIN,
+        ALONE,
         NoAnswer,
         ONCE,
         "although it took 500 tokens",
@@ -709,6 +709,13 @@ CASES: dict[str, Case] = {
         CHAIN,
         SECOND,
         "1 1 2",
+        "",
+    ),
+    "no content, but tokens, and another model": (
+        [{"body": completion("", {"prompt_tokens": 1, "completion_tokens": 500})}],
+        CHAIN,
+        SECOND,
+        PASSED_ON,
         "",
     ),
     "content_filter": ([{"body": completion("", finish_reason="content_filter")}], CHAIN, SECOND, PASSED_ON, ""),
@@ -1205,3 +1212,11 @@ def test_after_the_deadline_nobody_is_asked_any_more():
     with OpenRouterAPI() as api, pytest.raises(Unreachable, match="no time left"):
         asked(api.url, *CHAIN, seconds=0)
     assert api.calls == []
+
+
+@pytest.mark.parametrize(("rows", "cost", "unknown"), [(None, 0.003, 0), ([], 0.0, 1)])
+def test_an_absurd_cost_is_not_believed_but_reckoned_from_the_list_or_marked_as_unknown(rows, cost, unknown):
+    bill, usage = Bill(), {"prompt_tokens": 1000, "completion_tokens": 100, "cost": 9e11}
+    with OpenRouterAPI([{"body": completion(GOOD, usage)}], models=rows) as api:
+        asked(api.url, "anthropic/claude-sonnet-5.5", bill=bill)
+    assert (bill.cost_usd, bill.unknown) == (pytest.approx(cost), unknown)
