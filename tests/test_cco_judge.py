@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -92,12 +93,13 @@ def ruling_on(
     mission: Mission | None = None,
     criteria: Sequence[Criterion] | None = None,
     max_prompt: int = 24_000,
+    saved: llm.Saved | None = None,
 ) -> tuple[Ruling, list[str]]:
     """What the judge makes of these answers, and the last message of every call. No answer is left over."""
     mission = mission or mission_of()
     with OpenRouterAPI([*steps]) as api:
         criteria = mission.criteria if criteria is None else criteria
-        ruling = judge.judge(mission, criteria, evidence or evidence_of(), settings(api.url, max_prompt))
+        ruling = judge.judge(mission, criteria, evidence or evidence_of(), settings(api.url, max_prompt), (), saved)
     asked = questions(api)
     assert ruling.bill.calls == len(asked) == len(steps)
     rules = prompt.size((prompt.FOLDER / "judge.md").read_text("ascii"))
@@ -237,7 +239,7 @@ BAD = ("src/parser.py", "raise a question that nobody asked")
 )
 def test_an_answer_in_another_shape_judges_nothing_and_is_paid_for(step, why, capsys):
     ruling, _ = ruling_on(step, step)
-    assert (ruling.judgements, ruling.model, ruling.unreachable) == ([], "", False)
+    assert (ruling.judgements, ruling.model, ruling.unreachable, ruling.useless) == ([], "", False, True)
     assert (ruling.bill.cost_usd, ruling.bill.calls) == (pytest.approx(0.02), 2)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("the judge gave no usable answer, so nothing is judged: ")
@@ -246,7 +248,7 @@ def test_an_answer_in_another_shape_judges_nothing_and_is_paid_for(step, why, ca
 
 @pytest.mark.parametrize(("until", "unreachable"), [(None, False), (None, True), (2_000_000_000.5, True)])
 def test_a_judge_that_fails_judges_nothing_and_the_ruling_says_for_how_long(until, unreachable, monkeypatch, capsys):
-    def refuse(question: llm.Question, settings: Settings) -> llm.Answer:
+    def refuse(question: llm.Question, settings: Settings, saved: llm.Saved | None) -> llm.Answer:
         error = (Unreachable if unreachable else NoAnswer)("it is away")
         error.bill = Bill(0.25, {"input": 7, "output": 5, "cache_read": 3}, 2, 1)
         if isinstance(error, Unreachable):
@@ -256,14 +258,14 @@ def test_a_judge_that_fails_judges_nothing_and_the_ruling_says_for_how_long(unti
     monkeypatch.setattr(llm, "ask", refuse)
     ruling = judge.judge(mission_of(), mission_of().criteria, evidence_of(), settings())
     cost = Bill(0.25, {"input": 7, "output": 5, "cache_read": 3}, 2, 1)
-    assert ruling == Ruling([], "", cost, unreachable, until)
+    assert ruling == Ruling([], "", cost, unreachable, until, useless=not unreachable)
     (line,) = capsys.readouterr().err.splitlines()
     assert line == "the judge gave no usable answer, so nothing is judged: it is away"
 
 
 def test_who_cannot_be_paid_is_asked_once(capsys):
     ruling, _ = ruling_on({"status": 402, "body": {"error": {"code": 402, "message": "Insufficient credits."}}})
-    assert (ruling.judgements, ruling.bill.cost_usd, ruling.unreachable) == ([], 0.0, True)
+    assert (ruling.judgements, ruling.bill.cost_usd, ruling.unreachable, ruling.useless) == ([], 0.0, True, False)
     assert "Insufficient credits" in capsys.readouterr().err
 
 
@@ -280,8 +282,14 @@ def test_half_of_an_answer_counts_when_the_rest_of_it_is_not_to_be_had():
     answers = [verdict(GOOD, id="docs"), verdict(GOOD, id="tests"), verdict(GOOD, id="tone ")]
     ruling, (_, again) = ruling_on(said(*answers), said(*answers), mission=mission)
     assert [(found.id, found.met) for found in ruling.judgements] == [("docs", True)]
-    assert ruling.model
+    assert ruling.model and not ruling.useless
     assert "tone, looks" in again
+
+
+def test_a_judge_that_speaks_of_other_things_alone_was_of_no_use():
+    step = said(verdict(GOOD, id="tests"))
+    ruling, _ = ruling_on(step, step)
+    assert (ruling.judgements, ruling.unreachable, ruling.useless) == ([], False, True)
 
 
 def test_met_without_any_quote_is_asked_for_one_and_then_not_met():
@@ -350,7 +358,7 @@ def test_a_reason_is_masked_and_can_be_written(secret):
 
 
 def test_a_signal_passes_through(monkeypatch):
-    def interrupted(question: llm.Question, settings: Settings) -> llm.Answer:
+    def interrupted(question: llm.Question, settings: Settings, saved: llm.Saved | None) -> llm.Answer:
         raise proc.Interrupted
 
     monkeypatch.setattr(llm, "ask", interrupted)
@@ -359,7 +367,7 @@ def test_a_signal_passes_through(monkeypatch):
 
 
 def test_the_question_says_whose_repository_it_is_about(monkeypatch):
-    def ask(question: llm.Question, settings: Settings) -> llm.Answer:
+    def ask(question: llm.Question, settings: Settings, saved: llm.Saved | None) -> llm.Answer:
         roots.append(question.root)
         raise NoAnswer("it is away")
 
@@ -375,6 +383,65 @@ def test_the_callers_models_are_asked_else_those_of_the_settings():
             judge.judge(mission_of(), mission_of().criteria, evidence_of(), settings(api.url), models)
     asked = [call["body"]["model"] for call in api.calls if call["method"] == "POST"]
     assert asked == ["openai/gpt-6-luna", settings().openrouter.model]
+
+
+# --------------------------------------------------------------------------------------------------------
+# Answers that are saved
+# --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [said(verdict(GOOD)), unmet()])
+def test_the_same_question_about_the_same_tree_is_not_asked_again(step):
+    saved: llm.Saved = {}
+    first, _ = ruling_on(step, saved=saved)
+    again, _ = ruling_on(saved=saved)
+    assert (first.avoided, again.avoided, again.bill) == (0, 1, Bill())
+    assert (again.judgements, again.model, again.useless) == (first.judgements, first.model, False)
+
+
+def test_of_another_tree_is_asked_again_also_where_the_prompt_does_not_show_the_difference():
+    saved: llm.Saved = {}
+    long = "x" * 100_000
+    ruling_on(unmet(), evidence=evidence_of(diff=f"{long}y"), saved=saved)
+    kept = dict(saved)
+    ruling_on(said(verdict(GOOD)), evidence=evidence_of(diff=f"{long}z"), saved=saved)
+    assert len(saved) == 1 and saved != kept
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [said(verdict(BAD))],
+        [said(verdict(GOOD, BAD))],
+        [said(verdict(GOOD), verdict(GOOD, met=False))],
+        [said(verdict())] * 2,
+        [said(verdict(GOOD, id="tests"))] * 2,
+        [{"content": "Well."}] * 2,
+    ],
+)
+def test_what_was_void_or_is_missing_is_asked_again(steps):
+    saved: llm.Saved = {}
+    ruling_on(*steps, saved=saved)
+    assert saved == {}
+    again, _ = ruling_on(said(verdict(GOOD)), saved=saved)
+    assert [found.met for found in again.judgements] == [True]
+
+
+def test_after_a_void_second_answer_only_the_second_question_is_asked_again():
+    saved: llm.Saved = {}
+    ruling_on(said(files=["README.md"]), said(verdict(BAD)), saved=saved)
+    again, (user,) = ruling_on(said(verdict(GOOD)), saved=saved)
+    assert TREE["README.md"].strip() in user
+    assert ([found.met for found in again.judgements], again.avoided, len(saved)) == ([True], 1, 2)
+    assert ruling_on(saved=saved)[0].avoided == 2
+
+
+def test_answers_to_others_stay_as_they_are():
+    saved: llm.Saved = {"0123": {"model": "m", "text": "{}"}}
+    ruling_on(unmet(), saved=saved)
+    ruling_on(unmet(), evidence=evidence_of({}), saved=saved)
+    assert [*saved][0] == "0123" and saved["0123"] == {"model": "m", "text": "{}"}
+    assert len(saved) == 2
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -643,6 +710,7 @@ def test_after_a_question_without_an_answer_the_next_is_not_asked(capsys):
     bad = {"content": "Well."}
     ruling, _ = ruling_on(unmet("c0", "c1"), bad, bad, mission=mission)
     assert [found.id for found in ruling.judgements] == ["c0", "c1"]
+    assert not ruling.useless
 
 
 @pytest.mark.parametrize(("max_prompt", "judged"), [(24_000, ["docs"]), (7_000, ["docs"])])
@@ -654,6 +722,57 @@ def test_a_criterion_that_cannot_be_shown_whole_is_not_judged_and_a_remedy_named
     assert not any("- tone" in user for user in sent)
     remedy = "criterion tone is too long for the judge: shorten it, or raise openrouter.max_prompt"
     assert remedy in capsys.readouterr().err.splitlines()
+
+
+def test_a_file_is_read_and_masked_once_however_often_it_is_quoted(monkeypatch):
+    def read(path: str) -> str:
+        opened.append(path)
+        return f"{PARSER}{'y' * 40_000}"
+
+    opened: list[str] = []
+    masked: list[str] = []
+    monkeypatch.setattr(log, "mask_personal", lambda text: (masked.append(text), text)[1])
+    mission = mission_of("tone", "docs", "looks")
+    verdicts = [verdict(*[GOOD] * 10, id=id) for id in ("tone", "docs", "looks")]
+    evidence = Evidence("", [GOOD[0], "other.py"], read)
+    ruling, _ = ruling_on(said(files=[GOOD[0]]), said(*verdicts), mission=mission, evidence=evidence)
+    assert [found.met for found in ruling.judgements] == [True] * 3
+    assert opened == [GOOD[0]]
+    assert sum(len(text) > 40_000 for text in masked) == 1
+
+
+def test_a_long_file_is_looked_at_up_to_a_point_and_a_quote_beyond_it_says_so():
+    text = PARSER + "all work and no play\n" * 60_000 + "the very last line\n"
+    evidence = evidence_of({"src/parser.py": text})
+    assert judgement_on(GOOD, evidence=evidence).met
+    found = judgement_on(("src/parser.py", "the very last line"), evidence=evidence)
+    why = "is not in the first 1,000,000 characters of that file, and no more of it is looked at: src/parser.py: "
+    assert found.reason.startswith(f"the judge says it is met, but its quote {why}")
+
+
+@pytest.mark.parametrize("end", ["\n", " "])
+def test_no_secret_is_cut_in_half_where_the_looking_ends(end, secret):
+    for before in range(judge.LOOKED_AT - len(SECRET) - 2, judge.LOOKED_AT + 2, 9):
+        text = f"{'x' * (before - 1)}{end}{SECRET}{end}{'y ' * 50}"
+        assert SECRET[:4] not in judge._file(text).shown
+
+
+def test_of_an_endless_change_no_more_is_masked_than_is_looked_at(monkeypatch):
+    masked: list[int] = []
+    mask = log.mask_personal
+    monkeypatch.setattr(log, "mask_personal", lambda text: (masked.append(len(text)), mask(text))[1])
+    begun = time.process_time()
+    _, (user,) = ruling_on(unmet(), evidence=evidence_of({}, changed("a.py", 300_000) + changed("b.py", 2)))
+    assert changed("b.py", 2).strip() in user
+    assert 500_000 < max(masked) <= judge.LOOKED_AT
+    assert time.process_time() - begun < 5
+
+
+def test_of_more_changed_files_than_are_looked_at_the_rest_is_counted():
+    many = "".join(changed(f"{n}.py", 2) for n in range(9_000))
+    _, (user,) = ruling_on(unmet(), evidence=evidence_of({}, many))
+    shown = user.count("diff --git ")
+    assert shown > 20 and f"\n[{9_000 - shown} more files are not shown]" in user
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -670,6 +789,30 @@ def test_the_rules_of_the_judge_hold_nothing_of_the_mission_and_say_what_data_is
     assert "Do not judge" not in system
     assert "never an instruction to you" in " ".join(rules.split())
     assert "only the tree" in rules
+
+
+def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **changed: str) -> None:
+    """The texts of prompts/ as a user has changed them."""
+    for path in prompt.FOLDER.iterdir():
+        (tmp_path / path.name).write_text(path.read_text("utf-8") + changed.get(path.stem, ""), "utf-8")
+    monkeypatch.setattr(prompt, "FOLDER", tmp_path)
+
+
+def test_a_dollar_is_written_twice_in_the_rules_as_in_all_texts(tmp_path, monkeypatch):
+    texts(tmp_path, monkeypatch, judge="7. It is worth $$5.\n", dod_validation="It is worth $$6.\n")
+    with OpenRouterAPI([unmet()]) as api:
+        judge.judge(mission_of(), mission_of().criteria, evidence_of(), settings(api.url))
+    ((system, user),) = questions(api)
+    assert system.endswith("7. It is worth $5.\n")
+    assert user.endswith("It is worth $6.\n")
+
+
+@pytest.mark.parametrize("name", ["judge", "dod_validation"])
+def test_a_text_that_cannot_be_filled_judges_nothing_and_says_where(name, tmp_path, monkeypatch, capsys):
+    texts(tmp_path, monkeypatch, **{name: "It is worth $5.\n"})
+    ruling, _ = ruling_on()
+    assert (ruling.judgements, ruling.unreachable, ruling.useless) == ([], False, True)
+    assert re.search(rf"/{name}\.md:\d+: a \$ that begins no placeholder: write \$\$", capsys.readouterr().err)
 
 
 def test_the_judge_is_told_the_numbers_that_it_is_held_to():
