@@ -23,8 +23,8 @@ from typing import Any
 import proc
 import prompt
 import worker
+from asking import Bill, NoAnswer, Reply, Shape, Unreachable
 from mission import find_git_root
-from openrouter import Bill, NoAnswer, Reply, Shape, Unreachable
 from stream import PART, Outcome, Stream, classify
 
 MAX_OUTPUT = 10_000_000  # bytes of all that claude says

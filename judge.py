@@ -24,9 +24,9 @@ from typing import Any
 import llm
 import log
 import prompt
+from asking import Bill, NoAnswer, Unreachable
 from llm import Saved
 from mission import Criterion, Mission, MissionError
-from openrouter import Bill, NoAnswer, Unreachable
 from prompt import HEAD, size
 
 RULES, CASE = "judge.md", "dod_validation.md"  # in prompts/
@@ -167,16 +167,21 @@ def judge(
     settings: Any,
     models: Sequence[str] = (),
     saved: Saved | None = None,
+    left_usd: float | None = None,
 ) -> Ruling:
     """Judge these criteria, all at once where they fit into one prompt.
 
     models: ids, first choice first; those of the settings when empty. saved: answers to earlier questions, see llm.ask;
-    those are added that are worth it. Nothing that the LLM does makes this fail: then nothing is judged.
+    those are added that are worth it. left_usd: what may still be spent; no further question is asked when that is used
+    up. Nothing that the LLM does makes this fail: then nothing is judged.
     """
     ruling, is_due = Ruling(), False
     try:
         case = _case(mission, evidence, settings, models, saved)
         for batch in _batches(criteria, min(case.room // 2, case.room - BESIDES)):
+            if left_usd is not None and ruling.bill.cost_usd >= left_usd:
+                log.warn("the mission's money is used up before everything was judged")
+                break
             is_due = True
             ruling.judgements += _decide(ruling, case, batch)
     except (NoAnswer, MissionError) as error:  # the latter: a text of prompts/ was edited meanwhile

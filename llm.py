@@ -26,7 +26,7 @@ import claude_llm
 import log
 import openrouter
 import prompt
-from openrouter import Bill, NoAnswer, Reply, Shape
+from asking import Bill, NoAnswer, Reply, Shape
 
 FOLDER = Path(__file__).resolve().parent / "schema"
 DEADLINE = 120.0  # seconds for one question with all that it takes, wall time

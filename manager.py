@@ -22,10 +22,10 @@ import catalog
 import llm
 import log
 import tiers
+from asking import NoAnswer, Unreachable
 from briefing import for_manager
 from llm import Saved
 from mission import PRIORITIES, MissionError
-from openrouter import NoAnswer, Unreachable
 from prompt import as_data
 from situation import RUNGS, STRATEGIES, TIERS, Plan, Situation, Standing, digest
 

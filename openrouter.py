@@ -16,7 +16,7 @@ import json
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import catalog
@@ -25,6 +25,7 @@ import proc
 import prompt
 import refusals
 import wire
+from asking import Bill, NoAnswer, Reply, Shape, Unreachable
 from catalog import FORMS
 from refusals import Refusal
 
@@ -42,58 +43,6 @@ MARKED = ("anthropic/", "~anthropic/")  # models whose providers cache a prompt 
 KEYWORDS = ("type", "properties", "items", "enum", "anyOf", "description", "required", "additionalProperties")
 
 Messages = Sequence[Mapping[str, Any]]
-
-
-@dataclass
-class Bill:
-    """What asking cost; filled while asking, also where it fails in the end."""
-
-    cost_usd: float = 0.0
-    """By the answers' own words, else by the prices of the model list."""
-    tokens: dict[str, int] = field(default_factory=lambda: {"input": 0, "output": 0, "cache_read": 0})
-    """input: those of the prompt that were not read from the provider's cache."""
-    calls: int = 0
-    """Requests for an answer that were sent."""
-    unknown: int = 0
-    """Answers of which nobody says what they cost, and those that never came whole, which may have cost something."""
-
-
-class NoAnswer(Exception):
-    """The LLM gave no usable answer. The message says why, for people, without secrets."""
-
-    def __init__(self, message: str, bill: Bill | None = None) -> None:
-        """bill: what it cost all the same."""
-        super().__init__(message)
-        self.bill = bill or Bill()
-
-
-class Unreachable(NoAnswer):
-    """Nobody answers, or only to say that it is too much, too early or not paid for: asking again soon is no use."""
-
-    def __init__(self, message: str, bill: Bill | None = None, until: float | None = None) -> None:
-        """until: epoch seconds from which on asking makes sense again, where that is known."""
-        super().__init__(message, bill)
-        self.until = until
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What an answer has to look like."""
-
-    name: str
-    """Of the file in schema/, without .json."""
-    schema: dict[str, Any]
-    """Its content."""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What an LLM said."""
-
-    text: str
-    """Whole, and as it came."""
-    model: str
-    """The one that really answered."""
 
 
 def complete(

@@ -18,9 +18,9 @@ import judge
 import ledger
 import log
 import repo
+from asking import Bill
 from claims import Claim
 from mission import Criterion, Mission
-from openrouter import Bill
 from situation import Plan, Situation, Standing
 from stream import Outcome
 
@@ -168,6 +168,7 @@ def plan(memory: Memory) -> Plan:
 
 def note_ruling(memory: Memory, ruling: judge.Ruling, judged: Sequence[str]) -> None:
     """Add what a judge cost to the totals. judged: the criteria that it was asked about."""
+    memory["metrics"]["api_calls_avoided"] += ruling.avoided
     _pay_llm(memory, ruling.bill, judged)
 
 

@@ -229,10 +229,10 @@ def _ask_judge(job: Job, criteria: list[Criterion], files: dict[str, str]) -> di
     if not waiting.may_ask(memory, "judge") or budget.reached(memory, job.mission.limits, None, begun=True):
         return {}
     evidence = judge.Evidence(job.repo.diff(memory["base"], memory["commit"]), sorted(files), read)
-    models = manager.models(tiers.JUDGING, job.settings)
+    models, left = manager.models(tiers.JUDGING, job.settings), budget.left_usd(memory, job.mission.limits)
     machine.require_room(job.folder)  # what is bought has to be written down
     with proc.interruptible():  # an answer may take minutes
-        ruling = judge.judge(job.mission, criteria, evidence, job.settings, models, memory["answers"])
+        ruling = judge.judge(job.mission, criteria, evidence, job.settings, models, memory["answers"], left)
     failed = ruling.unreachable or ruling.useless
     waiting.note_asked(memory, "judge", not failed, ruling.until, ruling.useless and not ruling.unreachable)
     progress.note_ruling(memory, ruling, [criterion.id for criterion in criteria])

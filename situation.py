@@ -13,8 +13,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from asking import Bill
 from mission import Mission
-from openrouter import Bill
 
 STRATEGIES = ("retry_modified", "alternative", "partial", "escalate")  # the ladder, lowest step first
 RUNGS = (2, 4, 6)  # stalled iterations from which on another approach, setting aside, and asking a person are due

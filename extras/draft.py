@@ -48,9 +48,9 @@ import referee  # noqa: E402
 import sandbox  # noqa: E402
 import surroundings  # noqa: E402
 import toolchain  # noqa: E402
+from asking import Bill, NoAnswer  # noqa: E402
 from exits import DONE, PERSON, USAGE, Stop, reading  # noqa: E402
 from job import Job  # noqa: E402
-from openrouter import Bill, NoAnswer  # noqa: E402
 
 MAX_WORDS = 12_000  # bytes of the wish
 FILES = 12_000  # bytes of the list of files that are sent
@@ -211,7 +211,7 @@ def _write(job: Job, words: str, files: Sequence[str], profile: toolchain.Toolch
     if problems := [*prompt.problems("draft.md", ()), *prompt.problems("wish.md", tuple(parts))]:
         raise Stop(USAGE, "\n".join(problems))  # people may change the texts
     system = prompt.fill("draft.md", {})
-    room = job.settings.openrouter.max_prompt - prompt.RESERVE - prompt.size(system)
+    room = prompt.room(job.settings.openrouter.max_prompt) - prompt.size(system)
     question = llm.Question(
         system,
         prompt.fill("wish.md", prompt.fit(parts, (("files", 200, prompt.HEAD), ("words", 200, prompt.HEAD)), room)),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from typing import Any
 
 import pytest
 from bench import TWO_CRITERIA, WRITES_A, Bench
 from bench import bench as bench
-from test_cco_faults import Clock, said, start
+from conftest import KIT, until
+from test_cco_faults import Clock, models, said, start
 
 import inbox
 from extras.openrouter_api import OpenRouterAPI
@@ -153,6 +155,114 @@ def test_a_judge_that_cannot_be_reached_is_waited_for_and_nobody_is_woken(bench)
         assert len(router.calls) == 4
     assert done.stdout.count("waiting for the judge to answer") == 2
     assert "blocked" not in events(bench)
+
+
+JUDGED = {"id": "tone", "criteria": "the tone is friendly"}
+MET = {"id": "tone", "met": True, "reason": "It is there.", "quotes": [{"path": "a", "text": "a friendly word"}]}
+RULING = {"content": json.dumps({"files": [], "verdicts": [MET]})}
+
+
+def judged(bench: Bench, url: str) -> None:
+    """A mission whose second criterion a judge decides."""
+    bench.environment["OPENROUTER_API_KEY"] = "sk-or-planted-5a7c90d1"
+    settings = {"openrouter": {"base_url": url}, "manager": {"when": "never"}, "notify": told(bench)}
+    bench.write([TWO_CRITERIA[0], JUDGED], settings=settings)
+    bench.sessions([{"write": {"a": "a friendly word"}}])
+
+
+def test_one_answer_of_no_use_from_the_judge_wakes_nobody(bench):
+    Clock(bench)
+    useless = [{"content": "It is fine."}] * 2  # each is asked to mend its answer
+    with OpenRouterAPI([*useless, RULING]) as router:
+        judged(bench, router.url)
+        done = start(bench)
+        assert done.returncode == 0, said(done)
+        assert len(router.calls) == 3
+    assert done.stdout.count("waiting for the judge to answer") == 1
+    assert "blocked" not in events(bench)
+
+
+def test_a_judge_that_never_says_anything_of_use_ends_in_a_question(bench):
+    Clock(bench)
+    with OpenRouterAPI(content=lambda request: "It is fine.") as router:
+        judged(bench, router.url)
+        done = start(bench)
+        assert done.returncode == 3, said(done)
+        assert len(router.calls) == 8  # four times, each with a repair
+    assert "Nothing here can prove tone" in said(done)
+
+
+def test_a_planner_that_cannot_be_reached_does_not_use_up_the_judges_patience(bench):
+    with OpenRouterAPI([RULING]) as router:
+        judged(bench, router.url)
+        assert bench.start("--once").returncode in (0, 75)
+        away = {"failures": 99, "since": time.time() - 60, "until": time.time() + 9999, "useless": False}
+        bench.remember({**bench.state(), "manager": away, "current_phase": "validation"})
+        done = start(bench, "--no-wait")
+        assert done.returncode == 0, said(done)
+        assert len(router.calls) == 1
+
+
+def test_a_ruling_that_was_paid_for_is_booked_and_not_bought_again_after_a_crash(bench, project):
+    marker = bench.folder / "confirming"
+    wait = f"case $PWD in *clean*) touch '{marker}'; while test -e '{marker}'; do sleep 0.1; done;; esac"
+    slow = {**TWO_CRITERIA[0], "check": f"test -e a && {wait}"}
+    with OpenRouterAPI([RULING]) as router:
+        judged(bench, router.url)
+        bench.write([slow, JUDGED], settings={**json.loads(bench.mission.read_text())["settings"], **NO_WALLS})
+        process = bench.begin()
+        until(marker.exists, "the clean checkout")
+        process.kill()
+        process.wait()
+        marker.unlink()
+        assert bench.state()["metrics"]["api_calls_total"] == 1
+        done = start(bench)
+        assert done.returncode == 0, said(done)
+        assert len(router.calls) == 1
+
+
+def test_a_limit_of_a_tiers_model_goes_on_with_the_usual_one_and_then_waits(bench):
+    clock = Clock(bench)
+    now = int(time.time())
+    opus = {"limit": {"resetsAt": now + 5 * 3600, "rateLimitType": "seven_day_opus"}}
+    sonnet = {"limit": {"resetsAt": now + 9 * 3600, "rateLimitType": "seven_day_sonnet"}}
+    claude = {"model": "sonnet", "models": {"strong": "opus"}, "fallbacks": []}
+    bench.write(TWO_CRITERIA[:1], settings={"claude_code": claude})
+    bench.sessions([{"say": "no"}], [{"say": "no"}], [opus], [sonnet], WRITES_A)
+    done = start(bench)
+    assert done.returncode == 0, said(done)
+    assert models(bench) == ["sonnet", "sonnet", "opus", "sonnet", "opus"]
+    (wait,) = clock.waits()
+    assert 4 * 3600 < wait < 6 * 3600
+
+
+def test_what_an_iteration_costs_holds_the_session_that_a_limit_cut_short(bench):
+    Clock(bench)
+    reset = int(time.time()) + 3600
+    bench.write(TWO_CRITERIA[:1])
+    bench.sessions([{"write": {"x": "1"}}, {"limit": {"resetsAt": reset}}], WRITES_A)
+    assert start(bench).returncode == 0
+    (entry,) = bench.state()["history"]
+    assert entry["cost_usd"] == pytest.approx(bench.state()["metrics"]["estimated_cost"], abs=1e-4)
+
+
+def test_a_text_of_prompts_that_is_edited_while_a_mission_runs_ends_nothing(bench, tmp_path):
+    bench.kit = kit = tmp_path / "kit"
+    for name in ("schema", "prompts"):
+        shutil.copytree(KIT / name, kit / name)
+    for path in KIT.glob("*.py"):
+        shutil.copy(path, kit)
+    bench.environment["OPENROUTER_API_KEY"] = "sk-or-planted-5a7c90d1"
+    plan = {"focus": "a", "title": "Make a", "instruction": "Make the file a, whatever it takes.", "question": None}
+    plan |= {"strategy": "retry_modified", "session": "resume"}
+    with OpenRouterAPI([{"content": json.dumps(plan)}]) as router:
+        bench.write(TWO_CRITERIA[:1], settings={**NO_WALLS, "openrouter": {"base_url": router.url}})
+        texts = [kit / "prompts" / f"{name}.md" for name in ("error_recovery", "progress_check", "situation")]
+        edits = "; ".join(f"echo 'costs $5 $nobody' >> '{path}'" for path in texts)
+        bench.sessions([{"bash": edits}, {"say": "no"}], WRITES_A)
+        done = start(bench)
+    assert done.returncode == 0, said(done)
+    assert "nothing fills $nobody" in said(done)
 
 
 # --------------------------------------------------------------------------------------------------------
