@@ -20,10 +20,10 @@ KIT = Path(__file__).resolve().parent.parent
 README = (KIT / "README.md").read_text("utf-8")
 ORDER = (
     "cco", "loop", "session", "proof", "referee", "milestones", "steering", "job", "exits", "edits", "page", "paper",
-    "report", "inbox", "progress", "manager", "tiers", "briefing", "ledger", "judge", "llm", "claude_llm", "situation",
-    "openrouter", "catalog", "refusals", "asking", "wire", "worker", "stream", "resets", "waiting", "budget", "claims",
-    "lessons", "dod", "sandbox", "mission", "prompt", "excerpt", "document", "toolchain", "seal", "checkout", "repo", "notify",
-    "machine", "proc", "processes", "surroundings", "state", "log",
+    "report", "inbox", "progress", "manager", "tiers", "briefing", "ledger", "judge", "llm", "claude_llm",
+    "situation", "openrouter", "catalog", "refusals", "asking", "wire", "worker", "stream", "resets", "waiting",
+    "budget", "claims", "lessons", "dod", "sandbox", "mission", "prompt", "excerpt", "document", "toolchain", "seal",
+    "checkout", "repo", "notify", "machine", "proc", "processes", "surroundings", "state", "log",
 )  # fmt: skip
 MISSION = json.dumps({"title": "t", "definition_of_done": [{"criteria": "c", "check": "test -e never"}]})
 
