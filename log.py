@@ -73,7 +73,8 @@ STRONG = re.compile(  # names whose value is a secret in all likelihood
     re.I,
 )
 ABOUT = re.compile(  # ends of names of what is only told about a secret
-    r"_(?:name|id|file|path|dir|ur[il]|type|kind|len|length|size|count|prefix|field|header|hash|version|hint|policy|sha\d+)$",
+    r"_(?:name|id|file|path|dir|ur[il]|type|kind|len|length|size|count|prefix|field|header|hash|version|hint|policy|sha\d+"
+    r"|expires|expires_in|expires_at|ttl|age|days|timeout|limit)$",
     re.I,
 )
 # References, templates, paths, addresses and dates; what is code; and words that hold digits by nature.
@@ -250,15 +251,17 @@ def _is_value(value: str, is_strong: bool, how: str) -> bool:
     rest = value if how == "plain" else TECHNICAL.sub("", value)
     if not re.search(r"[A-Za-z]", rest):
         return is_strong and (how != "bare" or value.isdigit())
-    if re.search(r"\d", rest):
-        is_mixed = bool(re.search(r"\d[A-Za-z]", rest)) and len(value) >= (20 if how == "bare" else 12)
-        return is_strong or how == "plain" or is_mixed
     words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", rest)
+    is_odd = len(rest) >= 12 and len("".join(words)) < 2.6 * len(words)  # no words of a language
+    if re.search(r"\d", rest):
+        is_mixed = bool(re.search(r"\d[A-Za-z]", rest)) or (how == "plain" and value.isalnum())
+        least = {"quoted": 12, "plain": MIN_SECRET, "bare": 20}[how]
+        return is_strong or is_odd or (is_mixed and len(value) >= least)
     if is_strong and how == "plain":
         return len(value) >= 2 * MIN_SECRET or not value.isalpha() or len(words) > 2
     if is_strong and how == "quoted" and not SECRET_WORD.search(value):
         return bool(re.search(r"\w[!@#%^&*+=?~]+\w", value)) or len(value) >= 16 and not re.fullmatch(r"[\w.]+", value)
-    return len(rest) >= 12 and len("".join(words)) < 2.6 * len(words)  # no words of a language
+    return is_odd
 
 
 def _named(is_one: Callable[[str], bool], name: str, found: re.Match[str]) -> str:
