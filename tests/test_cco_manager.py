@@ -434,7 +434,7 @@ def test_a_plan_is_masked_and_can_be_written_and_sent(secret):
     odd = f"Mend it with {secret}. \x1b[31m\0 \ud800 Then run it."
     with OpenRouterAPI([{"content": good(instruction=odd, title="Mend\x1b it \ud800")}]) as api:
         plan = decide(situation(), settings(api.url))
-    assert (plan.title, plan.instruction) == ("Mend  it  ", "Mend it with ***.  [31m    Then run it.")
+    assert (plan.title, plan.instruction) == ("Mend it", "Mend it with ***.  [31m    Then run it.")
     json.dumps(asdict(plan), allow_nan=False, ensure_ascii=False).encode("utf-8")
 
 

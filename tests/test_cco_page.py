@@ -254,7 +254,7 @@ def test_without_a_clean_checkout_it_says_so_and_what_that_means():
 def test_both_formats_tell_the_same():
     words, others = both(*rich())
     for text in (words, others):
-        for heading in re.findall(r'\("([A-Z][\w ,]+)", ', Path(page.__file__).read_text("utf-8")):
+        for heading in re.findall(r'\("([A-Z][\w ,]+)", _', Path(page.__file__).read_text("utf-8")):
             assert heading in text
     # Signs and the grid are drawn in one and written in the other.
     facts = [set(re.findall(r"[\w$.:/-]*\w", text.split("Iteration by iteration")[0])) for text in (words, others)]
