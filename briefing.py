@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-import log
+import personal
 import prompt
 from mission import PRIORITIES, MissionError
 from prompt import HEAD, TAIL, as_data, fill
@@ -154,7 +154,7 @@ def _pieces(here: Situation) -> dict[str, str]:
 
 
 def _masked(text: str) -> str:
-    return log.mask_personal(prompt.plain(text))
+    return personal.mask(prompt.plain(text))
 
 
 def _system(here: Situation, pieces: Mapping[str, str]) -> str:

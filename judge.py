@@ -23,6 +23,7 @@ from typing import Any
 
 import llm
 import log
+import personal
 import prompt
 from asking import Bill, NoAnswer, Unreachable
 from llm import Saved
@@ -33,6 +34,7 @@ RULES, CASE = "judge.md", "dod_validation.md"  # in prompts/
 TREE = "tree"  # key of a saved answer: digest of the tree that it is about
 FENCE, END = "A file, its path in the first line:\n<data>\n", "\n</data>"
 BETWEEN = f"{END}\n\n{FENCE}"
+UNBROKEN = 300  # characters dropped at the end of what has no place to cut it; half a secret may be among them
 LEAST = 300  # bytes of one file or one file's changes; less than that is not worth sending
 BESIDES = 2_000  # bytes that the prompt holds besides the criteria when all in ORDER is cut as far as can be
 # What is cut first when a prompt grows too long: the part, the bytes that are left of it, and the end that is kept.
@@ -100,7 +102,7 @@ class Ruling:
     until: float | None = None
     """When somebody will again, in epoch seconds, where that is known."""
     useless: bool = False
-    """Whether it was to be asked, could be reached, and not a single judgement came of it."""
+    """Whether it could be reached, and did not judge all that it was asked about."""
     avoided: int = 0
     """Questions that were answered from `saved`."""
 
@@ -175,21 +177,22 @@ def judge(
     those are added that are worth it. left_usd: what may still be spent; no further question is asked when that is used
     up. Nothing that the LLM does makes this fail: then nothing is judged.
     """
-    ruling, is_due = Ruling(), False
+    ruling, put, failed = Ruling(), list[str](), False
     try:
         case = _case(mission, evidence, settings, models, saved)
         for batch in _batches(criteria, min(case.room // 2, case.room - BESIDES)):
             if left_usd is not None and ruling.bill.cost_usd >= left_usd:
                 log.warn("the mission's money is used up before everything was judged")
                 break
-            is_due = True
+            put += [criterion.id for criterion in batch]
             ruling.judgements += _decide(ruling, case, batch)
     except (NoAnswer, MissionError) as error:  # the latter: a text of prompts/ was edited meanwhile
-        is_due = True
+        failed = True
         ruling.unreachable = isinstance(error, Unreachable)
         ruling.until = error.until if isinstance(error, Unreachable) else None
         log.warn(f"the judge gave no usable answer, so nothing is judged: {error}")
-    ruling.useless = is_due and not (ruling.judgements or ruling.unreachable)
+    missing = {*put} - {judgement.id for judgement in ruling.judgements}
+    ruling.useless = bool(failed or missing) and not ruling.unreachable
     return ruling
 
 
@@ -271,7 +274,7 @@ def _objection(ids: Sequence[str], deciding: bool) -> Callable[[dict[str, Any]],
 
 def _shown(text: str) -> str:
     """A text as it is sent: as data, and without secrets and personal data."""
-    return log.mask_personal(prompt.as_data(text))
+    return personal.mask(prompt.as_data(text))
 
 
 def _batches(criteria: Sequence[Criterion], room: int) -> Iterator[list[Criterion]]:
@@ -349,7 +352,8 @@ def _first(text: str, limit: int = LOOKED_AT) -> str:
     """What is looked at of a text; cut between words, so that no secret is cut in half."""
     if len(text) <= limit:
         return text
-    return text[: max(text.rfind("\n", 0, limit), text.rfind(" ", 0, limit)) + 1]
+    end = max(text.rfind("\n", 0, limit), text.rfind(" ", 0, limit)) + 1
+    return text[:end] if end > limit // 2 else text[: limit - UNBROKEN]
 
 
 def _changes(pieces: Sequence[str]) -> list[str]:

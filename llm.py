@@ -25,6 +25,7 @@ from typing import Any
 import claude_llm
 import log
 import openrouter
+import personal
 import prompt
 from asking import Bill, NoAnswer, Reply, Shape
 
@@ -147,7 +148,7 @@ def _known(saved: Any, shape: Shape, question: Question) -> Answer | None:
 
 
 def _message(role: str, text: str) -> dict[str, Any]:
-    return {"role": role, "content": log.mask_personal(log.mask(text))}
+    return {"role": role, "content": personal.mask(log.mask(text))}
 
 
 def _repair(reply: Reply, problem: str) -> Messages:
@@ -159,7 +160,7 @@ def _repair(reply: Reply, problem: str) -> Messages:
 
 def _cut(text: str, limit: int) -> str:
     """At most so many bytes of a text, also where the names of what is masked are longer than that was."""
-    return prompt.cut(log.mask_personal(prompt.cut(text, limit)), limit)
+    return prompt.cut(personal.mask(prompt.cut(text, limit)), limit)
 
 
 # --------------------------------------------------------------------------------------------------------

@@ -4,23 +4,16 @@
     log.know(environ)                      the values that must never be written anywhere
     log.info("criterion api is met", criterion="api")
     log.live("worker: Bash npm test")      the status line of a terminal; nothing elsewhere
-    log.mask_personal(log.mask(text))      what may be sent to a model service
 
 The console shows the sentence, the files also the fields and the correlation ids given to `log.context`.
 
 What is not covered: a secret of fewer than 8 characters or one short word, one that was encoded (base64, hex) or
-split over two lines, and one that is in no variable and looks like none of PATTERNS. Where a text leaves the machine,
-also what NAMED finds is masked, and not: what follows a name without = or : (--password x, <password>x</password>) or
-holds a space, letters alone that may be a word, and what may as well be an expression of a program. Of personal data:
-names of people, postal addresses, dates of birth, telephone numbers in national form, logins of other machines,
-addresses of the network that may as well be versions, and what was encoded. A matrix product without spaces
-(a@b.weight) is taken for an e-mail.
+split over two lines, and one that is in no variable and looks like none of PATTERNS.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import logging
 import logging.handlers
@@ -28,7 +21,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TextIO
@@ -51,83 +44,16 @@ PATTERNS = re.compile(
     r"|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}|glpat-[A-Za-z0-9_-]{20,}"
     r"|(?:AKIA|ASIA)[A-Z0-9]{16}\b|AIza[A-Za-z0-9_-]{35}|xox[abprs]-[A-Za-z0-9-]{10,}|AGE-SECRET-KEY-1[A-Z0-9]{20,}"
     r"|(?<!-)eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]*"
-    r"|(?:[sr]k_(?:live|test)|npm|gsk|whsec|dckr_pat|shp(?:at|ss|ca|pa))_[A-Za-z0-9]{16,}|hf_[A-Za-z0-9]{30,}"
+    r"|(?:[sr]k_(?:live|test)|gsk|whsec|dckr_pat|shp(?:at|ss|ca|pa))_[A-Za-z0-9]{16,}|npm_[A-Za-z0-9]{36}|hf_[A-Za-z0-9]{30,}"
     r"|do[opr]_v1_[0-9a-f]{32,}|pypi-AgE[A-Za-z0-9_-]{16,}|SG\.[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{16,}|hvs\.[A-Za-z0-9_-]{20,}"
     r"|(?:xapp|xoxe|GOCSPX)-[A-Za-z0-9_-]{16,}|glsa_[A-Za-z0-9_]{20,}|ya29\.[A-Za-z0-9_-]{20,}"
     r"|hooks\.slack\.com/(?:services|workflows|triggers)/[A-Za-z0-9/_-]{20,}"
     r"|discord(?:app)?\.com/api/(?:v\d+/)?webhooks/\d{5,}/[A-Za-z0-9_-]{20,}"
     r"|(?i:(?<=authorization: )|(?<=authorization\": \")|(?<=authorization': '))(?i:bearer|basic|token) [^\s\"'\\]+"
-    r"|(?<=[Bb]earer )(?=[A-Za-z._~+/-]*\d)[A-Za-z0-9._~+/-]{16,}=*)"
-)
-# A name and its value, as settings and programs write them; `_is_value` judges what was found.
-NAMED = re.compile(
-    r"(?<![\w.-])(?=[\w.-]{0,99}?(?i:key|token|secret|pass|pwd|auth|credential))(?P<name>[\w.-]{3,100})\\{0,3}[\"']?\]?"
-    r"[ \t]{0,8}(?:(?::[ \t]{0,4}&?[\w.]{1,24}(?:\[\])?[ \t]{0,4}|[?:])?=(?![=~>])|=>|={2,3}(?=[ \t]{0,8}[\"'])"
-    r"|:(?![:=]))[ \t]{0,8}(?:[bfruBFRU]{0,2}\\{0,3}(?P<quote>[\"'`])(?P<quoted>(?:(?!(?P=quote))[^\s\\]|\\(?![\"'`]))"
-    r"{8,})\\{0,3}(?P=quote)|(?<=[A-Z_]=)(?P<plain>[^\s\"'`\\]{8,})|(?P<bare>(?:[^\s\"'`\\;&,]|&(?![\w.-]{1,40}=)){8,}))"
-)
-SECRET_WORD = re.compile(r"pass|secret|token|key|auth|credential", re.I)  # what names a secret is none
-STRONG = re.compile(  # names whose value is a secret in all likelihood
-    r"pass|pwd|secret|credential|(?:api|access|auth|private|account|client|session|refresh|bearer|bot|deploy|signing"
-    r"|shared|encryption)_?(?:key|token)",
-    re.I,
-)
-ABOUT = re.compile(  # ends of names of what is only told about a secret
-    r"_(?:name|id|file|path|dir|ur[il]|type|kind|len|length|size|count|prefix|field|header|hash|version|hint|policy|sha\d+"
-    r"|expires|expires_in|expires_at|ttl|age|days|timeout|limit)$",
-    re.I,
-)
-# References, templates, paths, addresses and dates; what is code; and words that hold digits by nature.
-NO_VALUE = re.compile(
-    r"[$%@#<{&*!\[(]|\.{0,2}/|~/|[A-Za-z]:\\|\d{4}-\d\d-\d\d|.*(?:\$\{|\{\{|\{\w*\}|%\(|://|[<>]|\.\.\.|(?i:your))"
-)
-CODE = {
-    "plain": re.compile(r"\w[(\[]"),
-    "bare": re.compile(r"[()\[\]{}|]|\A[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+\Z"),
-}
-TECHNICAL = re.compile(
-    r"(?:(?<![A-Za-z])|(?<=[a-z])(?=[A-Z]))(?i:u?int|float|utf|base|sha|md|o?auth|crc|aes|rsa|ed|hmac|argon|pbkdf|bcrypt"
-    r"|latin|ipv|http|uuid|blake|iso|bytes?|hs|rs|es|ps|v|pass|password|secret|token|key|pwd|test|item|value)"
-    r"[-_]?\d{1,4}(?!\d)|(?<![A-Za-z\d])[A-Za-z]\d{1,3}(?![A-Za-z\d])"
+    r"|(?<=[Bb]earer )(?=(?:[A-Za-z._~+/-]*\d){3})[A-Za-z0-9._~+/-]{16,}=*)"
 )
 # Control characters, marks that turn the direction of writing, and halves of characters, which no encoding can write.
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
-# Personal data: shapes that are cheap to find; `mask_personal` judges each.
-EMAIL = re.compile(
-    r"(?<![\w.%+-])(?<!://)[\w.%+-]+@(?:[\w-]+\.)+[^\W\d_]{2,24}(?![\w-]|\.\w|:[\w.~/-]*/)"  # no ada@host.net:path/
-)
-NO_EMAIL = re.compile(  # nobody's, kept for examples, a version, or a file's name
-    r"(?:git|hg|svn|no-?reply)@.*|.*@(?:v?\d+\.\d.*|\d+x\..*|(?:.*\.)?(?:example(?:\.com|\.net|\.org)?|test|invalid|local)"
-    r"|.*\.(?:png|jpe?g|gif|svg|webp|[cm]?[jt]sx?|s?css|json|ya?ml|toml|lock|xml|html|txt|log|service|socket|target|timer))",
-    re.I,
-)
-CARD = re.compile(r"(?<![\w.+-])(?:\d{14,19}|\d{4}([ -])\d{4}\1\d{4}\1\d{4,7}|\d{4}[ -]\d{6}[ -]\d{4,5})(?![\w-]|\.\d)")
-ISSUER = re.compile(r"4\d{15}(?:\d{3})?|(?:5[1-5]|2[2-7]|35|6[0245])\d{14}|3[47]\d{13}|3[068]\d{12}")
-IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b")
-PHONE = re.compile(
-    r"(?<![\w.+/-])\+[1-9](?:\d{8,14}|\d{0,2}(?:[ \xa0./-]?\(\d{1,5}\)\d{0,12}|[ \xa0./-]\d{1,12}){1,7})(?![\w:]|\.\d)"
-)
-HOME = re.compile(
-    r"(?:(?<![\w.~-])|(?<=-[ILF]))(?:/(?:home|Users)/[^/\s:;,'\"`<>()\[\]{}|\\$*]+"
-    r"|[A-Za-z]:(?P<by>\\\\?|/)Users(?P=by)(?:[^\\/:\"<>|\n]{1,40}(?=[\\/])|[^\\/\s:'\"<>|]+))"
-)
-ADDRESS = re.compile(
-    r"(?<![\w.=@^~<>-])(?<!\w/)(?<!ersion )\d{1,3}(?:\.\d{1,3}){3}(?![\w-]|\.\d)"
-    r"|(?<![\w:.])[23][0-9A-Fa-f]{3}(?::[0-9A-Fa-f]{0,4}){2,7}(?![\w:])"
-)
-PASSES = 4  # at most; what is masked may have hidden what it was glued to
-SHORTEST_NAME = 4  # characters of a login or a host's name that is masked
-# Logins and host names that name nobody, or that are words of English as well.
-ORDINARY = re.compile(
-    r"root|users?\d*|admin\w*|ubuntu|debian|fedora|centos|alpine|arch\w*|runner\w*|local\w*|guest|nobody|default|daemon"
-    r"|docker|podman|container|jenkins|git\S*|actions?|build\w*|test\w*|devel\w*|coder?|node|python|java|postgres|mysql|redis"
-    r"|nginx|apache|www-data|http|ec2-user|azureuser|cloud\w*|vagrant|vscode|codespace\w*|claude|agent|worker|manager|service"
-    r"|server|client|host|master|main|work\w*|home|project|data|demo|sandbox|staging|production|desktop|laptop|computer"
-    r"|machine|macbook|raspberrypi|linux|windows|darwin|shell|bash|make|jest|email|phone|card|iban|address|mark|will|grant"
-    r"|rich|drew|chase|grace|hope|rose|page|bill|frank|dean|ward|case|jack|mini|base|core",
-    re.I,
-)
 
 _log = logging.getLogger("cco")
 _context: dict[str, Any] = {}
@@ -197,131 +123,6 @@ def holds_secret(data: bytes) -> bool:
 def printable(text: str) -> str:
     """Masked, and without the control characters by which a stranger's text could drive a terminal."""
     return CONTROL.sub(" ", mask(text))
-
-
-def mask_personal(text: str) -> str:
-    """The text without personal data, for a model service: what was there is named, as in [email].
-
-    Masked are e-mail addresses, telephone numbers in international form, payment cards (Luhn), IBANs (mod 97), public
-    addresses of the network, home folders (~), and the login and host name of this machine. An address of four numbers
-    is masked only where it cannot well be a version: one of the first three is 100 or more, the last is not 0, and no
-    sign of a version stands before it. A value that looks like a secret, after a name of one, becomes ***; `mask`
-    leaves it, since that is not certain enough to change what is kept. See the module for what is not covered.
-    """
-    for _ in range(PASSES):
-        before, text = text, _without_personal(text)
-        if text == before:
-            break
-    return text
-
-
-def _without_personal(text: str) -> str:
-    text = NAMED.sub(_without_value, text)
-    for pattern, is_one, name in (
-        (EMAIL, lambda text: not NO_EMAIL.fullmatch(text), "[email]"),
-        (IBAN, _is_iban, "[iban]"),
-        (CARD, _is_card, "[card]"),
-        (PHONE, _is_phone, "[phone]"),
-        (ADDRESS, _is_public, "[address]"),
-    ):
-        text = pattern.sub(functools.partial(_named, is_one, name), text)
-    text = HOME.sub("~", text)
-    for name, names in _own_names().items():
-        text = names.sub(name, text)
-    return text
-
-
-def _without_value(found: re.Match[str]) -> str:
-    """A name and its value as they were found, the value masked where it is a secret."""
-    how, name = str(found.lastgroup), re.sub(r"[.-]", "_", found["name"])
-    value = found[how] if how == "quoted" else found[how].rstrip(",;)]}")
-    if not is_secret_name(name) or ABOUT.search(name) or len(value) < MIN_SECRET or NO_VALUE.match(value):
-        return str(found[0])
-    if (how in CODE and CODE[how].search(value)) or not _is_value(value, bool(STRONG.search(name)), how):
-        return str(found[0])
-    at = found.start(how) - found.start()
-    return str(found[0][:at] + MASK + found[0][at + len(value) :])
-
-
-def _is_value(value: str, is_strong: bool, how: str) -> bool:
-    """Whether what follows a secret's name is one, and not a word, a size, or a name of a program.
-
-    how: "quoted", "plain" (as variables of the environment are set), or "bare" (all else, code among it).
-    """
-    rest = value if how == "plain" else TECHNICAL.sub("", value)
-    if not re.search(r"[A-Za-z]", rest):
-        return is_strong and (how != "bare" or value.isdigit())
-    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", rest)
-    is_odd = len(rest) >= 12 and len("".join(words)) < 2.6 * len(words)  # no words of a language
-    if re.search(r"\d", rest):
-        is_mixed = bool(re.search(r"\d[A-Za-z]", rest)) or (how == "plain" and value.isalnum())
-        least = {"quoted": 12, "plain": MIN_SECRET, "bare": 20}[how]
-        return is_strong or is_odd or (is_mixed and len(value) >= least)
-    if is_strong and how == "plain":
-        return len(value) >= 2 * MIN_SECRET or not value.isalpha() or len(words) > 2
-    if is_strong and how == "quoted" and not SECRET_WORD.search(value):
-        return bool(re.search(r"\w[!@#%^&*+=?~]+\w", value)) or len(value) >= 16 and not re.fullmatch(r"[\w.]+", value)
-    return is_odd
-
-
-def _named(is_one: Callable[[str], bool], name: str, found: re.Match[str]) -> str:
-    """The name in place of what was found, or of its beginning: groups of something else may follow it."""
-    text: str = found[0]
-    while text:
-        if is_one(text):
-            return name + found[0][len(text) :]
-        text = text[: max(0, text.rfind(" "))]
-    return str(found[0])
-
-
-def _is_iban(text: str) -> bool:
-    plain = text.replace(" ", "")
-    return len(plain) >= 15 and int("".join(str(int(sign, 36)) for sign in plain[4:] + plain[:4])) % 97 == 1
-
-
-def _is_card(text: str) -> bool:
-    digits = re.sub(r"\D", "", text)
-    doubled = (sum(divmod(2 * int(digit), 10)) for digit in digits[-2::-2])
-    return bool(ISSUER.fullmatch(digits)) and (sum(map(int, digits[-1::-2])) + sum(doubled)) % 10 == 0
-
-
-def _is_phone(text: str) -> bool:
-    digits = re.sub(r"\D", "", text)
-    # With country code 1 there are 11, and no 0 or 1 follows: +1732745760 is a time in seconds that a diff adds.
-    return len(digits) == 11 and digits[1] > "1" if digits[0] == "1" else 9 <= len(digits) <= 15
-
-
-def _is_public(text: str) -> bool:
-    import ipaddress
-
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    may_be_version = address.version == 4 and (max(address.packed[:3]) < 100 or not address.packed[3])
-    return address.is_global and not (address.is_multicast or may_be_version)
-
-
-@functools.lru_cache(1)
-def _own_names() -> dict[str, re.Pattern[str]]:
-    """What stands for the home folder, the login and the host of this machine where they name somebody."""
-    import pwd
-    import socket
-
-    host = socket.gethostname()
-    try:
-        login, home = pwd.getpwuid(os.getuid())[0], os.path.expanduser("~")
-    except KeyError:  # a container may run as a number that has no name
-        login, home = "", ""
-    known = {"~": [home] if _names_somebody(os.path.basename(home)) else []}
-    known["[user]"] = [login] if _names_somebody(login) else []
-    known["[host]"] = [name for name in (host, host.partition(".")[0]) if _names_somebody(name)]
-    word = r"(?<!\w)(?:%s)(?!\w)"
-    return {name: re.compile(word % "|".join(map(re.escape, values))) for name, values in known.items() if values}
-
-
-def _names_somebody(name: str) -> bool:
-    return len(name) >= SHORTEST_NAME and not name.isdigit() and not ORDINARY.fullmatch(name)
 
 
 # --------------------------------------------------------------------------------------------------------

@@ -207,7 +207,8 @@ def _ask_person(job: Job, decision: Plan, seen: str) -> None:
     memory["plan"] = None
     if memory["criteria"][decision.focus]["verdict"] == "unjudged":
         failed = memory["judge"]
-        if manager.has_judge(job.settings) and 0 < failed["failures"] < (NONSENSE if failed["useless"] else PATIENCE):
+        is_due = 0 < failed["failures"] < PATIENCE and failed["useless"] < NONSENSE
+        if manager.has_judge(job.settings) and is_due:
             waiting.begin(memory, failed["until"] - time.time(), waiting.JUDGE, "the judge to answer")
             return job.save("waiting")
     elif inbox.waits(job.folder, memory):

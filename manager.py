@@ -34,7 +34,8 @@ LONGEST = 20_000  # bytes of an instruction in the state, where each letter that
 TITLE = 100  # characters of a plan's title
 CHANGE = (  # what must not be asked for of what proves the work; \s+ ends it
     r"\b(?:edit|change|modify|update|delete|remove|rename|move|replace|rewrite|weaken|relax|loosen|skip|disable|bypass"
-    r"|overwrite|adjust|alter|comment out|drop|empty|turn off|(?:git )?rm|(?:git )?mv|sed -i)\s+"
+    r"|overwrite|adjust|alter|comment out|drop|empty (?:the|this|that|these|all|out)|turn off|(?:git )?rm|(?:git )?mv"
+    r"|sed -i)\s+"
 )
 WHICH = r"the|this|that|these|its|our|a|an|any|all|whole|failing|acceptance|shell|strict"
 PARTS = r"of|in|inside|from|under|files?|folder|tests?|test_\w+(?:\(\))?|cases?|assert\w*|expect\w*|lines?|values?"
@@ -74,12 +75,12 @@ def decide(here: Situation, settings: Any, may_ask: bool = True, saved: Saved | 
         until = error.until if isinstance(error, Unreachable) else None
         return replace(by_rule, bill=error.bill, unreachable=isinstance(error, Unreachable), until=until)
     focus = next(s for s in here.standings if s.id == plan.focus)
+    if plan.strategy != "escalate":
+        plan.question = None  # whatever it holds
     if focus.stalls >= RUNGS[0]:  # it may climb the ladder, not step down
         plan.strategy, plan.session = max(plan.strategy, "alternative", key=STRATEGIES.index), "fresh"
     elif plan.strategy == "escalate":
         plan.strategy = "retry_modified"  # a person is asked when it asks again after this session, see loop.plan
-    else:
-        plan.question = None
     if not here.resumable:
         plan.session = "fresh"
     return plan

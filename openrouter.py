@@ -33,6 +33,7 @@ MODELS = 3  # models that are asked at most
 RETRIES = 3  # times that one question is asked again at most, after what may pass
 FREE_RETRIES = 2  # the same of a model that is free: what fails counts towards the daily limit as well
 BACKOFF = (1.0, 2.0, 4.0, 8.0)  # seconds to wait before each of them, where the server does not say
+FOR_OTHERS = 20.0  # seconds kept for each model that has not been asked yet, as far as there are so many
 LEAST_TIME = 5.0  # seconds that have to be left after a wait
 LEAST_TOKENS = 1000  # tokens below which an answer is not worth asking for
 MAX_AMOUNT = 1e12  # tokens or dollars that are taken for a number at all
@@ -48,7 +49,7 @@ Messages = Sequence[Mapping[str, Any]]
 def complete(
     messages: Messages, shape: Shape, models: Sequence[str], settings: Any, bill: Bill, end: float, session: str = ""
 ) -> Reply:
-    """Ask the models one after the other until one answers. While others are left, each has its share of the time only.
+    """Ask the models one after the other until one answers. While others are left, some time is kept for them.
 
     messages: each with "role" and "content", a text; the first is the stable one, which providers may cache. models:
     first choice first; no more than MODELS are asked. bill: what it costs is added. end: of time.monotonic(). session:
@@ -60,7 +61,7 @@ def complete(
     heard = _used_up(left, settings.openrouter.base_url)
     while left := [model for model in left if not _holds_for(model, heard)]:
         model, now = left.pop(0), time.monotonic()
-        found = asking.ask(model, now + (end - now) / (len(left) + 1))
+        found = asking.ask(model, max(now + (end - now) / (len(left) + 1), end - FOR_OTHERS * len(left)))
         if isinstance(found, Reply):
             return found
         heard.append(replace(found, message=f"{model}: {found.message}"))

@@ -16,7 +16,7 @@ from typing import Any
 
 import judge
 import ledger
-import log
+import personal
 import repo
 from asking import Bill
 from claims import Claim
@@ -40,6 +40,7 @@ NO_SESSION: dict[str, Any] = {
     "denials": [],
     "claims": {"made": 0, "lies": []},
 }
+ASKED = {"failures": 0, "since": 0, "until": 0, "useless": 0}  # of an LLM that has answered
 NOTHING: Mapping[str, Sequence[str]] = {}
 PASSING = ("bill", "avoided", "unreachable", "until")  # of a plan, what is booked at once and not kept with it
 FINE = ("none yet", "ended", "turn_cap", "budget_cap")  # ends of a session after which nothing has to be mended
@@ -71,7 +72,7 @@ def begin(mission: Mission, branch: str, base: str, iterations: int, instance: s
         "wait_until": None,
         "wait": None,
         "limited": {},
-        **{who: {"failures": 0, "since": 0, "until": 0, "useless": False} for who in ("manager", "judge")},
+        **{who: dict(ASKED) for who in ("manager", "judge")},
         "answers": {},
         "alerts": {},
         "notes": [],
@@ -230,7 +231,7 @@ def close_iteration(memory: Memory, commit: repo.Commit, statistics: Mapping[str
             ],
             "claims": [last["claims"]["made"], len(last["claims"]["lies"])],
             "tampered": sum(entry["iteration"] == memory["iterations"] for entry in memory["tampering"]),
-            "report": log.mask_personal(" ".join(last["report"].split()))[:120],  # half of what is personal is not seen
+            "report": personal.mask(" ".join(last["report"].split()))[:120],  # half of what is personal is not seen
         },
     ][-HISTORY:]
     memory["metrics"].update(statistics)
@@ -325,6 +326,8 @@ def unblock(memory: Memory) -> None:
     """A person did something: check again, and count stalls anew."""
     memory.update(current_phase="validation", blocked=None, tree="", answered=memory["iterations"], answers={})
     memory["wait_until"] = memory["wait"] = None
+    for who in ("manager", "judge"):  # a person may have mended that as well
+        memory[who] = dict(ASKED)
     for known in memory["criteria"].values():
         known.update(stalls=0, tries=0, seen=[], impossible=None)
 

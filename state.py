@@ -96,7 +96,7 @@ def _upgraded(before: dict[str, Any], path: Path | str, sealed: bool) -> dict[st
     if sealed:
         _check_seal(before, path)
     was_sealed = is_sealed(before)  # what is in it is changed below
-    nobody = {"failures": 0, "since": 0, "until": 0, "useless": False}
+    nobody = {"failures": 0, "since": 0, "until": 0, "useless": 0}
     document = {**before, "version": VERSION, "manager": nobody, "judge": dict(nobody), "answers": {}}
     try:
         for known in document["criteria"].values():

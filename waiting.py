@@ -80,14 +80,16 @@ def note_asked(memory: Memory, who: str, reached: bool, until: float | None = No
     """Remember whether an LLM gave an answer, and for how long it is left alone otherwise.
 
     until: when it can be reached again, epoch seconds, where it says so. A time that is far away is not waited for: a
-    person may add credit long before a month is over. useless: whether it was reached and talked nonsense.
+    person may add credit long before a month is over. useless: whether it was reached and talked nonsense; counted by
+    itself, until it has answered.
     """
     now = time.time()
     failures = 0 if reached else memory[who]["failures"] + 1
     end = 0.0 if reached else now + backoff(failures)
     if not reached and until is not None and now < until < now + A_DAY:
         end = max(end, until)
-    memory[who] = {"failures": failures, "since": 0 if reached else now, "until": end, "useless": useless}
+    nonsense = 0 if reached else memory[who]["useless"] + useless
+    memory[who] = {"failures": failures, "since": 0 if reached else now, "until": end, "useless": nonsense}
 
 
 def when(memory: Memory) -> str:

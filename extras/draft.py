@@ -60,6 +60,7 @@ WIDTH = 110  # characters of a line of prose
 SAID = 300  # characters of the last line of a check that is broken
 SHOWN = 60  # characters of a check in the table
 PROBLEMS = 5  # problems of a draft that are told at once
+UNSEEN = re.compile("[\u200b\u2060\ufeff\U000e0000-\U000e007f]")  # what no writing needs; joiners are needed
 RED, PASSES, NOTHING, UNRUN, UNCHECKED = "red", "passes already", "proves nothing", "not run", "no check"
 INSTALLED = ("node_modules", ".venv", "venv", "vendor")  # folders that a copy of the commit lacks
 PROBE = "{title: draft, definition_of_done: [{criteria: draft}]}"
@@ -264,9 +265,11 @@ def objection(made: Draft, root: Path) -> str:
     if len(text.encode()) > document.MAX_BYTES:
         problems.append(f"it is longer than {document.MAX_BYTES} bytes")
     commands = {"setup": made["setup"], **{f"the check of {c['id']}": c["check"] for c in made["criteria"]}}
-    if any(unicodedata.category(letter) == "Cf" for letter in text) or log.CONTROL.search(text.replace("\t", " ")):
+    if UNSEEN.search(text) or log.CONTROL.search(text.replace("\t", " ")):
         problems.append("it has characters in it that nobody can see")
     for name, command in commands.items():
+        if command and any(unicodedata.category(letter) == "Cf" for letter in command):
+            problems.append(f"{name} has characters in it that nobody can see")
         if command and (fault := _syntax(command, root)):
             problems.append(f"{name} is no shell command: {fault}")
     return "\n".join(problems[:PROBLEMS])

@@ -14,6 +14,7 @@ import pytest
 import judge
 import llm
 import log
+import personal
 import proc
 import prompt
 from extras.openrouter_api import OpenRouterAPI
@@ -282,7 +283,7 @@ def test_half_of_an_answer_counts_when_the_rest_of_it_is_not_to_be_had():
     answers = [verdict(GOOD, id="docs"), verdict(GOOD, id="tests"), verdict(GOOD, id="tone ")]
     ruling, (_, again) = ruling_on(said(*answers), said(*answers), mission=mission)
     assert [(found.id, found.met) for found in ruling.judgements] == [("docs", True)]
-    assert ruling.model and not ruling.useless
+    assert ruling.model and ruling.useless  # two of three are still to be judged
     assert "tone, looks" in again
 
 
@@ -710,7 +711,7 @@ def test_after_a_question_without_an_answer_the_next_is_not_asked(capsys):
     bad = {"content": "Well."}
     ruling, _ = ruling_on(unmet("c0", "c1"), bad, bad, mission=mission)
     assert [found.id for found in ruling.judgements] == ["c0", "c1"]
-    assert not ruling.useless
+    assert ruling.useless and not ruling.unreachable
 
 
 @pytest.mark.parametrize(("max_prompt", "judged"), [(24_000, ["docs"]), (7_000, ["docs"])])
@@ -731,7 +732,7 @@ def test_a_file_is_read_and_masked_once_however_often_it_is_quoted(monkeypatch):
 
     opened: list[str] = []
     masked: list[str] = []
-    monkeypatch.setattr(log, "mask_personal", lambda text: (masked.append(text), text)[1])
+    monkeypatch.setattr(personal, "mask", lambda text: (masked.append(text), text)[1])
     mission = mission_of("tone", "docs", "looks")
     verdicts = [verdict(*[GOOD] * 10, id=id) for id in ("tone", "docs", "looks")]
     evidence = Evidence("", [GOOD[0], "other.py"], read)
@@ -759,8 +760,8 @@ def test_no_secret_is_cut_in_half_where_the_looking_ends(end, secret):
 
 def test_of_an_endless_change_no_more_is_masked_than_is_looked_at(monkeypatch):
     masked: list[int] = []
-    mask = log.mask_personal
-    monkeypatch.setattr(log, "mask_personal", lambda text: (masked.append(len(text)), mask(text))[1])
+    mask = personal.mask
+    monkeypatch.setattr(personal, "mask", lambda text: (masked.append(len(text)), mask(text))[1])
     begun = time.process_time()
     _, (user,) = ruling_on(unmet(), evidence=evidence_of({}, changed("a.py", 300_000) + changed("b.py", 2)))
     assert changed("b.py", 2).strip() in user

@@ -23,7 +23,7 @@ ORDER = (
     "report", "inbox", "progress", "manager", "tiers", "briefing", "ledger", "judge", "llm", "claude_llm",
     "situation", "openrouter", "catalog", "refusals", "asking", "wire", "worker", "stream", "resets", "waiting",
     "budget", "claims", "lessons", "dod", "sandbox", "mission", "prompt", "excerpt", "document", "toolchain", "seal",
-    "checkout", "repo", "notify", "machine", "proc", "processes", "surroundings", "state", "log",
+    "checkout", "repo", "notify", "machine", "proc", "processes", "surroundings", "state", "personal", "log",
 )  # fmt: skip
 MISSION = json.dumps({"title": "t", "definition_of_done": [{"criteria": "c", "check": "test -e never"}]})
 

@@ -196,7 +196,7 @@ def test_a_planner_that_cannot_be_reached_does_not_use_up_the_judges_patience(be
     with OpenRouterAPI([RULING]) as router:
         judged(bench, router.url)
         assert bench.start("--once").returncode in (0, 75)
-        away = {"failures": 99, "since": time.time() - 60, "until": time.time() + 9999, "useless": False}
+        away = {"failures": 99, "since": time.time() - 60, "until": time.time() + 9999, "useless": 0}
         bench.remember({**bench.state(), "manager": away, "current_phase": "validation"})
         done = start(bench, "--no-wait")
         assert done.returncode == 0, said(done)

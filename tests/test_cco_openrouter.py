@@ -915,10 +915,14 @@ def shares(monkeypatch) -> list[float]:
     return given
 
 
-def test_each_model_gets_its_share_of_the_time_and_the_last_one_all_that_is_left(shares):
+def test_some_time_is_kept_for_each_model_to_come_and_the_last_one_has_all_that_is_left(shares):
     with pytest.raises(Unreachable):
         asked(URL, *CHAIN, seconds=90)
-    assert shares == pytest.approx([30, 45, 90], abs=2)
+    assert shares == pytest.approx([50, 70, 90], abs=2)
+    shares.clear()
+    with pytest.raises(Unreachable):
+        asked(URL, *CHAIN, seconds=30)  # too little for that: equal parts
+    assert shares == pytest.approx([10, 15, 30], abs=2)
 
 
 def test_a_model_that_is_passed_over_gets_no_share(shares):

@@ -250,7 +250,7 @@ def test_a_wait_of_the_future_begins_anew_and_then_passes_from_one_start_to_the_
 
 def alone(until: float | None = None, failures: int = 0) -> dict[str, Any]:
     """A memory after the manager LLM could not be reached once more."""
-    made = {"manager": {"failures": failures, "since": 0, "until": 0, "useless": False}}
+    made = {"manager": {"failures": failures, "since": 0, "until": 0, "useless": 0}}
     waiting.note_asked(made, "manager", reached=False, until=until)
     return made
 
@@ -264,7 +264,7 @@ def test_a_manager_that_cannot_be_reached_is_left_alone_for_longer_each_time_and
         assert waiting.may_ask(made, "manager")
         clock.now = NOW
     waiting.note_asked(made, "manager", reached=True)
-    assert made == {"manager": {"failures": 0, "since": 0, "until": 0, "useless": False}}
+    assert made == {"manager": {"failures": 0, "since": 0, "until": 0, "useless": 0}}
     assert waiting.may_ask(made, "manager")
 
 
