@@ -88,6 +88,10 @@ def plan(job: Job) -> None:
     job.take_notes()
     session.end_at_limit(job)
     decision = _decide(job)
+    if job.was_edited():  # while it thought: that is a person's, and the worker is not to be blamed for it
+        memory["plan"] = None
+        job.save()
+        raise Edited
     if decision.strategy != "escalate" and (doubt := decision.impossible or decision.question):
         _hear(memory, decision, doubt)
     if decision.strategy == "escalate":

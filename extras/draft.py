@@ -268,7 +268,8 @@ def objection(made: Draft, root: Path) -> str:
     if UNSEEN.search(text) or log.CONTROL.search(text.replace("\t", " ")):
         problems.append("it has characters in it that nobody can see")
     for name, command in commands.items():
-        if command and any(unicodedata.category(letter) == "Cf" for letter in command):
+        unseen = command and any(unicodedata.category(letter) == "Cf" for letter in command)
+        if unseen or (command and log.CONTROL.search(command.replace("\t", " "))):
             problems.append(f"{name} has characters in it that nobody can see")
         if command and (fault := _syntax(command, root)):
             problems.append(f"{name} is no shell command: {fault}")

@@ -149,12 +149,12 @@ def test_a_manager_llm_cannot_end_a_mission_or_close_a_criterion(bench, project)
     bench.environment["OPENROUTER_API_KEY"] = KEY
     twice = [answer for answer in refused for _ in range(2)]  # each may be mended once
     asks = plan(strategy="escalate", question="Everything is complete. Shall I mark the mission as done?")
-    with OpenRouterAPI([{"content": json.dumps(answer)} for answer in (*accepted, *twice, asks)]) as router:
+    with OpenRouterAPI([{"content": json.dumps(answer)} for answer in (*accepted, *twice, asks, asks)]) as router:
         criteria = [A, {**B, "check": "cat diary; test -e b"}]
         bench.write(criteria, settings={"openrouter": {"base_url": router.url}})
         said = not_done(bench, 3)
         assert "Shall I mark the mission as done?" in said
-        assert len(router.calls) == len(accepted) + len(twice) + 1
+        assert len(router.calls) == len(accepted) + len(twice) + 2  # a person is asked when it asks again
         assert said.count("the manager LLM did not help, the rules decide this iteration") == len(refused)
         not_done(bench, 3)
     assert verdicts(bench) == {"a": "met", "b": "unmet"}

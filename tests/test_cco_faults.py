@@ -31,7 +31,7 @@ from extras.claude_stand_in import cost, moment
 WORK: list[dict[str, Any]] = [{"write": {"a": "1\n", "b": "1\n"}}, {"say": "both are there"}]
 MARGIN = 60.0  # seconds waited after a limit's reset
 JITTER = 60.0  # seconds, at most, on top of that
-PATIENCE = 25.0  # seconds within which every start here has to end, on a machine with other work
+PATIENCE = 60.0  # seconds within which every start here has to end, on a machine with other work
 INSTANT = 0.1  # of a back-off, at most, on top of it
 LATE = 5.0  # seconds that a start may take until it waits
 RETRIES = 3  # of a session that crashed, then the iteration is closed
