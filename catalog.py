@@ -23,6 +23,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
@@ -383,11 +384,9 @@ def _keep(path: str, document: dict[str, Any]) -> None:
     data = json.dumps({"version": VERSION, **document}, separators=(",", ":")).encode()
     if len(data) > MAX_FILE or not os.path.isabs(path):  # a relative one would be another in each folder
         return
-    try:
+    with suppress(OSError):  # it is asked for again next time
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         state.write(Path(path), data)
-    except OSError:  # it is asked for again next time
-        pass
 
 
 def _is_young(moment: Any, seconds: float) -> bool:

@@ -64,16 +64,13 @@ def init(args: argparse.Namespace) -> int:
 
 def check(args: argparse.Namespace) -> int:
     """Validate the mission, run every check once, and show what would be sent; starts no session."""
-    import briefing
     import checkout
     import dod
     import ledger
     import log
-    import manager
     import mission
     import proc
     import proof
-    import tiers
     from exits import DONE
     from job import open_job
 
@@ -99,18 +96,27 @@ def check(args: argparse.Namespace) -> int:
         raise mission.refusal(job.mission, proof.ways_out(reasons))
     if dod.all_met(verdicts.values()):
         print("\nEvery criterion is met: there would be nothing to do but to confirm it.")
-        return DONE
+    else:
+        _show_next(job)
+    return DONE
+
+
+def _show_next(job: Job) -> None:
+    """Print what a start would do next: who would be asked what, and what the worker would be told."""
+    import briefing
+    import log
+    import manager
+    import tiers
+
     for line in manager.warnings(job.settings):
         print(f"\n{line}")
     here = job.situation()
     decision = manager.rules(here)
-    judged = [c.id for c in job.mission.criteria if c.check is None and verdicts[c.id].verdict == "unjudged"]
+    judged = [s.id for s in here.standings if s.check is None and s.verdict == "unjudged"]
     if decision.focus in judged and manager.has_judge(job.settings):
-        print(f"\nAn LLM would judge {', '.join(judged)} first, by what is in the tree.")
-        return DONE
+        return print(f"\nAn LLM would judge {', '.join(judged)} first, by what is in the tree.")
     if decision.strategy == "escalate":
-        print(f"\nNo session would be started, you would be asked: {decision.question}")
-        return DONE
+        return print(f"\nNo session would be started, you would be asked: {decision.question}")
     told = "The worker would be told"
     if manager.provider(job.settings) != "rules" and job.settings.manager.when == "always":
         model = next(iter(manager.models(tiers.planning(here, 0), job.settings)), "claude")
@@ -118,7 +124,6 @@ def check(args: argparse.Namespace) -> int:
         print(f"\n{model} would be asked:\n\n{log.printable(system)}\n{log.printable(user)}")
         told = "By the rules the worker would be told"
     print(f"\n{told}:\n\n{log.printable(briefing.for_worker(here, decision))}")
-    return DONE
 
 
 def start(args: argparse.Namespace) -> int:

@@ -37,8 +37,11 @@ def fill(name: str, parts: Mapping[str, str]) -> str:
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
-def problems(name: str, known: Sequence[str]) -> list[str]:
-    """What is wrong with a text of prompts/: file, line and remedy of each placeholder that nothing fills."""
+def problems(name: str, known: Sequence[str], needed: str = "") -> list[str]:
+    """What is wrong with a text of prompts/: file, line and remedy of each placeholder that nothing fills.
+
+    needed: the one that it has to hold, if any.
+    """
     import difflib
 
     path, found = FOLDER / name, []
@@ -48,8 +51,9 @@ def problems(name: str, known: Sequence[str]) -> list[str]:
         return [f"{path}: cannot be read ({error}): take it from the kit again"]
     if not text.strip() or size(text) > LONGEST:
         return [f"{path}: holds {size(text)} bytes, expected 1 to {LONGEST}: it is a part of every prompt"]
-    lines = text.splitlines()
-    for number, line in enumerate(lines, 1):
+    if needed and not any(needed in (m["named"], m["braced"]) for m in string.Template.pattern.finditer(text)):
+        found.append(f"{path}: has to hold ${needed}: without it nobody would be told")
+    for number, line in enumerate(text.splitlines(), 1):
         for match in string.Template.pattern.finditer(line):
             word = match["named"] or match["braced"]
             if match["invalid"] is not None:

@@ -213,7 +213,7 @@ def remarks(memory: dict[str, Any]) -> list[str]:
     found += [
         f"{model or 'the usual model'} is used up until {_local(until)}" for model, until in memory["limited"].items()
     ]
-    if (until := memory["manager"]["until"]) > time.time():
+    if (until := memory["manager"]["until"]) > time.time() and memory["current_phase"] != "completed":
         found.append(f"the manager's model gave no answer, and is not asked before {_local(until)}; the rules decide")
     if memory["confirmed"] and memory["confirmed"]["where"] == "tree":
         found.append("no clean checkout confirmed it: confirm is tree, or auto_commit off")

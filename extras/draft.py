@@ -135,14 +135,16 @@ def draft(text: str, output: str | None, yes: bool, config: str | None) -> int:
     about = {"words": words, "by": by, "repository": os.path.relpath(job.root, path.parent) if away else ""}
     trials = try_out(job, made, path, render(made, {}, **about))
     finished = render(made, trials, **about)
-    mission.parse(finished, path)
+    open_ones = [criterion.id for criterion in mission.parse(finished, path).criteria if not criterion.check]
     print(log.printable(f"\n{finished}\n{_table(made, trials)}\n\n{_cost(bill)}"))
     if not (yes or _agrees(f"Write it to {path}?")):
         print(f"nothing was written{'' if sys.stdin.isatty() else ': say --yes, or call it from a terminal'}")
         return PERSON
     _write_new(path, finished)
-    told = shlex.quote(str(path))
-    print(f"wrote {path}\nnext: make check MISSION={told}, then: make start MISSION={told}")
+    if open_ones and not manager.has_judge(job.settings):
+        print(f"first give {', '.join(open_ones)} a check: without one you are asked, before anybody works on it")
+    make, told = f"make -C {shlex.quote(str(KIT))}", shlex.quote(str(path))
+    print(f"wrote {path}\nnext: {make} check MISSION={told}, then: {make} start MISSION={told}")
     return DONE
 
 

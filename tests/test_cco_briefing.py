@@ -653,7 +653,20 @@ def texts(tmp_path, monkeypatch) -> Path:
 
 
 def test_the_texts_of_the_kit_have_no_placeholder_that_nothing_fills():
+    assert [line for name, known in PLACEHOLDERS.items() for line in prompt.problems(name, known)] == []
     require_texts()
+
+
+@pytest.mark.parametrize(
+    ("name", "lost"),
+    [("progress_check", "situation"), ("situation", "criteria"), ("resume", "instruction"), ("answer", "schema")],
+)
+def test_a_text_that_lost_what_it_is_for_is_an_error_before_anybody_is_asked_blindly(texts, name, lost):
+    path = texts / f"{name}.md"
+    path.write_text(path.read_text("utf-8").replace(f"${lost}", ""), "utf-8")
+    with pytest.raises(MissionError) as caught:
+        require_texts()
+    assert caught.value.problems == [f"{path}: has to hold ${lost}: without it nobody would be told"]
 
 
 def test_every_text_that_is_filled_is_looked_at_when_the_kit_starts():

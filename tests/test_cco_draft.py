@@ -378,7 +378,8 @@ def test_without_a_terminal_and_without_yes_nothing_is_written_anywhere(without_
 def test_at_a_terminal_it_is_written_when_the_person_says_so(without_llm, key, code, written):
     ended, screen = without_llm.terminal(WISH, waiting_for=ASKED, then=says(key))
     assert (ended, len(without_llm.missions())) == (code, written)
-    assert ("next: make check MISSION=" in screen) is bool(written)
+    assert (f"next: make -C {KIT} check MISSION=" in " ".join(screen.split())) is bool(written)
+    assert ("first give wanted a check" in screen) is bool(written)
 
 
 @pytest.mark.parametrize("moment", ["asking the LLM", "trying the check of slow", ASKED])

@@ -176,7 +176,7 @@ goroutine 7 [running]:
 testing.tRunner.func1.2({0x5111a0, 0xc0000141c8})
 	/usr/local/go/src/testing/testing.go:1545 +0x238
 example.com/shop.Index(...)
-	/work/shop/index.go:12
+	/srv/shop/index.go:12
 FAIL	example.com/shop	0.004s
 FAIL
 """
@@ -290,10 +290,10 @@ DOTNET = (
 Expected: 4
 Actual:   3
   Stack Trace:
-     at Shop.Tests.Adds() in /work/shop/Tests.cs:line 12
+     at Shop.Tests.Adds() in /srv/shop/Tests.cs:line 12
      at System.RuntimeMethodHandle.InvokeMethod(Object target, Void** arguments, Signature sig, Boolean isConstructor)
      at System.Reflection.MethodBaseInvoker.InvokeWithNoArgs(Object obj, BindingFlags invokeAttr)
-/work/shop/Program.cs(3,5): error CS0103: The name 'gone' does not exist in the current context [/work/shop/a.csproj]
+/srv/shop/Program.cs(3,5): error CS0103: The name 'gone' does not exist in the current context [/srv/shop/a.csproj]
 
 Failed!  - Failed:     1, Passed:    40, Skipped:     0, Total:    41, Duration: 20 ms - shop.dll (net8.0)
 """
@@ -339,7 +339,7 @@ FAILURE: Build failed with an exception.
 
 * What went wrong:
 Execution failed for task ':test'.
-> There were failing tests. See the report at: file:///work/build/reports/tests/test/index.html
+> There were failing tests. See the report at: file:///srv/build/reports/tests/test/index.html
 
 BUILD FAILED in 3s
 """
@@ -352,7 +352,7 @@ PHPUNIT = (
 1) AppTest::testAdds
 Failed asserting that 3 matches expected 4.
 
-/work/tests/AppTest.php:12
+/srv/tests/AppTest.php:12
 
 FAILURES!
 Tests: 41, Assertions: 41, Failures: 1.

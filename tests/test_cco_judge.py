@@ -315,7 +315,8 @@ def test_met_without_any_quote_is_asked_for_one_and_then_not_met():
     ],
 )
 def test_what_is_complete_is_not_asked_for_again_however_wrong(step):
-    ruling_on(step)
+    ruling, asked = ruling_on(step)
+    assert len(asked) == ruling.bill.calls == 1
 
 
 def test_a_criterion_that_was_not_given_is_not_judged():

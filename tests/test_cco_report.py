@@ -166,6 +166,15 @@ def test_what_the_manager_cost_what_is_not_known_of_it_and_what_the_rest_may_cos
     ) in status(folder, "api")
 
 
+def test_that_the_manager_is_left_alone_is_said_only_while_it_matters(folder):
+    memory = saved(folder, "api", "met", "unmet", iterations=3)
+    memory["manager"].update(failures=3, since=0, until=4_000_000_000)
+    state.save(folder / "api.json", memory)
+    assert "is not asked before" in status(folder, "api")
+    state.save(folder / "api.json", {**memory, "current_phase": "completed"})
+    assert "is not asked before" not in status(folder, "api")
+
+
 def test_the_json_names_the_question_and_the_time_that_is_waited_for(folder):
     saved(folder, blocked={"question": "Which port?", "seen": "x"}, wait_until=1893456000.5)
     found = as_json(folder)

@@ -493,6 +493,7 @@ def test_when_the_kit_is_killed_nothing_of_it_stays(kit, root, mark):
     process.kill()
     process.wait()
     until(lambda: not marked(mark), "all of it has ended")
+    assert process.returncode == -signal.SIGKILL and not marked(mark)
 
 
 def test_what_hides_from_its_parent_is_counted_too(run):
