@@ -69,22 +69,22 @@ PLACEHOLDERS: dict[str, Sequence[str]] = {
     "wish.md": ("words", "profile", "files"),
     "repair.md": ("problem",),
 }
-NEEDED = {  # the placeholder without which a text would be sent in vain
-    "system.md": "title",
-    "situation.md": "criteria",
-    **{f"{name}.md": "situation" for name in TEMPLATES},
-    "fresh.md": "instruction",
-    "resume.md": "instruction",
-    "dod_validation.md": "criteria",
-    "answer.md": "schema",
-    "wish.md": "words",
-    "repair.md": "problem",
+NEEDED: dict[str, Sequence[str]] = {  # placeholders without any of which a text would be sent in vain
+    "system.md": ("title",),
+    "situation.md": ("criteria",),
+    **{f"{name}.md": ("situation", "criteria") for name in TEMPLATES},
+    "fresh.md": ("instruction",),
+    "resume.md": ("instruction",),
+    "dod_validation.md": ("criteria",),
+    "answer.md": ("schema",),
+    "wish.md": ("words",),
+    "repair.md": ("problem",),
 }
 
 
 def require_texts() -> None:
     """Raise MissionError, naming file and line, where a text of prompts/ cannot be filled or lost what it is for."""
-    texts = ((name, known, NEEDED.get(name, "")) for name, known in PLACEHOLDERS.items())
+    texts = ((name, known, NEEDED.get(name, ())) for name, known in PLACEHOLDERS.items())
     if problems := [line for text in texts for line in prompt.problems(*text)]:
         raise MissionError(problems)
 

@@ -37,10 +37,10 @@ def fill(name: str, parts: Mapping[str, str]) -> str:
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
-def problems(name: str, known: Sequence[str], needed: str = "") -> list[str]:
+def problems(name: str, known: Sequence[str], needed: Sequence[str] = ()) -> list[str]:
     """What is wrong with a text of prompts/: file, line and remedy of each placeholder that nothing fills.
 
-    needed: the one that it has to hold, if any.
+    needed: placeholders of which it has to hold one, the usual one first; none: it may do without.
     """
     import difflib
 
@@ -51,8 +51,6 @@ def problems(name: str, known: Sequence[str], needed: str = "") -> list[str]:
         return [f"{path}: cannot be read ({error}): take it from the kit again"]
     if not text.strip() or size(text) > LONGEST:
         return [f"{path}: holds {size(text)} bytes, expected 1 to {LONGEST}: it is a part of every prompt"]
-    if needed and not any(needed in (m["named"], m["braced"]) for m in string.Template.pattern.finditer(text)):
-        found.append(f"{path}: has to hold ${needed}: without it nobody would be told")
     for number, line in enumerate(text.splitlines(), 1):
         for match in string.Template.pattern.finditer(line):
             word = match["named"] or match["braced"]
@@ -62,6 +60,9 @@ def problems(name: str, known: Sequence[str], needed: str = "") -> list[str]:
                 near = difflib.get_close_matches(word, known, 1)
                 hint = f"did you mean ${near[0]}?" if near else f"there are: {', '.join(sorted(known))}"
                 found.append(f"{path}:{number}: nothing fills ${word}; {hint}")
+    held = {match["named"] or match["braced"] for match in string.Template.pattern.finditer(text)}
+    if needed and not found and held.isdisjoint(needed):
+        found.append(f"{path}: has to hold ${needed[0]}: without it nobody would be told")
     return found
 
 
