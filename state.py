@@ -120,10 +120,13 @@ def save(path: Path, document: dict[str, Any]) -> str:
     """
     document["version"] = VERSION
     history = document.get("history", [])
-    if len(_text(document)) > MAX_SIZE:
-        document.get("answers", {}).clear()  # which cost little to ask for again
-    while len(text := _text(document)) > MAX_SIZE and (spare := len(history) - LEAST_HISTORY) > 0:
-        del history[: min(spare, 1 + int(len(history) * (1 - MAX_SIZE / len(text))))]
+    while len(text := _text(document)) > MAX_SIZE:
+        if document.get("answers"):
+            document["answers"].clear()  # which cost little to ask for again
+        elif (spare := len(history) - LEAST_HISTORY) > 0:
+            del history[: min(spare, 1 + int(len(history) * (1 - MAX_SIZE / len(text))))]
+        else:
+            break
     write(path, text)
     return hashlib.sha256(text).hexdigest()
 

@@ -666,6 +666,8 @@ def main() -> int:
                 _tell(done, args, base)
                 if len(results) % 10 == 0:
                     print(f"{len(results)} of {len(numbers)} missions, {time.monotonic() - begun:.0f} s", flush=True)
+            pool.close()  # a pool that is only terminated may kill who holds the lock that a new process waits for
+            pool.join()
     except KeyboardInterrupt:
         _remove(base)
         return 130

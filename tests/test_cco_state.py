@@ -889,3 +889,13 @@ def test_of_many_orchestrators_never_two_work_at_once(tmp_path):
     said = [process.communicate(timeout=60) for process in starters]
     assert [error for _, error in said] == [""] * 4  # mkdir fails where two hold the lock
     assert sum(out.count("held") for out, _ in said) > 0
+
+
+def test_above_the_size_saved_answers_go_first_and_then_the_oldest_history(path):
+    history = [{"iteration": n, "kind": "x" * 500} for n in range(150)]
+    state.save(path, document(answers={"q": {"text": "y" * 40_000}}, history=history))
+    found = state.load(path)
+    assert found["answers"] == {} and len(found["history"]) == 150
+    state.save(path, document(answers={"q": {"text": "y"}}, history=history * 2))
+    assert state.load(path, validate=False)["history"][-1]["iteration"] == 149
+    assert path.stat().st_size <= state.MAX_SIZE
