@@ -5,293 +5,201 @@
     python cco.py status
 
 This file is the command line; the work itself is in loop.py. Exit codes: 0 done, 1 unexpected error, 2 bad mission,
-settings or usage, 3 needs a person, 4 cannot run, 5 a limit was reached, 75 try again later, 130 / 143 interrupted.
+settings or usage, 3 needs the user, 4 cannot run, 5 a limit was reached, 75 try again later, 130 / 143 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
+import getpass
+import hashlib
 import os
+import shlex
+import signal
 import sys
+import time
+import traceback
+from pathlib import Path
+from typing import NoReturn
 
-HERE = os.path.dirname(os.path.realpath(__file__))
-sys.path.insert(0, HERE)  # siblings first, also under -m, -P, -I and PYTHONSAFEPATH
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))  # siblings first, also under -m, -P, -I and PYTHONSAFEPATH
 
+import state as states
+
+if Path(states.__file__).resolve().parent != HERE:
+    sys.exit(f"cco: wrong 'state': {states.__file__}; run it as: python {HERE}/cco.py")
+
+import dod
+import llm
+import log
+import manager
+import mission as missions
+import proc
+import prompt
+import repo
 import report
-import state
+import worker
+from loop import Edited, Options, Run, make_folders
+from proc import CANNOT, DONE, ERROR, LATER, LIMIT, USAGE, USER, Stop
+from state import State
 
-if os.path.dirname(os.path.realpath(state.__file__)) != HERE:
-    sys.exit(f"cco: wrong 'state': {state.__file__}; run it as: python {HERE}/cco.py")
-
-# What a command needs is imported by it, so that `status` answers at once.
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-    from typing import Any, NoReturn
-
-    from job import Job
-
-
-# --------------------------------------------------------------------------------------------------------
-# Commands
-# --------------------------------------------------------------------------------------------------------
+ACCEPT = "make start ACCEPT=1 (--accept)"
 
 
 def init(args: argparse.Namespace) -> int:
-    """Write .cco/config.yaml with every setting explained, and a mission to start from if one is named."""
-    from pathlib import Path
-
-    import exits
-    import job
-    from mission import find_git_root, settings_template
-
-    root = find_git_root(Path.cwd())
-    if root is None:
-        raise exits.Stop(exits.USAGE, f"{Path.cwd()} is in no git repository: run git init first")
-    job.make_folders(root / ".cco")
-    written = [_write_new(root / ".cco" / "config.yaml", settings_template())]
+    """Write .cco/config.yaml with every setting explained, and a mission from a template."""
+    if not (root := missions.find_git_root(Path.cwd())):
+        raise Stop(USAGE, f"{Path.cwd()} is in no git repository: run git init first")
+    make_folders(root / ".cco")
+    _write_new(root / ".cco" / "config.yaml", missions.settings_template())
     if args.mission:
-        template = Path(HERE, "missions", f"{args.template}.yaml")
+        template = HERE / "missions" / f"{args.template}.yaml"
         if not template.is_file():
             names = ", ".join(sorted(path.stem for path in template.parent.glob("*.yaml")))
-            raise exits.Stop(exits.USAGE, f"there is no template {args.template!r}; there are: {names}")
-        written.append(_write_new(Path(os.path.abspath(args.mission)), template.read_text("utf-8")))
-    print("\n".join(written))
-    return exits.DONE
-
-
-def check(args: argparse.Namespace) -> int:
-    """Validate the mission, run every check once, and show what would be sent; starts no session."""
-    import checkout
-    import dod
-    import ledger
-    import log
-    import mission
-    import proc
-    import proof
-    from exits import DONE
-    from job import open_job
-
-    proc.catch_signals()
-    job = open_job(_mission_path(args.mission), args.config)
-    with job.lock():
-        checkout.remove_scratch(job.marker)
-        job.begin()
-        job.say_walls()
-        job.memory["sealed"] = job.seal.take()
-        verdicts = proof.check(job)
-        reasons = proof.proving_nothing(job, verdicts)
-        lacking = proof.missing_setup(job)
-    ledger.note_verdicts(job.memory, verdicts)
-    print(report.table(job.memory))
-    for verdict in (v for v in verdicts.values() if v.verdict in ("broken", "timeout", "flaky", "tampered")):
-        print(f"\n{verdict.id} is {verdict.verdict}:\n{log.printable(verdict.tail.strip())}")
-    if lacking:
-        print(f"\n{lacking}")
-    if people := proof.needs_person(job):
-        print(f"\nOnly you can judge {', '.join(people)}: there is no check and no LLM (accept).")
-    if reasons:
-        raise mission.refusal(job.mission, proof.ways_out(reasons))
-    if dod.all_met(verdicts.values()):
-        print("\nEvery criterion is met: there would be nothing to do but to confirm it.")
-    else:
-        _show_next(job)
+            raise Stop(USAGE, f"there is no template {args.template!r}; there are: {names}")
+        _write_new(Path(args.mission).absolute(), template.read_text("utf-8"))
     return DONE
 
 
-def _show_next(job: Job) -> None:
-    """Print what a start would do next: who would be asked what, and what the worker would be told."""
-    import briefing
-    import log
-    import manager
-    import tiers
-
-    for line in manager.warnings(job.settings):
-        print(f"\n{line}")
-    here = job.situation()
-    decision = manager.rules(here)
-    judged = [s.id for s in here.standings if s.check is None and s.verdict == "unjudged"]
-    if decision.focus in judged and manager.has_judge(job.settings):
-        return print(f"\nAn LLM would judge {', '.join(judged)} first, by what is in the tree.")
-    if decision.strategy == "escalate":
-        return print(f"\nNo session would be started, you would be asked: {decision.question}")
-    told = "The worker would be told"
-    if manager.provider(job.settings) != "rules" and job.settings.manager.when == "always":
-        model = next(iter(manager.models(tiers.planning(here, 0), job.settings)), "claude")
-        system, user = briefing.for_manager(here, job.settings.openrouter.max_prompt)
-        print(f"\n{model} would be asked:\n\n{log.printable(system)}\n{log.printable(user)}")
-        told = "By the rules the worker would be told"
-    print(f"\n{told}:\n\n{log.printable(briefing.for_worker(here, decision))}")
+def check(args: argparse.Namespace) -> int:
+    """Validate the mission, look whether it can run here, and run every check once; starts no session."""
+    proc.handle_signals()
+    path = _mission_path(args.mission)
+    run = Run(path, Options(args.config))
+    with proc.lock(run.folder / "lock", run.mission.id):
+        repo.remove_scratch(run.marker)
+        worker.require(run.settings, run.root)
+        if run.file.exists():
+            run.state = states.load(run.file)
+        require_clean(run)
+        state, place = begin(run), run.place(run.root)
+        verdicts = dod.check(run.mission.criteria, place, state.criteria, everything=True)
+        state.record_results(verdicts)
+        print(report.table(state))
+        for verdict in verdicts.values():
+            if verdict.verdict in ("broken", "timeout", "flaky", "tampered"):
+                print(f"\n{verdict.id} is {verdict.verdict}:\n{log.printable(verdict.tail.strip())}")
+        run.require_proof(verdicts, place)
+        for line in remarks(run):
+            print(f"\n{line}")
+        for id, line in dod.differences(run.mission.criteria, place, verdicts).items():
+            print(f"\n{id}: {line}")
+    print(f"\nready: make start MISSION={shlex.quote(str(path))}")
+    return DONE
 
 
 def start(args: argparse.Namespace) -> int:
     """Run the mission until it is done; safe to call again at any time."""
-    import exits
-    import job
-    import notify
-    import proc
-
-    proc.catch_signals(hangup=False)
-    sessions_left, mission_id, first = 1 if args.once else None, "", True
+    proc.handle_signals()
+    run = Run(_mission_path(args.mission), Options(args.config, args.once, args.no_wait, args.accept))
     try:
-        while True:
-            one = job.open_job(_mission_path(args.mission), args.config, args.accept)
-            one.sessions_left, one.patient = sessions_left, not args.no_wait
-            if mission_id and mission_id != one.mission.id:
-                another = f"its id was edited from {mission_id} to {one.mission.id}, which is another mission"
-                raise exits.Stop(exits.USAGE, f"{one.mission.path}: {another}: start that by itself")
-            mission_id = one.mission.id
+        with proc.lock(run.folder / "lock", run.mission.id) as lock:
             try:
-                return _run(one, first)
-            except exits.Edited:
-                args.accept, sessions_left, first = False, one.sessions_left, False
-    finally:
-        notify.finish(2.0 if proc.stopping else 10.0)
-
-
-def _run(job: Job, first: bool) -> int:
-    """One run of the mission as it is written now. Raises exits.Edited when that is not so any more.
-
-    first: whether somebody has started it just now; a stop that was asked for before that is over.
-    """
-    import exits
-    import loop
-    import milestones
-    import proof
-    import referee
-    import worker
-    from exits import CANNOT, ERROR, PERSON, USAGE
-
-    with job.lock():
-        try:
-            if first and job.patient:  # a person, not cron
-                job.stop_file.unlink(missing_ok=True)
-            job.recall()
-            if loop.is_over(job):  # the checkout is left as it is
-                return loop.conclude(job)
-            loop.end_if_impatient(job)
-            if not job.memory:
-                referee.require_known(job)
-            if job.settings.claude_code.mode == "automatic":
-                worker.find(job.settings.claude_code.command, job.root)
-                if job.settings.claude_code.sandbox:
-                    worker.require_sandbox(job.root)
-            job.enter()
-            referee.inspect(job)
-            job.say_walls()
-            proof.announce(job)
-            return loop.loop(job)
-        except exits.Edited:
-            raise
-        except Exception as error:
-            code, said = exits.reading(error)
-            if code in (ERROR, USAGE, PERSON, CANNOT) and not (job.memory and job.memory["blocked"]):
-                milestones.failed(job, code, said)
-            raise
+                if not args.no_wait:  # the user, not cron
+                    (run.folder / "stop").unlink(missing_ok=True)
+                recover(run, lock.was_unclean)
+                if run.state.current_phase not in ("completed", "blocked"):
+                    run.stop_if_asked()
+                    prepare(run)
+                    lock.is_settled = True
+                return run.run()
+            except Exception as error:
+                report_failure(run, error)
+                raise
+            finally:
+                run.notifier.finish(2.0 if proc.stopping else 10.0)
+    except Edited:  # by the user: start over with what is written now
+        log.stop()
+        os.execv(sys.executable, [sys.executable, *(arg for arg in sys.orig_argv[1:] if arg != "--accept")])
 
 
 def resume(args: argparse.Namespace) -> int:
     """Go on with a mission that was started before."""
-    memory = _one_mission(args)
-    args.mission = memory["mission"]["path"]
-    args.config = args.config or _other_config(memory)
+    state = _one_mission(args.session)
+    args.mission, args.config = state.mission_path, args.config or _other_config(state)
     return start(args)
-
-
-def _other_config(memory: dict[str, Any]) -> str | None:
-    """The settings file that the mission was started with, if it is not the usual one."""
-    path = str(memory["settings"]["path"])
-    return None if path == os.path.join(memory["repository"], ".cco", "config.yaml") else path
 
 
 def status(args: argparse.Namespace) -> int:
     """Show where the missions of this repository stand."""
-    try:
-        shown = report.status(report.find_folder(*_places(args)), args.session, args.json)
-    except (LookupError, OSError, state.StateError) as error:
-        print(error.args[0] if isinstance(error, LookupError) else error, file=sys.stderr)
-        return 2
-    print(shown)
-    return 0
+    print(report.status(_folder(args.mission), args.session, args.json))
+    return DONE
 
 
 def stop(args: argparse.Namespace) -> int:
     """Ask the orchestrator that runs here to end after the current session; ask twice: now."""
-    from pathlib import Path
-
-    folder = report.find_folder(*_places(args))
-    if folder is None:
-        print("no mission was started here: name the mission, or go to its repository", file=sys.stderr)
-        return 2
-    import steering
-
-    print(steering.stop(Path(folder)))
-    return 0
+    folder = _folder(args.mission)
+    if not folder:
+        raise Stop(USAGE, "no mission was started here: name the mission, or go to its repository")
+    holder, asked = proc.holder(folder / "lock"), folder / "stop"
+    if holder is None:
+        asked.touch(mode=0o600)
+        print("nothing is running here; starts with --no-wait (cron) end at once until make start or make resume")
+    elif asked.exists() and proc.is_alive(holder):
+        os.kill(int(holder["pid"]), signal.SIGINT)
+        print(f"mission {holder.get('mission')} (pid {holder.get('pid')}) ends now; the next start goes on with it")
+    else:
+        asked.touch(mode=0o600)
+        print(f"mission {holder.get('mission')} ends after the current session; ask once more to end it now")
+    return DONE
 
 
 def tell(args: argparse.Namespace) -> int:
     """Leave a note for the worker; the next instruction carries it."""
-    from pathlib import Path
-
-    import steering
-
-    folder = report.find_folder(os.getcwd(), HERE)
-    running = (state.holder(os.path.join(folder, "lock")) or {}).get("mission") if folder else None
-    args.session = args.session or running
-    memory = _one_mission(args)
-    print(steering.tell(Path(str(folder)), memory["mission_id"], args.text))
-    return 0
+    _require_user()
+    folder = _folder(None)
+    holder = proc.holder(folder / "lock") if folder else None
+    state = _one_mission(args.session or (holder or {}).get("mission"))
+    if state.current_phase == "completed":
+        raise Stop(USAGE, f"mission {state.mission_id} is done: no worker will read it")
+    assert folder
+    prompt.leave_note(folder, state.mission_id, args.text)
+    running = "" if (holder or {}).get("mission") == state.mission_id else "; nothing is running: start it"
+    print(f"the next instruction of {state.mission_id} carries it{running}")
+    return DONE
 
 
 def accept(args: argparse.Namespace) -> int:
-    """Say as a person that a criterion without a check is met; recorded with your name and the time."""
-    from pathlib import Path
-
-    import steering
-    from exits import DONE
-    from job import open_job
-
-    steering.require_person()
-    memory = _one_mission(args)
-    job = open_job(Path(memory["mission"]["path"]), _other_config(memory))
-    with job.lock():
-        job.recall()
-        steering.accept(job, args.id)
+    """Say as the user that a criterion without a check is met; recorded with your name and the time."""
+    _require_user()
+    before = _one_mission(args.session)
+    run = Run(Path(before.mission_path), Options(args.config or _other_config(before)))
+    with proc.lock(run.folder / "lock", run.mission.id) as lock:
+        recover(run, lock.was_unclean)
+        if not run.saved:
+            raise Stop(USAGE, "its state could not be read: start the mission once, then accept")
+        if args.id not in (unchecked := run.unchecked()):
+            names = ", ".join(unchecked) or "none"
+            raise Stop(USAGE, f"{args.id} is no criterion without a check, which nobody but you could judge: {names}")
+        if run.state.current_phase == "completed":
+            raise Stop(USAGE, "the mission is done already")
+        try:
+            user = getpass.getuser()
+        except (KeyError, OSError):  # nobody of that number is known here
+            user = f"user {os.getuid()}"
+        if run.state.plan is None:
+            run.state.commit = run.repo.head_of(run.branch) or run.state.commit
+            run.state.current_phase, run.state.blocked, run.state.wait = "validation", None, None
+        proof = {"where": "user", "by": user, "reason": f"accepted by {user}", "quotes": []}
+        run.state.criteria[args.id].proof = {**proof, "commit": run.state.commit, "at": states.now()}
+        run.save()
+        lock.is_settled = True
+    print(f"{args.id} is accepted as it is in commit {run.state.commit[:12]}; start again to go on")
     return DONE
 
 
 def write_report(args: argparse.Namespace) -> int:
     """Write the report as Markdown and HTML, and print it."""
-    from pathlib import Path
-
-    import log
-    import mission
-    import page
-
-    memory = _one_mission(args)
-    known = mission.parse(memory["mission"]["text"], Path(memory["mission"]["path"]))
-    folder = Path(memory["repository"])
-    paths = page.write((mission.find_git_root(folder) or folder) / ".cco", memory, known)
+    state = _one_mission(args.session)
+    mission = missions.parse(state.mission_text, Path(state.mission_path))
+    folder = Path(state.repository)
+    paths = report.write((missions.find_git_root(folder) or folder) / ".cco", state, mission)
     print(log.printable(paths[0].read_text("utf-8")))
-    print("\n".join(str(path) for path in paths), file=sys.stderr)
-    return 0
-
-
-def _one_mission(args: argparse.Namespace) -> dict[str, Any]:
-    """The memory of the mission that is meant: the named one, or the only one. Raises Stop."""
-    from exits import USAGE, Stop
-
-    folder = report.find_folder(os.getcwd(), HERE)
-    known = report.memories(folder) if folder else []
-    chosen = report.choose(known, args.session) if args.session else known
-    if len(chosen) > 1 and sys.stdin.isatty():
-        chosen = [_ask_which(chosen)]
-    if len(chosen) != 1:
-        names = ", ".join(memory["mission_id"] for memory in known) or "none"
-        raise Stop(USAGE, f"which mission? Name it with --session (SESSION=); there are: {names}")
-    return chosen[0]
+    print("\n".join(map(str, paths)), file=sys.stderr)
+    return DONE
 
 
 def demo(args: argparse.Namespace) -> int:
@@ -301,7 +209,7 @@ def demo(args: argparse.Namespace) -> int:
 
 def models(args: argparse.Namespace) -> int:
     """List the models that the manager may be: prices, and which give structured answers."""
-    _become("models", [*(["--free"] if args.free else []), *(["--all"] if args.all else [])])
+    _become("models", [f"--{name}" for name in ("free", "all") if getattr(args, name)])
 
 
 def draft(args: argparse.Namespace) -> int:
@@ -311,45 +219,223 @@ def draft(args: argparse.Namespace) -> int:
 
 
 def _become(extra: str, argv: list[str]) -> NoReturn:
-    """Run an optional tool of extras/ in place of this process."""
-    os.execv(sys.executable, [sys.executable, os.path.join(HERE, "extras", f"{extra}.py"), *argv])
+    """Run a program of extras/ in place of this process."""
+    os.execv(sys.executable, [sys.executable, str(HERE / "extras" / f"{extra}.py"), *argv])
 
 
-def _places(args: argparse.Namespace) -> list[str]:
-    """Where to look for `.cco`: the repository of the mission that is named, here, and where the kit is."""
-    if args.mission:
-        import mission
+# --------------------------------------------------------------------------------------------------------
+# Before the first phase
+# --------------------------------------------------------------------------------------------------------
 
-        return [str(mission.load(_mission_path(args.mission)).repository)]
-    return [os.getcwd(), HERE]
+
+def recover(run: Run, was_unclean: bool) -> None:
+    """Clear what a killed run left, load the state, and adopt what the user edited. Raises Stop, OSError."""
+    known, _ = states.load_all(run.folder)
+    running = (one.session.process for one in known if one.is_running and one.session)
+    if ended := proc.end_leftovers(run.marker, next(running, None)):
+        log.warn(f"ended {ended} processes that an earlier run left behind")
+    run.repo.remove_stale_locks()
+    run.repo.remove_placeholders()
+    repo.remove_scratch(run.marker)
+    for folder in (run.folder, run.folder / "reports"):
+        for stale in folder.glob(".*.tmp"):  # what a killed state.write left
+            stale.unlink(missing_ok=True)
+    worker.remove_old_streams(run.sessions, run.settings.logging.retention_days)
+    if not run.file.exists():
+        return
+    try:
+        run.state = state = states.load(run.file)
+    except Stop as error:
+        if error.code == USAGE:  # of another version: nothing is overwritten
+            raise
+        aside = run.file.with_suffix(f".json.unreadable-{int(time.time())}")
+        run.file.rename(aside)
+        return log.error(f"{error}. It is kept as {aside.name}; iterations and commits are rebuilt from git.")
+    run.saved = missions.digest(run.file)
+    run.recovering = state.current_phase in ("committing", "validation")
+    run.killed_in = state.current_phase if was_unclean else ""
+    if was_unclean:  # who wrote the state since is not known
+        state.distrust()
+        run.save()
+        text = hashlib.sha256(state.mission_text.encode("utf-8", "surrogateescape")).hexdigest()
+        if text != state.accepted.get("mission") and not run.options.accept:
+            raise Stop(USER, f"{run.file}: mission text and digest do not agree. Look at it, then: {ACCEPT}")
+    adopt_edits(run)
+    if state.blocked and (state.blocked["seen"] != run.user_digest() or run.notes()):
+        log.info("something changed since the question was asked: checking again")
+        state.unblock()
+
+
+def adopt_edits(run: Run) -> None:
+    """Adopt what the user changed between two runs; what changed while a worker ran only with --accept."""
+    state, found = run.state, run.digests()
+    edited = [name for name in ("settings", "mission") if found[name] != state.accepted[name]]
+    for name in edited:
+        path = run.mission.path if name == "mission" else f"{run.config} or .env"
+        if (run.killed_in or state.is_running or found[name] in state.rejected) and not run.options.accept:
+            raise Stop(USER, f"{path} changed while a worker ran. Look at it, then: {ACCEPT}")
+        before, now = state.mission_text.splitlines(), run.mission.text.splitlines()
+        lines = [*difflib.unified_diff(before, now, "accepted", "now", lineterm="", n=0)]
+        log.info("\n".join([f"the {name} was edited and is adopted", *lines[: 60 * (name == "mission")]]))
+    before_path = Path(state.mission_path)
+    if before_path.exists() and not before_path.samefile(run.mission.path):
+        both = f"{before_path} and {run.mission.path} are two missions of one name"
+        raise Stop(USAGE, f"{both}: give one of them an `id` of its own")
+    if "settings" in edited:
+        adopt_settings(run)
+    if "mission" in edited:
+        state.adopt(run.mission)
+
+
+def adopt_settings(run: Run) -> None:
+    """Take the settings as they are now as the accepted ones."""
+    run.state.settings_path = str(run.config)
+    run.state.accepted["settings"] = run.digests()["settings"]
+    run.state.asked = {}  # it may be another manager by now
+
+
+def prepare(run: Run) -> None:
+    """Check out the mission's branch, with a new state if there is none. Raises Stop, OSError, repo.GitError."""
+    worker.require(run.settings, run.root)
+    state, before = run.state, run.repo.branch()
+    if before != run.branch or not run.saved or (state.plan is None and not state.returning):
+        require_clean(run)
+    run.repo.switch(run.branch)
+    if not run.saved:
+        state = begin(run)
+        state.start_branch = before if before != run.branch else ""
+        log.info(f"mission {run.mission.id}: {len(state.criteria)} criteria, branch {run.branch}")
+    else:
+        where = f"iteration {state.iterations} ({state.current_phase})"
+        met = f"{len(state.met)} of {len(state.criteria)} criteria met"
+        log.info(f"mission {run.mission.id} goes on in {where}: {met}")
+        if state.plan is None and state.commit != run.repo.head():
+            state.commit, state.best = run.repo.head(), None  # what the user committed stays as it is
+    state.branch = run.branch
+    is_compared = not (run.killed_in or run.recovering)  # else a killed run may have left changes
+    run.protected = repo.Protected(run.repo, run.mission.protect, state.commit, is_compared)
+    for line in remarks(run):
+        log.warn(line)
+    if not is_compared:
+        run.restore_protected("since the last session began")
+    if state.session:
+        state.session.process = None
+    run.save()
+
+
+def begin(run: Run) -> State:
+    """Begin a new state; iterations that git knows of are counted."""
+    commit, mission = run.repo.head(), run.mission
+    run.state = state = State(mission.id, str(mission.repository), str(mission.path), mission.text)
+    state.base_commit = state.commit = commit
+    state.iterations = max((number for number, _ in run.repo.iterations(mission.id)), default=0)
+    state.branch, state.cc_instance_id = run.branch, run.settings.claude_code.instance_id
+    state.adopt(mission)
+    adopt_settings(run)
+    run.protected = repo.Protected(run.repo, mission.protect, commit)
+    return state
+
+
+def remarks(run: Run) -> list[str]:
+    """Return what the user should know before a session is paid for."""
+    lines, ids = manager.warnings(run.settings), run.unchecked()
+    if run.sandbox_obstacle:
+        lines.append(f"the checks run without a sandbox ({run.sandbox_obstacle}): they can do whatever you can")
+    if not run.limits.compare(run.state.used()):
+        lines.append("no limit is set (limits.cost_usd, iterations, hours, tokens): it runs until done or stopped")
+    for path in run.protected.untracked():
+        lines.append(f"{path} is not tracked by git, so it is not protected: commit it")
+    if ids and not llm.has_judge(run.settings):
+        lines.append(f"nothing here can judge {', '.join(ids)}; you will be asked (make accept ID={ids[0]})")
+    if missing := dod.missing_setup(run.mission, run.repo.files(run.state.commit)):
+        lines.append(missing)
+    return lines
+
+
+def require_clean(run: Run) -> None:
+    """Raise Stop where the user has uncommitted changes, so that none is touched."""
+    run.require_finished()
+    known = {*run.state.untracked}
+    changed = [path for path in run.repo.status() if log.mask(path) not in known]  # it was saved masked
+    names = "".join(f"\n  {path}" for path in changed[:20]) + ("\n  ..." if len(changed) > 20 else "")
+    if changed and run.killed_in == "validation":
+        return log.warn(f"the checks were interrupted and may have left these:{names}")
+    if changed:
+        remedy = "Commit, ignore or stash them, so that none is touched"
+        raise Stop(USAGE, f"{run.root} has uncommitted changes. {remedy}:{names}")
+
+
+def report_failure(run: Run, error: Exception) -> None:
+    """Notify once why the run cannot go on; only that is added to the state as it was saved last."""
+    code = getattr(error, "code", CANNOT)
+    if isinstance(error, Edited) or code in (LATER, LIMIT) or code > 128 or run.state.blocked:
+        return
+    with contextlib.suppress(OSError, Stop):  # they may be the very reason
+        state, mark = states.load(run.file), prompt.fingerprint(f"{code} {error}")
+        if state.failed != mark:
+            state.failed = mark
+            states.save(run.file, state)
+            run.notifier.send("failed", str(error), state)
+
+
+# --------------------------------------------------------------------------------------------------------
+# Which mission
+# --------------------------------------------------------------------------------------------------------
 
 
 def _mission_path(given: str | None) -> Path:
-    """As given, seen from here; what is not there is looked for in the kit, where make runs."""
-    from pathlib import Path
-
-    name = given or os.path.join(HERE, "missions", "hello.yaml")
-    inside = os.path.join(HERE, name)
-    return Path(os.path.abspath(name if os.path.exists(name) or not os.path.exists(inside) else inside))
-
-
-def _ask_which(known: list[dict[str, Any]]) -> dict[str, Any]:
-    from exits import USAGE, Stop
-
-    for number, memory in enumerate(known, 1):
-        print(f"{number}  {report.line(memory, None)}")
-    answer = input("Which one? ")
-    if not answer.isdigit() or not 1 <= int(answer) <= len(known):
-        raise Stop(USAGE, f"there is no mission {answer!r} in the list")
-    return known[int(answer) - 1]
+    """Return the mission file that is meant: the named one, the one unfinished mission, or mission.yaml."""
+    if given:
+        path = Path(given)
+        return (path if path.exists() or not (HERE / path).exists() else HERE / path).absolute()
+    folder = _folder(None)
+    known = [state for state in states.load_all(folder)[0] if state.current_phase != "completed"] if folder else []
+    if len(known) == 1:
+        return Path(known[0].mission_path)
+    root = missions.find_git_root(Path.cwd()) or Path.cwd()
+    if not known and (root / "mission.yaml").is_file():
+        return root / "mission.yaml"
+    names = ", ".join(state.mission_path for state in known) or ", ".join(
+        map(str, sorted(root.glob("missions/*.yaml")))
+    )
+    raise Stop(USAGE, f"which mission? Name it (MISSION=missions/api.yaml); there are: {names or 'none'}")
 
 
-def _write_new(path: Path, text: str) -> str:
+def _folder(mission: str | None) -> Path | None:
+    """Return the `.cco` folder of the mission's repository, or of the one that is here or around the kit."""
+    places = [missions.load(_mission_path(mission)).repository] if mission else [Path.cwd(), HERE]
+    folders = (folder / ".cco" for place in places for folder in (place, *place.parents))
+    return next((folder for folder in folders if folder.is_dir()), None)
+
+
+def _one_mission(name: str | None) -> State:
+    """Return the state of the named mission, or of the only one. Raises Stop."""
+    folder = _folder(None)
+    known = states.load_all(folder)[0] if folder else []
+    chosen = states.choose(known, name) if name else known
+    if len(chosen) != 1:
+        names = ", ".join(state.mission_id for state in known) or "none"
+        raise Stop(USAGE, f"which mission? Name it with --session (SESSION=); there are: {names}")
+    return chosen[0]
+
+
+def _other_config(state: State) -> str | None:
+    """Return the settings file that a mission was started with, None for the usual one."""
+    usual = str((missions.find_git_root(Path(state.repository)) or Path(state.repository)) / ".cco" / "config.yaml")
+    return None if state.settings_path in ("", usual) else state.settings_path
+
+
+def _require_user() -> None:
+    if os.environ.get(proc.MARKER):
+        raise Stop(USAGE, "this is a session or a check of CCO; only the user can do that")
+
+
+def _write_new(path: Path, text: str) -> None:
     if path.exists():
-        return f"kept   {path}"
+        return print(f"exists {path}")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, "utf-8")
-    return f"wrote  {path}"
+    print(f"wrote  {path}")
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -357,56 +443,48 @@ def _write_new(path: Path, text: str) -> str:
 # --------------------------------------------------------------------------------------------------------
 
 
-OPTIONS: dict[str, dict[str, Any]] = {
-    "mission": {"metavar": "MISSION", "nargs": "?", "help": "the mission file; default: missions/hello.yaml"},
-    "--mission": {"metavar": "FILE", "help": "also write a mission to this file"},
-    "--template": {"metavar": "NAME", "default": "hello", "help": "the mission of missions/ to start from"},
-    "--config": {"metavar": "FILE", "help": "settings; default: .cco/config.yaml of the repository"},
-    "--session": {"metavar": "ID", "help": "mission id, session id, or a beginning of either"},
-    "--once": {"action": "store_true", "help": "end after one iteration (75 if the mission is not done)"},
-    "--no-wait": {"action": "store_true", "help": "end with 75 instead of waiting for a limit's reset"},
-    "--accept": {"action": "store_true", "help": "adopt what changed while a worker ran"},
-    "id": {"metavar": "ID", "help": "the criterion"},
-    "text": {"metavar": "TEXT", "help": "what you want to say"},
-    "--json": {"action": "store_true", "help": "for programs"},
-    "--output": {"metavar": "FILE", "help": "where to write the mission; default: missions/<id>.yaml"},
-    "--yes": {"action": "store_true", "help": "write without asking"},
-    "--free": {"action": "store_true", "help": "only models that cost nothing"},
-    "--all": {"action": "store_true", "help": "also batch variants, and models that give more than text"},
-    "--real": {"action": "store_true", "help": "with the real claude against a scripted API"},
-}
-COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], tuple[str, ...]]] = {
-    "init": (init, ("--mission", "--template")),
-    "check": (check, ("mission", "--config")),
-    "start": (start, ("mission", "--config", "--once", "--no-wait", "--accept")),
-    "resume": (resume, ("--session", "--config", "--once", "--no-wait", "--accept")),
-    "status": (status, ("mission", "--session", "--json")),
-    "stop": (stop, ("mission",)),
-    "tell": (tell, ("text", "--session")),
-    "accept": (accept, ("id", "--session")),
-    "report": (write_report, ("--session",)),
-    "draft": (draft, ("text", "--output", "--yes", "--config")),
-    "models": (models, ("--free", "--all")),
-    "demo": (demo, ("--real",)),
-}
+def parser() -> argparse.ArgumentParser:
+    """Return the command line; a command's help is its function's docstring."""
+    top = argparse.ArgumentParser(
+        prog="cco.py", description="Works on a mission until its Definition of Done is proven."
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
+    def add(name: str, function: object, *arguments: str) -> argparse.ArgumentParser:
+        text = function.__doc__ or ""
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(function=function)
+        if "mission" in arguments:
+            command.add_argument("mission", metavar="MISSION", nargs="?", help="the mission file")
+        if "session" in arguments:
+            command.add_argument("--session", metavar="ID", help="mission id, session id, or a beginning of either")
+        if "config" in arguments:
+            command.add_argument("--config", metavar="FILE", help="settings; default: .cco/config.yaml")
+        if "run" in arguments:
+            command.add_argument("--once", action="store_true", help="end after one session (75 if not done)")
+            command.add_argument("--no-wait", action="store_true", help="end with 75 instead of waiting")
+            command.add_argument("--accept", action="store_true", help="adopt what changed while a worker ran")
+        return command
 
-def parser(wanted: str = "") -> argparse.ArgumentParser:
-    """The command line; each command's help is its function's first line. Of one that is wanted, only that part."""
-
-    def layout(prog: str) -> argparse.HelpFormatter:  # a fixed width: asking the terminal loads much more
-        return argparse.HelpFormatter(prog, width=100)
-
-    summary = "Works on a mission until its Definition of Done is proven."
-    top = argparse.ArgumentParser(prog="cco.py", description=summary, formatter_class=layout)
-    commands = top.add_subparsers(prog="cco.py", dest="command", required=True, metavar="COMMAND")
-    for name, (function, options) in COMMANDS.items():
-        if name == wanted or wanted not in COMMANDS:
-            summary = (function.__doc__ or " ").splitlines()[0]  # python -OO has no docstrings
-            one = commands.add_parser(name, help=summary, description=summary, formatter_class=layout)
-            one.set_defaults(function=function)
-            for option in options:
-                one.add_argument(option, **OPTIONS[option])
+    command = add("init", init)
+    command.add_argument("--mission", metavar="FILE", help="also write a mission to this file")
+    command.add_argument("--template", metavar="NAME", default="hello", help="the mission of missions/ to start from")
+    add("check", check, "mission", "config")
+    add("start", start, "mission", "config", "run")
+    add("resume", resume, "session", "config", "run")
+    add("status", status, "mission", "session").add_argument("--json", action="store_true", help="for programs")
+    add("stop", stop, "mission")
+    add("tell", tell, "session").add_argument("text", metavar="TEXT", help="what the worker should know")
+    add("accept", accept, "session", "config").add_argument("id", metavar="ID", help="the criterion")
+    add("report", write_report, "session")
+    command = add("draft", draft, "config")
+    command.add_argument("text", metavar="TEXT", help="what you want, in plain words")
+    command.add_argument("--output", metavar="FILE", help="where to write the mission; default: missions/<id>.yaml")
+    command.add_argument("--yes", action="store_true", help="write without asking")
+    command = add("models", models)
+    command.add_argument("--free", action="store_true", help="only models that cost nothing")
+    command.add_argument("--all", action="store_true", help="also batch variants, and models that give more than text")
+    add("demo", demo).add_argument("--real", action="store_true", help="with the real claude against a scripted API")
     return top
 
 
@@ -414,49 +492,37 @@ def main(argv: list[str]) -> int:
     """Run one command and return its exit code; a foreseen failure is a message and a code, never a traceback."""
     _open_standard_files()
     sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
-    args = parser(*argv[:1]).parse_args(argv)
-    if not os.path.isdir("."):
-        print("the current folder is gone: go to one that exists", file=sys.stderr)
-        return 2
+    args = parser().parse_args(argv)
     try:
+        if not os.path.isdir("."):
+            raise Stop(USAGE, "the current folder is gone: go to one that exists")
         return int(args.function(args))
-    except KeyboardInterrupt:  # before a run began; afterwards signals only set a flag
-        return 130
-    except BrokenPipeError:  # `... | head` has seen enough
+    except KeyboardInterrupt as error:
+        log.info("interrupted; start again to go on")
+        log.stop()
+        return getattr(error, "code", 130)
+    except BrokenPipeError:  # `... | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return DONE
     except Exception as error:
-        try:
-            return _failed(error)
-        except (OSError, ImportError, MemoryError) as also:  # not even the kit's own files can be read
-            with contextlib.suppress(OSError):
-                print(f"{error}; {also}", file=sys.stderr)
-            return 4
+        code = getattr(error, "code", CANNOT if isinstance(error, (OSError, MemoryError)) else ERROR)
+        foreseen = code != ERROR
+        text = str(error) if foreseen else f"unexpected error: {type(error).__name__}: {error}"
+        more = {} if foreseen else {"traceback": traceback.format_exc()}
+        with contextlib.suppress(OSError):
+            (log.info if code in (LATER, 130, 143) else log.error)(text, **more)
+            log.stop()
+        return int(code)
 
 
 def _open_standard_files() -> None:
-    """Put /dev/null where a caller closed stdin, stdout or stderr: the next file to be opened would take its place."""
+    """Open /dev/null where a caller closed stdin, stdout or stderr: the next file to be opened would take its place."""
     while (handle := os.open(os.devnull, os.O_RDWR)) < 3:
         os.set_inheritable(handle, True)
     os.close(handle)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-
-
-def _failed(error: Exception) -> int:
-    """Say what went wrong, where people and the log find it, and return the exit code for it."""
-    import traceback
-
-    import exits
-    import log
-
-    code, said = exits.reading(error)
-    details = {"traceback": "".join(traceback.format_exception(error))} if code == exits.ERROR else {}
-    say = log.warn if isinstance(error, state.Busy) else log.info if code in (exits.LATER, 130, 143) else log.error
-    say(said, **details)
-    log.stop()
-    return code
 
 
 if __name__ == "__main__":

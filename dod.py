@@ -1,406 +1,469 @@
-"""Definition of Done: run the checks and say what they prove.
+"""Definition of Done: run the checks, and say what their results prove.
 
-    verdicts = dod.check(mission.criteria, place)
-    setup, verdicts = dod.confirm(mission, criteria, place, clean)      in a clean checkout, one by one
+    verdicts = dod.check(mission.criteria, place, state.criteria)
+    setup, verdicts = dod.confirm(mission, mission.criteria, place, checkout, state.criteria, repository)
 
-A check is a shell command of the mission; exit code 0 is the only thing that closes its criterion. It runs in the
-root of a checkout, without the API keys, under limits, within walls where there are some, with its output in a file
-of its own. Several run side by side without threads; nothing of one is left when the next begins.
-
-What is not covered: without bubblewrap a check runs what the worker wrote with the rights of whoever started the kit.
+A check is a shell command of the mission; exit code 0 means met, and nothing else closes its criterion. It runs in the
+root of a checkout, without secrets, under limits, in the sandbox where there is one, with its output in a file of its
+own. Limitations: checks need bash; without bubblewrap a check has the rights of the user.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import re
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import checkout
 import log
-import machine
 import proc
-import processes
+import prompt
+import repo
 import sandbox
-import surroundings
 from mission import Criterion, Mission
+from state import CriterionState, Verdict
 
 MAX_OUTPUT = 10_000_000  # bytes; a check that prints more is ended
 TAIL = 4000  # characters of output that are shown and handed on
-COMPARED = TAIL // 2  # characters by which two failures are compared, see `failure`
-NAMED = 3  # processes that a check left behind, or files that it changed, that its output names
-STREAK = 3  # times in a row that a flaky check has to pass
-SETUP = "setup"  # what the output of the mission's setup command is called
-SETUP_TIME = 3600.0  # seconds that it may take
-LEFT = "ended what it left behind"
-VARIABLE = re.compile(  # what differs from run to run: that, paths, UUIDs, addresses and digests, numbers and times
-    rf"\[{LEFT}[^\n]*"
-    r"|(/[\w.+-]+)+/?|\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b|0x[0-9a-f]+|\b[0-9a-f]{7,}\b"
-    r"|\d+([.,:]\d+)*(e[+-]?\d+)?",
-    re.I,
+COMPARED = TAIL // 2  # characters by which two failures are compared: with longer numbers the tail begins later
+NAMED = 12  # paths that a failed confirmation names
+LEFT = 3  # processes that a check left behind, or protected files that it changed, that its output names
+STREAK = 3  # passes in a row that a flaky check needs
+SETUP, SETUP_TIME = "setup", 3600.0  # name of the setup command's output, and seconds that it may take
+STEP = 0.2  # seconds between two looks at running checks
+WAY_OUT = (
+    "Let it test what the mission is about, so that it fails until that is done."
+    " If it guards what must stay as it is, say so: guard: true"
 )
-CANNOT_RUN = (126, 127)  # the shell's exit codes for "not executable" and "not found"
-CANNOT_FORK = 254  # bash's exit code when it can start no process
-WALLS_FAILED = b"bwrap: "  # how bubblewrap's own complaints begin
-BEYOND = {"cpu": "processor time", "memory": "memory", "processes": "processes"}
+LOCK_FILES = {"package-lock.json", "yarn.lock", "pnpm-lock.yaml", "bun.lock", "poetry.lock", "uv.lock", "Pipfile.lock"}
+LOCK_FILES |= {"requirements.txt", "Gemfile.lock", "composer.lock"}  # without what these name a checkout is not ready
 
-
-@dataclass(frozen=True)
-class Verdict:
-    """What one check proved."""
-
-    id: str
-    """The criterion."""
-    verdict: str
-    """met, unmet, broken (the command cannot run), timeout, flaky, tampered, or unjudged (nothing was run)."""
-    code: int | None = None
-    """Exit code of the command."""
-    seconds: float = 0.0
-    """How long it took."""
-    digest: str = ""
-    """SHA-256 of the output."""
-    tail: str = ""
-    """The end of the output, masked; for a verdict without output, the reason."""
-    runs: int = 1
-    """How often the command was run for this verdict."""
-    flaky: bool = False
-    """Whether these runs differed although nothing had changed."""
-    where: str = "tree"
-    """"tree", or "checkout" for a clean one."""
+Reading = tuple[str, ...]  # options of bash by which a command is read
+Records = Mapping[str, CriterionState]  # what the state says of each criterion
+STRICT: Reading = ("-e", "-o", "pipefail")  # as CI systems run it
+UNCUT: Reading = ("-e",)  # instead of it, once a reader like `| head` or `| grep -q` cut a writer off
+TYPED: Reading = ()
+CUT_OFF = (128 + signal.SIGPIPE, -signal.SIGPIPE)  # exit codes of a writer that was cut off
+CANNOT_RUN = (126, 127)  # the shell's for what is not executable, and not found
+TOO_LARGE = (128 + signal.SIGXFSZ, -signal.SIGXFSZ)  # of what writes a larger file than it may
+ONE_READING = re.compile(r"[^|!;&\n]*")  # a command without these means the same in both
+DIFFER = "its two readings differ"
+# Says which line ended bash -e. It stands on the command's own first line, so that bash's line numbers stay right.
+TRAP = (
+    "trap 'cco=${PIPESTATUS[*]}; case $- in *e*)"
+    ' echo "[bash -e stopped at line $LINENO (exit code $cco): $BASH_COMMAND]" >&2;; esac\' ERR; '
+)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where checks run, and within which walls."""
+    """Where checks run, and what they may touch."""
 
-    root: Path
-    """The checkout."""
-    outputs: Path
-    """Folder of the whole outputs, one file per criterion."""
-    marker: str
-    """Value of CCO_RUN for the commands."""
-    settings: Any
-    """The settings' section `checks`."""
-    walls: sandbox.Walls | None = None
-    """None where there are none."""
-    broken: Callable[[], Sequence[str]] = tuple
-    """Puts the referee back as it was and says what had been changed of it."""
-    suspects: frozenset[str] = frozenset()
-    """Criteria whose checks were seen to be flaky."""
-    twice: frozenset[str] = frozenset()
-    """Criteria that were not met before: their checks have to pass twice, so that luck is noticed."""
-    why: str = ""
-    """What is added to the output of a check that fails here."""
-    apart: Path | None = None
-    """A work tree that the environment of the commands must not lead to."""
-    again: Callable[[], object] = bool
-    """What is done before a command is run once more."""
+    root: Path  # the checkout
+    outputs: Path  # folder of the outputs, one file a criterion
+    marker: str  # value of CCO_RUN for the commands
+    settings: Any  # the section `checks` of the settings
+    sandbox: sandbox.Sandbox | None = None
+    restore: Callable[[], Sequence[str]] = tuple  # restores protected files and names those that were changed
+    both: bool = False  # also what was met before passes in both readings: where no clean checkout follows
+    work_tree: Path | None = None  # the repository, where the root is another place: nothing may lead there
+
+    @cached_property
+    def environment(self) -> dict[str, str]:
+        """The variables of every command; its TMPDIR comes on top."""
+        return {**proc.clean_env(os.environ, self.settings.env, self.work_tree), proc.MARKER: self.marker}
 
 
-def check(criteria: Sequence[Criterion], place: Place, everything: bool = False) -> dict[str, Verdict]:
-    """Run every check and return the verdict of each criterion, in the given order.
+def check(
+    criteria: Sequence[Criterion], place: Place, records: Records, everything: bool = False
+) -> dict[str, Verdict]:
+    """Run every check and return the verdicts in the given order. everything: also what runs last, in any case.
 
-    everything: also what runs last, whatever the others say. Raises proc.Interrupted when a signal arrived meanwhile,
-    OSError for what the machine lacks.
+    Raises proc.Interrupted, OSError for what the machine lacks.
     """
-    now = [c for c in criteria if everything or c.when == "always"]
-    found = _run_all(now, place)
-    last = [c for c in criteria if c not in now]
-    found |= (
-        _run_all(last, place)
-        if all_met(found[c.id] for c in now if c.check is not None)
-        else {c.id: Verdict(c.id, "unjudged", tail="runs when all others are met") for c in last}
-    )
-    return {criterion.id: found[criterion.id] for criterion in criteria}
+    proc.require_space(Path(tempfile.gettempdir()), place.root)
+    first = [criterion for criterion in criteria if everything or criterion.when == "always"]
+    last = [criterion for criterion in criteria if criterion not in first]
+    verdicts = _run(first, place, records)
+    if all_met(verdicts[criterion.id] for criterion in first if criterion.check is not None):
+        verdicts |= _run(last, place, records)
+    else:
+        verdicts |= {criterion.id: _unjudged(criterion, "runs when all others are met") for criterion in last}
+    return {criterion.id: verdicts[criterion.id] for criterion in criteria}
 
 
 def confirm(
-    mission: Mission, criteria: Sequence[Criterion], place: Place, clean: checkout.Clean
+    mission: Mission,
+    criteria: Sequence[Criterion],
+    place: Place,
+    checkout: repo.Checkout,
+    records: Records,
+    repository: repo.Repo,
+    not_committed: Mapping[str, str],
 ) -> tuple[Verdict | None, dict[str, Verdict]]:
-    """Run `setup` and then the checks in a clean checkout, each on it as setup left it.
+    """Run `setup` in a clean checkout, and each check, in both readings, on it as setup left it.
 
-    Returns what setup proved (None: there is none) and the verdict of each criterion that was given.
-    Raises proc.Interrupted, repo.GitError.
+    not_committed: path -> why. Returns the verdict of setup (None: there is none) and those of the criteria.
+    Raises proc.Interrupted, repo.GitError, OSError.
     """
+    proc.require_space(checkout.root)
+    place = _away(place, checkout.root, (repository.root, repository.folder()), checkout.sources)
     setup = _set_up(mission, place)
     if setup and setup.verdict != "met":
-        said = f"`setup` fails ({setup.verdict}), so nothing can be checked there.\n{setup.tail}"
-        return setup, {c.id: _unproven(c, said, place) for c in criteria}
-    clean.keep()
-
-    def reset() -> None:
-        if not clean.reset():  # what setup had made was changed
-            clean.reset(everything=True)
-            _set_up(mission, place)
-            clean.keep()
-
-    found: dict[str, Verdict] = {}
-    for criterion in criteria:
-        # A second look tells a check that fails there from one that fails now and then.
-        found |= _run_all([replace(criterion, retries=max(1, criterion.retries))], replace(place, again=reset))
-        reset()
-    return setup, {id: replace(verdict, where="checkout") for id, verdict in found.items()}
+        reason = f"`setup` fails ({setup.verdict}), so nothing can be checked there.\n{setup.tail}"
+        return setup, {criterion.id: _unproven(criterion, reason, place) for criterion in criteria}
+    checkout.keep()
+    # A second look tells a check that fails there from one that fails now and then.
+    again = [replace(criterion, retries=max(1, criterion.retries)) for criterion in criteria]
+    verdicts = _run(again, replace(place, both=True), records, before=checkout.reset)
+    if not all_met(verdicts.values()):
+        reason = why(repository, checkout.commit, not_committed)
+        verdicts = {id: v if v.verdict == "met" else _noted(v, reason, place) for id, v in verdicts.items()}
+    return setup, {id: replace(verdict, where="checkout") for id, verdict in verdicts.items()}
 
 
-def _set_up(mission: Mission, place: Place) -> Verdict | None:
-    if not mission.setup:
-        return None
-    step = replace(mission.criteria[0], id=SETUP, check=mission.setup, timeout=SETUP_TIME, retries=0)
-    return _run_all([step], replace(place, suspects=frozenset()))[SETUP]
+def trivial(
+    criteria: Sequence[Criterion],
+    place: Place,
+    verdicts: Mapping[str, Verdict],
+    records: Records,
+    texts: Sequence[Path],
+) -> dict[str, str]:
+    """Say which checks prove nothing, of those that pass and were never seen to fail; the others need no second look.
 
-
-def proves_nothing(criterion: Criterion, place: Place, referee: Sequence[tuple[Path, str]]) -> str:
-    """Why a check that passes proves nothing: it does so without the repository; "" when it does prove something.
-
-    place: its root is an empty folder, which is used. referee: files of the mission and the kit, and where they lie in
-    a checkout. Raises proc.Interrupted.
+    texts: the mission and the kit, where they are in the repository. Raises proc.Interrupted, OSError.
     """
-    once = replace(criterion, retries=0)
-    nothing, texts = (_moved(place, place.root / name) for name in ("nothing", "texts"))
-    nothing.root.mkdir()
-    if _run_all([once], nothing)[criterion.id].verdict == "met":
-        return "it passes in an empty folder too"
-    for source, name in referee:
-        target = texts.root / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns(".*", "__pycache__"), dirs_exist_ok=True)
-        elif source.is_file():
-            shutil.copy(source, target)
-    if referee and _run_all([once], texts)[criterion.id].verdict == "met":
-        return "it passes where there is nothing but the mission and the kit, so it finds what they say themselves"
-    return ""
+    reasons = {}
+    for criterion in criteria:
+        record = records[criterion.id]
+        proven = criterion.guard or record.seen_failing or record.fails_when_empty
+        if criterion.check is None or proven or verdicts[criterion.id].verdict != "met":
+            continue
+        if reason := proves_nothing(criterion, place, texts):
+            reasons[criterion.id] = f"{reason}. {WAY_OUT}"
+        else:
+            record.fails_when_empty = True
+            log.warn(f"criterion {criterion.id} is met already; its check was never seen to fail")
+    return reasons
 
 
-def _moved(place: Place, root: Path) -> Place:
-    return replace(place, root=root, walls=place.walls and replace(place.walls, root=root))
+def proves_nothing(criterion: Criterion, place: Place, texts: Sequence[Path]) -> str:
+    """Say why a check that passes proves nothing: it does so without the repository; "" when it proves something."""
+    folder, hidden = repo.scratch(place.marker, "empty"), shutil.ignore_patterns(".*", "__pycache__")
+    own = "it passes where there is nothing but the mission and the kit, so it finds what they say themselves"
+    try:
+        for reason, given in {"it passes in an empty folder too": (), own: texts}.items():
+            root = Path(tempfile.mkdtemp(dir=folder))
+            for path in given:
+                target = root / path.relative_to(place.root)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if path.is_dir():
+                    shutil.copytree(path, target, ignore=hidden, dirs_exist_ok=True)
+                else:
+                    shutil.copy(path, target)
+            empty = _away(replace(place, outputs=folder / "outputs", restore=tuple), root, (place.root,))
+            if all_met(_run([replace(criterion, retries=0)], empty, {}).values()):
+                return reason
+        return ""
+    finally:
+        repo.delete(folder)  # whatever rights the check took away
+
+
+def differences(criteria: Sequence[Criterion], place: Place, verdicts: Mapping[str, Verdict]) -> dict[str, str]:
+    """Say of which checks the two readings differ today, and how. verdicts: what `check` said, with no records."""
+    differing = {}
+    for criterion in criteria:
+        verdict = verdicts[criterion.id]
+        if not _has_two_readings(criterion) or verdict.verdict in ("met", "unjudged"):
+            continue
+        if note := re.search(rf"{DIFFER}: [^;\n]*", verdict.tail):
+            differing[criterion.id] = note[0]
+            continue
+        with tempfile.TemporaryDirectory() as folder:  # so that the output of the strict run stays
+            typed = replace(criterion, strict=False, retries=0)
+            passes = all_met(_run([typed], replace(place, outputs=Path(folder)), {}).values())
+        if passes:
+            differing[criterion.id] = _difference(TYPED, STRICT, verdict.code)
+    return differing
+
+
+def missing_setup(mission: Mission, files: Iterable[str]) -> str:
+    """Say that a mission has no `setup` although its repository plainly needs one; "" otherwise."""
+    name = next((name for name in files if name in LOCK_FILES), "")
+    if mission.setup or mission.confirm == "tree" or not name:
+        return ""
+    return (
+        f"{name} is here, but the mission has no `setup`: in the clean checkout that confirms the work, what it names"
+        " will be missing. Add the command that installs it as `setup`, say `setup: npm ci` (or `confirm: tree`)."
+    )
 
 
 def all_met(verdicts: Iterable[Verdict]) -> bool:
-    """Whether every one of them is met; nothing else counts."""
+    """Return whether every one of them is met; nothing else counts."""
     return all(verdict.verdict == "met" for verdict in verdicts)
 
 
-def last_output(criterion: str, folder: Path) -> str:
-    """The end of what a criterion's check printed when it ran last, masked; "" if it never ran."""
-    path = folder / f"{criterion}.log"
+def last_output(id: str, folder: Path) -> str:
+    """Return the end of what a criterion's check printed last, masked; "" if it never ran."""
+    path = folder / f"{id}.log"
     if path.is_symlink() or not path.is_file():
         return ""
     with open(path, "rb") as file:
         return proc.tail(file, TAIL)
 
 
-def keep_reason(criterion: str, folder: Path, reason: str) -> None:
-    """Write why a verdict was given that no command printed, where `last_output` finds it."""
-    _write(folder / f"{criterion}.log", log.mask(reason))
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file anew: what a worker without a sandbox put in its place is not written through."""
-    checkout.delete(path)
+def keep_reason(id: str, folder: Path, text: str) -> None:
+    """Write the reason of a verdict that no command printed where `last_output` finds it."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = folder / f"{id}.log"
+    repo.delete(path)  # what a worker without a sandbox put in its place is not written through
     with open(path, "x", encoding="utf-8", errors="replace", opener=log.private) as file:
-        file.write(text)
+        file.write(log.mask(text))
 
 
-def failure(verdict: Verdict) -> str:
-    """What identifies a failure from one run to the next: digest of the output without numbers, paths and times."""
-    if verdict.verdict == "met":
-        return ""
-    text = VARIABLE.sub("_", verdict.tail)[-COMPARED:]  # longer numbers let the tail begin at a later line
-    return hashlib.sha256(f"{verdict.verdict} {verdict.code} {text}".encode("utf-8", "replace")).hexdigest()[:16]
+# --- Until a verdict is certain ---
 
 
-# --------------------------------------------------------------------------------------------------------
-# Side by side
-# --------------------------------------------------------------------------------------------------------
+def _run(
+    criteria: Sequence[Criterion], place: Place, records: Records, before: Callable[[], None] | None = None
+) -> dict[str, Verdict]:
+    """Run checks until their verdicts are certain. before: called before each run.
 
-
-def _run_all(criteria: Sequence[Criterion], place: Place) -> dict[str, Verdict]:
-    """Run the checks, as many at once as the settings say; none beside one that wants to be alone."""
-    unjudged = (c for c in criteria if c.check is None)
-    found = {c.id: Verdict(c.id, "unjudged", tail="it has no check") for c in unjudged}
+    In the sandbox, where each has its processes to itself, as many at once as the settings say; an exclusive one alone.
+    """
+    verdicts = {c.id: _unjudged(c, "it has no check") for c in criteria if c.check is None}
     waiting, trials = [c for c in criteria if c.check is not None], list[_Trial]()
+    jobs = place.settings.jobs if place.sandbox and not before else 1
     try:
         while waiting or trials:
-            while waiting and len(trials) < place.settings.jobs and _may_run(waiting[0], trials):
-                trials.append(_Trial(waiting.pop(0), place))
-            log.live("; ".join(f"check {trial.criterion.id}: {trial.criterion.check}" for trial in trials))
-            ended = [trial for trial in trials if trial.over(proc.STEP / len(trials))]
-            if ended and (changed := place.broken()):
-                for trial in trials:  # whichever of those that ran now did it
-                    trial.tampered = changed
-            for trial in ended:
-                if trial.is_certain():
+            while waiting and len(trials) < jobs:
+                if trials and (waiting[0].exclusive or trials[0].criterion.exclusive):
+                    break
+                criterion = waiting.pop(0)
+                trials.append(_Trial(criterion, place, _needed(criterion, place, records), before))
+            now = time.monotonic()
+            lines = (f"check {t.criterion.id} ({now - t.running.begun:.0f} s): {t.criterion.check}" for t in trials)
+            log.live("; ".join(lines))
+            if len(trials) > 1:
+                proc.wait_for_any([trial.running for trial in trials], STEP)
+            for trial in list(trials):
+                if verdict := trial.look(STEP if len(trials) == 1 else 0):
                     trials.remove(trial)
-                    found[trial.criterion.id] = trial.verdict()
-                else:
-                    trial.start()
-    finally:  # also when a signal has arrived
+                    verdicts[verdict.id] = _compared(verdict, place)
+    finally:  # also after a signal
+        log.live("")
         for trial in trials:
-            trial.end()
-    return {c.id: found[c.id] for c in criteria}
+            trial.close()
+    return verdicts
 
 
-def _may_run(criterion: Criterion, trials: Sequence[_Trial]) -> bool:
-    return not trials or not (criterion.exclusive or any(trial.criterion.exclusive for trial in trials))
+def _needed(criterion: Criterion, place: Place, records: Records) -> int:
+    """Return how often in a row a check has to pass: twice where it turns green, for luck and for the other reading."""
+    record = records.get(criterion.id)
+    if record and record.flaky:
+        return STREAK
+    proven = record and record.verdict == "met" and record.proof is not None
+    return 1 if proven and not place.both else 2
 
 
-class _Trial:
-    """One check, run until its verdict is certain: again after a failure, and three times once it was flaky."""
+def _steps(criterion: Criterion, place: Place, needed: int) -> Generator[Reading, Verdict, Verdict]:
+    """Yield the reading of each run, take what it gave, and return the verdict of them all."""
+    strict = STRICT if criterion.strict else TYPED
+    runs: list[Verdict] = []
+    passes: dict[Reading, list[bool]] = {STRICT: [], UNCUT: [], TYPED: []}
+    streak = fails = 0
 
-    def __init__(self, criterion: Criterion, place: Place):
-        self.criterion, self.place = criterion, place
-        self.streak = self.fails = self.runs = 0
-        self.passed = False
-        self.tampered: Sequence[str] = ()
-        self.seconds = 0.0
-        self.last = Verdict(criterion.id, "unjudged")
-        self.start()
+    def differ() -> bool:
+        theirs, typed = passes[strict], passes[TYPED]
+        return _has_two_readings(criterion) and bool(theirs and typed) and all(theirs) and not any(typed)
 
-    def start(self) -> None:
-        """Run the check, once more if it has run already."""
-        if self.runs:
-            self.place.again()
-        self.output = tempfile.TemporaryFile()  # noqa: SIM115
-        self.scratch = checkout.scratch(self.place.marker, "check")
-        argv, env = _command(self.criterion.check or "", self.place, self.scratch)
-        settings = self.place.settings
-        limits = proc.Limits(
-            self.criterion.timeout,
-            max_output=MAX_OUTPUT,
-            cpu=settings.cpu,
-            memory=settings.memory,
-            processes=settings.processes,
-        )
-        part = self.criterion.id if settings.jobs > 1 else ""
-        self.running = proc.Running(argv, self.place.root, env, self.output, limits, part=part)
-
-    def over(self, seconds: float) -> bool:
-        """Wait up to so many seconds for the end of this run; whether it came. Raises proc.Interrupted."""
-        if not self.running.over(seconds):
-            return False
-        result = self.running.close()
-        if result.stopped == "interrupted":
-            raise proc.Interrupted
-        self._take(result)
-        return True
-
-    def is_certain(self) -> bool:
-        """Whether it has run often enough."""
-        return self.streak >= self._needed() or self.fails > self.criterion.retries
-
-    def verdict(self) -> Verdict:
-        """What all runs together prove."""
-        found = replace(self.last, runs=self.runs, seconds=round(self.seconds, 2), flaky=self.fails > 0 and self.passed)
-        if self.tampered:
-            names = ", ".join(self.tampered[:NAMED])
-            return replace(found, verdict="tampered", tail=f"{found.tail}\n[what is protected was changed: {names}]")
-        return replace(found, verdict="flaky") if found.flaky and found.verdict != "met" else found
-
-    def end(self) -> None:
-        """End it where it is."""
-        self.running.close()
-        self._tidy()
-
-    def _needed(self) -> int:
-        """How often in a row it has to pass."""
-        if self.fails or self.criterion.id in self.place.suspects:
-            return STREAK
-        return 2 if self.criterion.id in self.place.twice else 1
-
-    def _take(self, result: proc.Result) -> None:
-        """Count one run."""
-        if self.place.walls:
-            result.swept = []  # all of it ends with its walls; what was still about to is nobody's daemon
-        verdict = _verdict(result, proc.read(self.output, 0, len(WALLS_FAILED)))
-        if verdict != "met":
-            checkout.delete(self.scratch)  # with which it may have filled the disk itself
-            _require_machine(verdict, result, self.output, self.place)
-        why = self.place.why if verdict != "met" else ""
-        if self.place.outputs.parents[2].is_dir():  # the repository, where somebody may have removed what is ours
-            self.place.outputs.mkdir(mode=0o700, parents=True, exist_ok=True)
-        digest = _keep(self.output, _note(result, self.output) + why, self.place.outputs / f"{self.criterion.id}.log")
-        self._tidy()
-        tail = last_output(self.criterion.id, self.place.outputs)
-        self.last = Verdict(self.criterion.id, verdict, result.code, digest=digest, tail=tail)
-        self.runs += 1
-        self.seconds += result.seconds
-        self.streak, self.fails = (self.streak + 1, self.fails) if verdict == "met" else (0, self.fails + 1)
-        self.passed |= verdict == "met"
-        log.debug(f"check {self.criterion.id}: {verdict}", code=result.code, seconds=result.seconds, run=self.runs)
-
-    def _tidy(self) -> None:
-        self.output.close()
-        checkout.delete(self.scratch)
+    while streak < needed and fails <= criterion.retries:
+        reading = TYPED if streak % 2 else strict
+        runs.append((yield reading))
+        if reading == STRICT and runs[-1].code in CUT_OFF:
+            strict = UNCUT
+            continue
+        passes[reading].append(runs[-1].verdict == "met")
+        streak, fails, needed = (streak + 1, fails, needed) if passes[reading][-1] else (0, fails + 1, STREAK)
+    if fails > criterion.retries and differ() and len(passes[TYPED]) == 1:
+        runs.append((yield TYPED))  # once is no difference, it may be luck
+        passes[TYPED].append(runs[-1].verdict == "met")
+    last = replace(runs[-1], runs=len(runs), seconds=round(sum(run.seconds for run in runs), 3))
+    if streak >= needed:
+        return replace(last, flaky=fails > 0)
+    if differ():
+        note = _difference(strict, TYPED, last.code)
+        last = replace(last, verdict="unmet", failure=f"differ {last.failure}")
+        return _noted(last, f"\n[{note}; met takes both]", place)
+    results = [passed for reading in passes.values() for passed in reading]
+    if not any(results):
+        return last
+    last = replace(last, verdict="flaky", flaky=True, failure=f"flaky {last.failure}")
+    return _noted(last, f"\n[flaky: {results.count(True)} of {len(results)} runs on the same files passed]", place)
 
 
-def _command(command: str, place: Place, scratch: Path) -> tuple[list[str], dict[str, str]]:
-    env = {**surroundings.clean_env(os.environ, apart=place.apart), processes.MARKER: place.marker}
-    bash = surroundings.find("bash", place.root)
-    shell = [bash, "-o", "pipefail"] if bash else [surroundings.find("sh", place.root) or "sh"]
-    argv = sandbox.capped(shell, command, place.settings.file_size)
-    return (sandbox.command(argv, place.walls, scratch), {**env, "TMPDIR": "/tmp"}) if place.walls else (argv, env)
+def _has_two_readings(criterion: Criterion) -> bool:
+    return criterion.strict and criterion.check is not None and not ONE_READING.fullmatch(criterion.check)
 
 
-# --------------------------------------------------------------------------------------------------------
-# Verdicts
-# --------------------------------------------------------------------------------------------------------
+def _difference(passing: Reading, failing: Reading, code: int | None) -> str:
+    names = [" ".join(("bash", *reading, "-c")) for reading in (passing, failing)]
+    return f"{DIFFER}: `{names[0]}` passes, `{names[1]}` ends with exit code {code}"
 
 
-def _verdict(result: proc.Result, beginning: bytes) -> str:
-    if result.stopped == "timeout":
-        return "timeout"
-    if result.error or result.code in CANNOT_RUN or (result.code == 1 and beginning == WALLS_FAILED):
-        return "broken"
-    return "met" if result.code == 0 and not result.stopped and result.size <= MAX_OUTPUT else "unmet"
+def _compared(verdict: Verdict, place: Place) -> Verdict:
+    """Restore protected files; where one was changed, the verdict is tampered."""
+    if not (changed := place.restore()):
+        return verdict
+    verdict = replace(verdict, verdict="tampered", failure=f"tampered {verdict.failure}")
+    return _noted(verdict, f"\n[protected files were changed: {', '.join(changed[:LEFT])}]", place)
 
 
-def _require_machine(verdict: str, result: proc.Result, output: IO[bytes], place: Place) -> None:
-    """Raise OSError where a check may have failed for what the machine lacks: that says nothing about the work."""
-    if verdict == "broken" or result.code == CANNOT_FORK:
-        said = "" if result.error else proc.tail(output, TAIL)
-        if lack := machine.lack(result.errno, said, machine.SCARCE):
-            raise OSError(lack.errno, lack.strerror, str(place.root))
-    machine.require_room(tempfile.gettempdir(), place.outputs, place.root)
+def _unjudged(criterion: Criterion, reason: str) -> Verdict:
+    return Verdict(criterion.id, "unjudged", tail=reason, failure=prompt.fingerprint(f"unjudged {reason}"))
 
 
 def _unproven(criterion: Criterion, reason: str, place: Place) -> Verdict:
     keep_reason(criterion.id, place.outputs, reason)
-    return Verdict(criterion.id, "unmet", tail=reason[-TAIL:], where="checkout")
+    return Verdict(criterion.id, "unmet", tail=reason[-TAIL:], failure=prompt.fingerprint(reason), where="checkout")
 
 
-def _too_large(result: proc.Result, output: IO[bytes]) -> bool:
-    """Whether a file would have become too large: some are killed then, others told."""
-    killed = result.code in (-signal.SIGXFSZ, 128 + signal.SIGXFSZ)
-    return killed or (bool(result.code) and os.strerror(errno.EFBIG) in proc.tail(output, TAIL))
+def _noted(verdict: Verdict, note: str, place: Place) -> Verdict:
+    """Add to an output what it cannot say itself."""
+    path = place.outputs / f"{verdict.id}.log"
+    text = path.read_text("utf-8", "replace") if path.is_file() else ""
+    keep_reason(verdict.id, place.outputs, text + note)
+    return replace(verdict, tail=verdict.tail + note)
 
 
-def _note(result: proc.Result, output: IO[bytes]) -> str:
-    """What the output cannot say."""
-    left = " ".join("; ".join(sorted(result.swept)[:NAMED]).split())
-    notes = [
-        f"ended after {result.seconds:.0f} s: it took too long" if result.stopped == "timeout" else "",
-        f"ended: it used more {BEYOND[result.stopped]} than checks.{result.stopped} allows"
-        if result.stopped in BEYOND
-        else "",
-        "it wanted to write a larger file than checks.file_size allows" if _too_large(result, output) else "",
-        f"it printed more than {MAX_OUTPUT} bytes" if result.size > MAX_OUTPUT else "",
-        f"could not be started: {result.error}" if result.error else "",
-        f"{LEFT} ({len(result.swept)}): {left}" if left else "",
-    ]
-    return "".join(f"\n[{note}]" for note in notes if note)
+# --- One check ---
 
 
-def _keep(output: IO[bytes], note: str, path: Path) -> str:
-    """Write the output, masked, beside the others; its digest."""
-    data = proc.read(output, 0, MAX_OUTPUT)
-    _write(path, log.mask(data.decode("utf-8", "replace")) + note)
-    return hashlib.sha256(data).hexdigest()
+class _Trial:
+    """A check that is run until its verdict is certain; one run of it is always under way."""
+
+    def __init__(self, criterion: Criterion, place: Place, needed: int, before: Callable[[], None] | None):
+        self.criterion, self.place, self.before = criterion, place, before
+        self.steps = _steps(criterion, place, needed)
+        self._start(next(self.steps))
+
+    def look(self, seconds: float) -> Verdict | None:
+        """Wait up to so many seconds for the end of this run; return the verdict where that makes it certain."""
+        if not self.running.over(seconds):
+            return None
+        run = self._result(self.running.close())
+        self._tidy()
+        try:
+            reading = self.steps.send(run)
+        except StopIteration as end:
+            verdict: Verdict = end.value
+            return verdict
+        self._start(reading)
+        return None
+
+    def close(self) -> None:
+        """End it where it is."""
+        self.running.result.stopped = "interrupted"  # gets SIGTERM, so that it can remove what it made
+        self.running.close()
+        self._tidy()
+
+    def _start(self, reading: Reading) -> None:
+        if self.before:
+            self.before()
+        criterion, place, settings = self.criterion, self.place, self.place.settings
+        self.scratch = repo.scratch(place.marker, "check")
+        self.output = tempfile.TemporaryFile()  # noqa: SIM115
+        bash = proc.find("bash", place.work_tree or place.root) or "/bin/bash"
+        trap = TRAP if reading and _has_two_readings(criterion) else ""
+        argv = sandbox.capped([bash, *reading], f"{trap}{criterion.check}", settings.file_size)
+        self.prefix = argv[-1].removesuffix(f"{criterion.check}")
+        argv = sandbox.command(argv, place.sandbox, self.scratch) if place.sandbox else argv
+        env = {**place.environment, "TMPDIR": "/tmp" if place.sandbox else str(self.scratch)}
+        caps = {"memory": settings.memory, "processes": settings.processes}
+        limits = proc.Limits(criterion.timeout, max_output=MAX_OUTPUT, **caps)
+        self.running = proc.Running(argv, place.root, env, self.output, limits)
+
+    def _tidy(self) -> None:
+        self.output.close()
+        repo.delete(self.scratch)
+
+    def _result(self, result: proc.Result) -> Verdict:
+        """Keep the output, and say what this run alone shows. Raises OSError for what the machine lacks."""
+        if result.errno:
+            raise OSError(result.errno, result.error)
+        id, outputs = self.criterion.id, self.place.outputs
+        data = proc.read(self.output, 0, MAX_OUTPUT)
+        verdict, text = _word(result, data), data.decode("utf-8", "replace").replace(self.prefix, "")
+        keep_reason(id, outputs, text + _notes(result, bool(self.place.sandbox)))
+        compared = prompt.VARIABLE.sub("_", log.mask(text[-2 * TAIL :]))[-COMPARED:]
+        failure = "" if verdict == "met" else f"{verdict} {result.code} {prompt.fingerprint(compared)}"
+        log.debug(f"check {id}: {verdict}", code=result.code, seconds=result.seconds)
+        digest = hashlib.sha256(data).hexdigest()
+        return Verdict(id, verdict, result.code, result.seconds, digest, last_output(id, outputs), failure)
+
+
+def _word(result: proc.Result, output: bytes) -> str:
+    if result.stopped == "timeout":
+        return "timeout"
+    if result.error or result.code in CANNOT_RUN or (result.code == 1 and output.startswith(b"bwrap: ")):
+        return "broken"
+    return "met" if result.code == 0 and not result.stopped and result.size <= MAX_OUTPUT else "unmet"
+
+
+def _notes(result: proc.Result, in_sandbox: bool) -> str:
+    """Return what the output cannot say."""
+    stopped = result.stopped
+    left = [] if in_sandbox else sorted(" ".join(line.split()) for line in result.swept)
+    notes = {
+        f"ended after {result.seconds:.0f} s: it took too long": stopped == "timeout",
+        f"ended: it used more {stopped} than checks.{stopped} allows": stopped in ("memory", "processes"),
+        "it wanted to write a larger file than checks.file_size allows": result.code in TOO_LARGE,
+        f"it printed more than {MAX_OUTPUT} bytes": result.size > MAX_OUTPUT,
+        f"ended what it left behind ({len(left)}): {'; '.join(left[:LEFT])}": bool(left),
+    }
+    return "".join(f"\n[{note}]" for note, holds in notes.items() if holds)
+
+
+# --- Places without the work tree ---
+
+
+def _set_up(mission: Mission, place: Place) -> Verdict | None:
+    """Run `setup` once, as strictly as a check: so the line that fails is named, and not what follows from it."""
+    if not mission.setup:
+        return None
+    step = Criterion(SETUP, SETUP, check=mission.setup, timeout=SETUP_TIME)
+    return _run([step], place, {SETUP: CriterionState(SETUP, "", "", verdict="met", proof={})})[SETUP]
+
+
+def _away(place: Place, root: Path, hidden: Sequence[Path], shown: Sequence[Path] = ()) -> Place:
+    """Return the place for another root, from where nothing leads to the repository but what is shown of it."""
+    box = place.sandbox
+    if box:
+        box = replace(box, root=root, protected=tuple(shown), hidden=(*box.hidden, *hidden))
+    return replace(place, root=root, sandbox=box, work_tree=hidden[0])
+
+
+def why(repository: repo.Repo, commit: str, not_committed: Mapping[str, str]) -> str:
+    """Say why a check may pass in the work tree alone. not_committed: path -> why."""
+    others = ("ls-files", "--others", "--directory", "--exclude-standard", "-z")
+    absent = {name.rstrip("/"): "git ignores it" for name in repository.names(*others, "--ignored")}
+    for name in repository.names(*others):
+        is_folder = name.endswith("/")
+        absent[name.rstrip("/")] = "an empty folder or a repository of its own" if is_folder else "not committed"
+    own = tuple(f"{name}/" for name in repository.excluded)
+    absent = {name: reason for name, reason in {**absent, **not_committed}.items() if not f"{name}/".startswith(own)}
+    names = [f"{log.printable(name)} ({reason})" for name, reason in absent.items()]
+    more = f"; and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    lacking = f" What is only here: {'; '.join(names[:NAMED])}{more}." if names else ""
+    return (
+        f"\n[It passes in the work tree, but not in a clean checkout of commit {commit[:12]}, where nothing is but"
+        f" committed files and what `setup` makes, and where no other check has run before it.{lacking}]"
+    )

@@ -2,200 +2,424 @@
 
     answer = llm.ask(Question(system, user, "plan"), settings)     raises NoAnswer
 
-Asks over HTTP (openrouter.py) or through Claude Code (claude_llm.py), as `manager.provider` says. What is wrong with
-an answer is told to the LLM once, so that it can mend it. Nothing is ever guessed from prose: what is not one JSON
-object as a whole, in the shape of the schema, is no answer.
-
-What is not covered: whether an answer is right; and a question that does not fit into the model's context.
+Asks a chat completions server (OpenRouter, or any other by openrouter.base_url) or Claude Code itself, as
+manager.provider says. What is wrong with an answer is shown to the LLM once. Not promised: that an answer is right.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
+import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from string import ascii_letters
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
-import claude_llm
 import log
-import openrouter
-import personal
+import proc
 import prompt
-from asking import Bill, NoAnswer, Reply, Shape
+import worker
+from mission import find_git_root
+from proc import Stop
+from state import Usage
+from stream import TOKENS
 
-FOLDER = Path(__file__).resolve().parent / "schema"
-DEADLINE = 120.0  # seconds for one question with all that it takes, wall time
-SHOWN = 1_000  # bytes of an answer that it is shown again when it has to mend it, see prompt.RESERVE
-TOLD = 800  # bytes of what is wrong with it that it is told
-PROBLEMS = 3  # problems of one answer that are told
-PROBLEM = 200  # characters of one of them
-KEPT = 20_000  # characters of answers that are saved, all together: the state stays small
-OBJECTION = 1_000  # characters of what the caller has against an answer
-THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.S)
-FENCE = "```"
+SCHEMAS = Path(__file__).resolve().parent / "schema"
+DEADLINE = 120.0  # seconds for one answer of one model, with all retries
+SHOWN, PROBLEM = 1000, 800  # bytes of an unusable answer, and of what is wrong with it, that the LLM is shown
+DEFAULT = "anthropic/claude-sonnet-5.5"  # of openrouter.model, see schema/config.json
+ECONOMY = "openai/gpt-6-luna"  # for the economy tier at OpenRouter, while openrouter.model is the default
+OFFICIAL = "://openrouter.ai"
+BACKOFF = (1.0, 2.0, 4.0)  # seconds before each time that a model is asked again, if the server names none
+LONGEST = 30.0  # seconds that a server may want to be waited for; else the next model is asked
+MAX_ANSWER = 8_000_000  # bytes
+MAX_COST = 100.0  # dollars that one answer may claim; one absurd number would use up every limit
+DAILY = "free-models-per-day"  # what an error says when the quota of all free models is used up
+FIELDS = {  # of a request, which are left out when an error says by these words that the model does not take them
+    "response_format": r"response.?format|json.?schema|structured|requested parameters|\bschema\b",
+    "reasoning": "reasoning",
+    "temperature": "temperature",
+    "max_tokens": "max_completion_tokens",
+}
+# Without the rule, a path after an @ in the question is read and sent along, though there are no tools.
+CLAUDE_SETTINGS = {"permissions": {"deny": ["Read"]}, "disableAllHooks": True}
+CLAUDE_VARIABLES = {"CLAUDE_CODE_SAFE_MODE": "1", "CLAUDE_CODE_MAX_RETRIES": "2"}
+CLAUDE_FIRST = (
+    "Give the one JSON object that is asked for by calling the tool for structured output."  # a / would be a command
+)
 
-Messages = list[dict[str, Any]]
-Saved = dict[str, Any]  # model and text of an answer by the digest of its question, the oldest first
+
+class NoAnswer(Exception):
+    """The LLM gave no usable answer. The message says why, without secrets."""
+
+    def __init__(self, message: str, usage: Usage | None = None, until: float | None = None):
+        super().__init__(message)
+        self.usage = usage or Usage()  # what it cost all the same
+        self.until = until  # epoch seconds from which on asking makes sense again, where that is known
 
 
-def accept(content: dict[str, Any]) -> str:
-    """No objection."""
-    return ""
+class Unreachable(NoAnswer):
+    """Nobody answers, or only that it is too much, too early or not paid for."""
 
 
 @dataclass(frozen=True)
 class Question:
     """What is asked, and what an answer to it has to be."""
 
-    system: str
-    """Who it is and what the rules are: the same text for as long as possible, so that it is read from a cache."""
-    user: str
-    """What is asked now."""
-    schema: str
-    """Name of the file in schema/, without .json, that describes the answer."""
-    models: Sequence[str] = ()
-    """Which models, first choice first; none: what the settings say."""
-    objection: Callable[[dict[str, Any]], str] = accept
-    """What is wrong with an answer that the schema allows, "" if nothing: it is told to the LLM."""
-    session: str = ""
-    """A name under which questions of one mission go to the same provider, for the sake of its cache."""
-    root: Path = Path()
-    """The repository: what its files offer on PATH is not taken for Claude Code."""
+    system: str  # who it is and what the rules are: the same for as long as possible, for the provider's cache
+    user: str  # what is asked now
+    schema: str  # name of the file in schema/, without .json, that describes the answer
+    tier: str = "standard"  # economy, standard or strong: which model is asked first
+    objection: Callable[[dict[str, Any]], str] = lambda content: ""  # what is wrong with a valid answer, "" if nothing
+    session: str = ""  # questions of one session go to the same provider, for the sake of its cache
+    root: Path = Path()  # the repository, whose programs are not taken for Claude Code
 
 
 @dataclass(frozen=True)
 class Answer:
     """What the LLM said, and what that cost."""
 
-    content: dict[str, Any]
-    """The JSON object, valid by the schema, masked and without control characters."""
-    model: str
-    """The model that answered."""
-    bill: Bill
-    """What it cost, a repair included."""
-    is_saved: bool = False
-    """Whether it is an earlier answer to the same question: then nobody was asked."""
+    content: dict[str, Any]  # valid by the schema, masked and without control characters
+    model: str  # the one that answered
+    usage: Usage  # a repair included
 
 
-def ask(question: Question, settings: Any, saved: Saved | None = None) -> Answer:
-    """Ask, and once more when the answer can be mended. Secrets and personal data are masked before they leave.
-
-    saved: answers to earlier questions, of which an identical one is not asked again; this answer is added.
-    Raises NoAnswer or Unreachable for everything that is no answer; their `bill` says what it cost all the same.
-    """
-    shape = Shape(question.schema, json.loads((FOLDER / f"{question.schema}.json").read_text("utf-8")))
-    messages = [_message("system", question.system), _message("user", question.user)]
-    key = _digest(messages, shape, question, settings)
-    if saved and (known := _known(saved.get(key), shape, question)):
-        return known
-    end, bill = time.monotonic() + DEADLINE, Bill()
+def ask(question: Question, settings: Any) -> Answer:
+    """Ask, and once more where the answer is unusable. Raises NoAnswer, Unreachable, proc.Interrupted."""
+    schema = json.loads((SCHEMAS / f"{question.schema}.json").read_text("utf-8"))
+    usage, problems = Usage(), list[str]()
+    asking = (_Server if provider(settings) == "openrouter" else _Claude)(question, schema, settings, usage)
+    texts = [log.mask_personal(question.system), log.mask_personal(question.user)]
     try:
-        content, model = _asked(messages, shape, question, settings, bill, end)
+        while len(problems) < 2:
+            log.trace(f"{question.schema} prompt", texts=texts)
+            text, model = asking.complete(texts)
+            log.trace(f"{question.schema} answer", model=model, text=text)
+            content, problem = _read(text, schema, question)
+            if not problem:
+                return Answer(content, model, usage)
+            problems.append(problem)
+            texts += _repair(text, problem, schema)
+        raise NoAnswer("; asked once more: ".join(problems))
     except NoAnswer as error:
-        error.bill = bill
+        error.usage = usage
         raise
-    if saved is not None:
-        saved[key] = {"model": model, "text": json.dumps(content)}
-        while sum(len(str(entry)) for entry in saved.values()) > KEPT:
-            del saved[next(iter(saved))]
-    return Answer(content, model, bill)
 
 
-def _asked(
-    messages: Messages, shape: Shape, question: Question, settings: Any, bill: Bill, end: float
-) -> tuple[dict[str, Any], str]:
-    """The content of the answer and the model that gave it, after a repair if need be."""
-    reply = _complete(messages, shape, question, settings, bill, end)
-    content, problem = _read(reply, shape, question)
-    if problem:
-        log.debug("an answer has to be mended", problem=problem, model=reply.model)
-        reply = _complete([*messages, *_repair(reply, problem)], shape, question, settings, bill, end)
-        content, again = _read(reply, shape, question)
-        if again:
-            raise NoAnswer(f"{problem}; asked to mend that: {again}")
-    return content, reply.model
+def provider(settings: Any) -> str:
+    """Return who decides by these settings: "openrouter", "claude" or "rules"."""
+    router = settings.openrouter
+    is_there = router.api_key or OFFICIAL not in router.base_url  # another server may need no key
+    return str(settings.manager.provider or ("openrouter" if is_there else "rules"))
 
 
-def _complete(messages: Messages, shape: Shape, question: Question, settings: Any, bill: Bill, end: float) -> Reply:
-    log.trace(f"{shape.name} prompt", messages=messages)
-    if settings.manager.provider == "claude":
-        reply = claude_llm.complete(messages, shape, question.models, settings, bill, end, question.root)
-    else:
-        models = question.models or (settings.openrouter.model, *settings.openrouter.fallbacks)
-        reply = openrouter.complete(messages, shape, models, settings, bill, end, question.session)
-    log.trace(f"{shape.name} answer", model=reply.model, text=reply.text)
-    return reply
+def has_judge(settings: Any) -> bool:
+    """Whether an LLM judges criteria without a check: without a key Claude Code does; not if rules are asked for."""
+    return bool(settings.manager.provider != "rules")
 
 
-def _digest(messages: Messages, shape: Shape, question: Question, settings: Any) -> str:
-    """Of everything that an answer depends on."""
-    asked = [messages, shape.schema, [*question.models], settings.manager.provider, settings.openrouter.model]
-    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+def models(tier: str, settings: Any) -> list[str]:
+    """Return the models for a tier, the first choice first; none: Claude Code's own choice."""
+    router, others = settings.openrouter, settings.openrouter.fallbacks
+    named, usual = router.models, router.model
+    if provider(settings) != "openrouter":
+        named, usual, others = settings.claude_code.models, settings.claude_code.model, []
+    first = getattr(named, tier)
+    if tier == "economy" and usual == DEFAULT and OFFICIAL in router.base_url:
+        first = first or ECONOMY
+    return [*dict.fromkeys(filter(None, [first, named.standard or usual, *others]))]
 
 
-def _known(saved: Any, shape: Shape, question: Question) -> Answer | None:
-    """A saved answer, if it would be accepted today."""
-    if not isinstance(saved, dict):
-        return None
-    content, problem = _read(Reply(str(saved.get("text")), str(saved.get("model"))), shape, question)
-    return None if problem else Answer(content, str(saved.get("model")), Bill(), is_saved=True)
+def _repair(text: str, problem: str, schema: Mapping[str, Any]) -> list[str]:
+    """Return what follows an unusable answer: the answer itself, and what is wrong with it, with its shape in words."""
+    answer = prompt.cut(log.mask_personal(prompt.as_data(_bare(text)[: 20 * SHOWN])), SHOWN) or "(nothing)"
+    wrong = prompt.cut(log.mask_personal(prompt.as_data(problem)), PROBLEM)
+    return [answer, f"{prompt.fill('repair.md', {'problem': wrong})}\n{_in_words(schema)}"]
 
 
-def _message(role: str, text: str) -> dict[str, Any]:
-    return {"role": role, "content": personal.mask(log.mask(text))}
+def _in_words(schema: Mapping[str, Any]) -> str:
+    return prompt.fill("answer.md", {"schema": json.dumps(schema, separators=(",", ":"))})
 
 
-def _repair(reply: Reply, problem: str) -> Messages:
-    """What is said to an answer that cannot be used: the answer, and what is wrong with it."""
-    said = _cut(prompt.plain(_bare(reply.text)), SHOWN) or "(nothing)"  # an empty message is refused by some
-    told = _cut(prompt.as_data(problem), TOLD)
-    return [_message("assistant", said), _message("user", prompt.fill("repair.md", {"problem": told}))]
-
-
-def _cut(text: str, limit: int) -> str:
-    """At most so many bytes of a text, also where the names of what is masked are longer than that was."""
-    return prompt.cut(personal.mask(prompt.cut(text, limit)), limit)
-
-
-# --------------------------------------------------------------------------------------------------------
-# The answer
-# --------------------------------------------------------------------------------------------------------
-
-
-def _read(reply: Reply, shape: Shape, question: Question) -> tuple[dict[str, Any], str]:
-    """The JSON object that an answer is, and what is wrong with it: then the object does not count."""
+def _read(text: str, schema: Mapping[str, Any], question: Question) -> tuple[dict[str, Any], str]:
+    """Return the JSON object that an answer is, and what is wrong with it: then the object does not count."""
     from jsonschema import Draft202012Validator
 
     try:
-        content = _plain(json.loads(_bare(reply.text)))
-        errors = list(islice(Draft202012Validator(shape.schema).iter_errors(content), PROBLEMS))
+        content = _clean(json.loads(_bare(text)))
+        errors = list(Draft202012Validator(schema).iter_errors(content))[:3]
     except (ValueError, RecursionError) as error:
-        return {}, f"the answer is not one JSON object and nothing else: {str(error)[:PROBLEM]}"
+        return {}, f"the answer is not one JSON object and nothing else: {str(error)[:200]}"
     if errors:
-        told = "; ".join(f"{error.json_path}: {error.message[:PROBLEM]}" for error in errors)
-        return {}, prompt.plain(f"the answer does not fit schema/{shape.name}.json: {told}")
-    return content, question.objection(content)[:OBJECTION]
+        problems = "; ".join(f"{error.json_path}: {error.message[:200]}" for error in errors)
+        return {}, _clean(f"the answer does not fit schema/{question.schema}.json: {problems}")
+    return content, question.objection(content)[:SHOWN]
 
 
 def _bare(text: str) -> str:
-    """An answer without its thoughts and without one fence around the rest."""
-    text = THOUGHTS.sub("", text.removeprefix("\ufeff")).strip()
-    if text.startswith(FENCE) and text.endswith(FENCE) and len(text) > 2 * len(FENCE):
-        text = text[len(FENCE) : -len(FENCE)]
-        text = text.lstrip(ascii_letters)  # the language that it names
+    """Return an answer without its thoughts and without one fence around the rest."""
+    text = re.sub(r"\A\s*<think>.*?</think>", "", text.removeprefix("\ufeff"), flags=re.S).strip()
+    fenced = re.fullmatch(r"```[A-Za-z]*(.+)```", text, re.S)
+    return fenced[1] if fenced else text
+
+
+def _clean(value: Any) -> Any:
+    """Return a JSON value with every text in it masked, without what cannot be shown or written."""
+    if isinstance(value, dict):
+        return {key: _clean(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_clean(item) for item in value]
+    return prompt.NOT_TEXT.sub(" ", log.mask(value)) if isinstance(value, str) else value
+
+
+@dataclass(eq=False)
+class _Failed(Exception):
+    """A request without a usable answer."""
+
+    message: str
+    action: str = "next"  # "retry", "next" model, or "stop"
+    wait: float | None = None  # seconds to wait before a retry, by the server
+    change: str = ""  # field of the request to leave out, or "length"
+
+
+class _Late(BaseException):
+    """The deadline has come. Not an Exception: the network's libraries would take it for one of theirs."""
+
+
+class _Server:
+    """One question to a chat completions server."""
+
+    def __init__(self, question: Question, schema: dict[str, Any], settings: Any, usage: Usage):
+        self.question, self.schema, self.router, self.usage = question, schema, settings.openrouter, usage
+        self.models = models(question.tier, settings)
+
+    def complete(self, texts: Sequence[str]) -> tuple[str, str]:
+        """Return what the first model says that answers, and its name. Raises Unreachable, proc.Interrupted."""
+        failures, asked = list[_Failed](), list[str]()
+        for model in self.models:
+            if model.endswith(":free") and any(DAILY in failure.message for failure in failures):
+                continue  # they share one quota
+            asked.append(model)
+            try:
+                return self._ask(self._body(model, texts))
+            except _Failed as failure:
+                log.debug("a model gave no answer", model=model, why=failure.message)
+                failures.append(failure)
+                if failure.action == "stop":
+                    break
+        message = "; ".join(f"{model}: {one.message}" for model, one in zip(asked, failures, strict=True))
+        wait = failures[0].wait
+        raise Unreachable(message, until=None if wait is None else time.time() + wait)
+
+    def _body(self, model: str, texts: Sequence[str]) -> dict[str, Any]:
+        roles = ("system", "user", "assistant", "user")  # the last two where it is asked once more
+        messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
+        shape = {"name": self.question.schema, "strict": True, "schema": self.schema}
+        body = {"model": model, "messages": messages, "temperature": self.router.temperature}
+        body |= {"max_tokens": self.router.max_tokens, "response_format": {"type": "json_schema", "json_schema": shape}}
+        if OFFICIAL in self.router.base_url:
+            body["reasoning"] = {"effort": "low"}  # it is spent inside max_tokens
+            body |= {"session_id": self.question.session} if self.question.session else {}
+        return body
+
+    def _ask(self, body: dict[str, Any]) -> tuple[str, str]:
+        """Return what a model says, when the request was changed and repeated as far as that may help."""
+        end, waits = time.monotonic() + DEADLINE, iter(BACKOFF)
+        while True:
+            try:
+                return self._request(body, end)
+            except _Failed as failure:
+                if self._change(body, failure.change):
+                    continue
+                wait = next(waits, None) if failure.action == "retry" else None
+                if wait is None or (failure.wait or 0.0) > LONGEST:
+                    raise
+                proc.pause(wait if failure.wait is None else failure.wait)
+
+    def _change(self, body: dict[str, Any], field: str) -> bool:
+        """Change a request as the server wants it; return False where there is nothing (more) to change."""
+        if field == "length" and body.get("max_tokens") == self.router.max_tokens:
+            body["max_tokens"] *= 2
+            return True
+        if field not in body:
+            return False
+        value = body.pop(field)
+        if field == "max_tokens":
+            body["max_completion_tokens"] = value  # the newer name, by which some servers want it
+        if field == "response_format":
+            body["messages"][-1]["content"] += f"\n\n{_in_words(self.schema)}"
+        return True
+
+    def _request(self, body: dict[str, Any], end: float) -> tuple[str, str]:
+        """Send one request and add what it cost. Raises _Failed."""
+        status, headers, data = self._exchange(body, end)
+        try:
+            answer = _object(json.loads(data))
+        except (ValueError, RecursionError):
+            answer = {}
+        if not answer:
+            self.usage.unknown += status == 200
+            text = _shown(data[:200].decode("utf-8", "replace"))
+            message = f"HTTP {status}: no JSON but {text!r} (is openrouter.base_url right?)"
+            raise _Failed(message, "retry" if status in (200, 408, 429) or status >= 500 else "stop")
+        self.usage.add(_usage(answer))
+        return _text(status, headers, answer), _shown(answer.get("model") or body["model"])
+
+    def _exchange(self, body: dict[str, Any], end: float) -> tuple[int, Mapping[str, str], bytes]:
+        """Send a request and return status, headers and body. Raises _Failed."""
+        import requests
+
+        def bearer(request: requests.PreparedRequest) -> requests.PreparedRequest:
+            request.headers["Authorization"] = f"Bearer {self.router.api_key}"  # as a plain header, ~/.netrc would win
+            return request
+
+        left, data = max(1.0, end - time.monotonic()), bytearray()
+        options: dict[str, Any] = {"auth": bearer} if self.router.api_key else {}
+        options |= {"timeout": (10, None), "stream": True, "allow_redirects": False}
+        self.usage.add(Usage(calls=1, unknown=1))  # its cost is unknown until there is a whole answer
+        try:
+            url = f"{self.router.base_url.rstrip('/')}/chat/completions"
+            with _deadline(left), requests.post(url, json=body, **options) as response:
+                for part in response.iter_content(65_536):
+                    data += part
+                    if len(data) > MAX_ANSWER:
+                        raise _Failed(f"the answer is longer than {MAX_ANSWER} bytes")
+        except _Late:
+            raise _Failed(f"no whole answer within {left:.0f} s") from None
+        except (requests.RequestException, ValueError) as error:  # ValueError: an address that is none
+            cause = error.args[0] if error.args else error
+            reason = getattr(cause, "reason", cause)  # without the address, which may hold a secret
+            raise _Failed(_shown(f"{type(error).__name__}: {reason}"), "retry") from None
+        self.usage.unknown -= 1
+        return response.status_code, response.headers, bytes(data)
+
+
+@contextmanager
+def _deadline(seconds: float) -> Iterator[None]:
+    """Raise _Late in here when the time is over: padding that drips in restarts every timeout of a socket."""
+
+    def ring(*_: object) -> None:
+        raise _Late
+
+    signal.signal(signal.SIGALRM, ring)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _text(status: int, headers: Mapping[str, str], answer: Mapping[str, Any]) -> str:
+    """Return the text of an answer. Raises _Failed for an error, which may come with status 200 too."""
+    choices = answer.get("choices")
+    choice = _object(choices[0]) if isinstance(choices, list) and choices else {}
+    text, reason = _object(choice.get("message")).get("content"), choice.get("finish_reason")
+    error = answer.get("error") or choice.get("error")
+    if status != 200 or error or reason == "error":
+        raise _error(status, error or (answer if status != 200 else {}), headers)
+    tokens = int(_number(_object(answer.get("usage")).get("completion_tokens")) or 0)
+    if reason in ("length", "max_tokens"):
+        raise _Failed(f"its answer was cut off after {tokens} tokens (raise openrouter.max_tokens)", change="length")
+    if not isinstance(text, str) or not text.strip():
+        raise _Failed(f"its answer of {tokens} tokens is empty ({_shown(reason)})", "next" if tokens else "retry")
     return text
 
 
-def _plain(value: Any) -> Any:
-    """The same JSON value with every text in it masked and without control characters; keys stay as they are."""
-    if isinstance(value, str):
-        return prompt.plain(value)
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list) else value
+def _error(status: int, error: Any, headers: Mapping[str, str]) -> _Failed:
+    """Return what follows from an error: what it says of itself counts before the status that it was sent with."""
+    error = error if isinstance(error, dict) else {"message": str(error)}
+    more, code = _object(error.get("metadata")), str(error.get("code"))
+    status = int(code) if re.fullmatch("[45][0-9]{2}", code) else 500 if status == 200 else status
+    reason = str(more.get("raw") or error.get("message") or json.dumps(error))  # raw: of the provider behind the router
+    hint = " (put a valid key into OPENROUTER_API_KEY or openrouter.api_key)" if status == 401 else ""
+    message = f"HTTP {status}: {_shown(reason)}{hint}"
+    wait = _number(headers.get("Retry-After") or more.get("retry_after_seconds"))
+    wait = 86400 - time.time() % 86400 if DAILY in reason else wait  # the quota ends at 00:00 UTC
+    if status in (408, 429) or status >= 500 or (status == 402 and wait is not None):
+        return _Failed(message, "retry", wait=wait)
+    if status == 401 or status < 400:  # a redirect would take the prompt elsewhere
+        return _Failed(message, "stop")
+    change = next((name for name, pattern in FIELDS.items() if re.search(pattern, reason, re.I)), "")
+    return _Failed(message, change=change)
+
+
+def _usage(answer: Mapping[str, Any]) -> Usage:
+    """Return what an answer says that it cost."""
+    stated = _object(answer.get("usage"))
+    read, written = (int(_number(stated.get(name)) or 0) for name in ("prompt_tokens", "completion_tokens"))
+    cached = min(read, int(_number(_object(stated.get("prompt_tokens_details")).get("cached_tokens")) or 0))
+    cost = _number(stated.get("cost"))
+    if cost is not None and stated.get("is_byok") is True:  # then it is the router's fee alone
+        upstream = _number(_object(stated.get("cost_details")).get("upstream_inference_cost"))
+        cost = None if upstream is None else cost + upstream
+    cost = cost if cost is not None and cost < MAX_COST else None
+    tokens = {"input": read - cached, "output": written, "cache_read": cached}
+    return Usage(cost or 0.0, unknown=int(cost is None and bool(answer.get("choices"))), tokens=tokens)
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if 0 <= number < 1e12 and not isinstance(value, bool) else None
+
+
+def _shown(text: Any) -> str:
+    """Return a stranger's words on one line, short, masked, harmless to a terminal."""
+    return " ".join(log.printable(str(text)).split())[:220]
+
+
+class _Claude:
+    """One question to Claude Code, in an empty folder and without any tool."""
+
+    def __init__(self, question: Question, schema: dict[str, Any], settings: Any, usage: Usage):
+        self.settings, self.usage = settings, usage
+        self.root, chosen = find_git_root(question.root) or question.root, models(question.tier, settings)
+        self.options = ["-p", "--output-format", "json", "--json-schema", json.dumps(schema), "--tools", ""]
+        self.options += ["--settings", json.dumps(CLAUDE_SETTINGS), "--setting-sources", "user", "--strict-mcp-config"]
+        self.options += ["--permission-mode", "dontAsk", "--no-session-persistence", "--max-turns=4"]
+        self.options += [f"--model={chosen[0]}"] if chosen else []
+
+    def complete(self, texts: Sequence[str]) -> tuple[str, str]:
+        """Return what it says, and the model's name. Raises Unreachable, proc.Interrupted."""
+        try:
+            program = worker.find(self.settings.claude_code.command, self.root)
+        except Stop as error:
+            raise Unreachable(str(error)) from error
+        env = {**worker.environment(self.settings, self.root, str(self.root.resolve())), **CLAUDE_VARIABLES}
+        limits = proc.Limits(DEADLINE, max_output=MAX_ANSWER, grace=2.0)
+        with TemporaryDirectory(prefix="cco-") as folder, TemporaryFile() as output, TemporaryFile() as errors:
+            Path(folder, "system.md").write_text(texts[0], "utf-8", "replace")
+            argv = [program, *self.options, "--system-prompt-file", "system.md"]
+            self.usage.calls += 1
+            again = f"Your answer to that was:\n<data>\n{texts[2]}\n</data>\n\n{texts[3]}" if texts[2:] else ""
+            stdin = f"{CLAUDE_FIRST}\n\n{texts[1]}\n\n{again}".encode("utf-8", "replace")
+            proc.run(argv, cwd=Path(folder), env=env, output=output, errors=errors, limits=limits, stdin=stdin)
+            return self._reply(proc.read(output, 0, MAX_ANSWER), proc.tail(errors, 1000))
+
+    def _reply(self, output: bytes, errors: str) -> tuple[str, str]:
+        """Return the answer in what was printed, and add what it cost. Raises Unreachable."""
+        try:
+            result = json.loads(output)
+            result = dict(result[-1] if isinstance(result, list) else result)  # a list: the user's settings say verbose
+        except (ValueError, LookupError, TypeError, RecursionError):
+            result = {}
+        used, cost = _object(result.get("modelUsage")), _number(result.get("total_cost_usd"))
+        keys = {name: key for name, (key, *_) in TOKENS.items()}
+        tokens = {name: sum(int(_number(one.get(key)) or 0) for one in used.values()) for name, key in keys.items()}
+        self.usage.add(Usage(cost or 0.0, unknown=int(cost is None), tokens=tokens))
+        if result.get("subtype") != "success" or result.get("is_error"):
+            reason = result.get("result") or result.get("errors") or errors or "it printed no result in time"
+            raise Unreachable(f"Claude Code gave no answer: {_shown(reason)}")
+        content = result.get("structured_output")
+        text = str(result.get("result") or "") if content is None else json.dumps(content)
+        return text, max(used, key=lambda name: used[name].get("outputTokens", 0), default="claude")

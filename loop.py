@@ -1,266 +1,650 @@
-"""The loop: plan, execute, validate, and again, until every criterion is met.
+"""One mission: plan, execute, commit, validate, and again, until every criterion is met.
 
-    with job.lock():
-        job.recall()
-        loop.loop(job)
+    run = loop.Run(Path("missions/api.yaml"), loop.Options())
+    code = run.run()        under the lock, once cco.py has loaded the state and prepared the checkout
 
-Each phase writes what it is about to do before it does it, and the phase in the state is the one that a restart goes
-on with. So the loop is nothing but a look at the phase. Between two phases a person's edits are taken up: by a restart.
+Each phase ends by saving the next one, and the saved phase is where a restart begins; each may run twice without harm.
+What the user edits meanwhile (mission or settings) is taken up between two phases: by saving and starting over.
 """
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-import budget
 import dod
-import inbox
-import ledger
+import judge
+import llm
 import log
-import machine
 import manager
-import milestones
-import page
+import mission as missions
 import proc
-import progress
-import proof
+import prompt
 import repo
 import report
-import session
-import waiting
-from exits import DONE, LATER, PERSON, Edited, Stop
-from job import Job
-from situation import Plan
+import sandbox
+import state as states
+import worker
+from mission import MissionError
+from proc import CANNOT, DONE, LATER, LIMIT, USAGE, USER, Stop
+from state import Outcome, Plan, Session, State, Verdict
 
-NONSENSE = 4  # times in a row that the judge gives no usable answer, until the same
-PATIENCE = 24  # times in a row that the judge cannot be reached, until a person is asked in its place: half a day
-TELL = 3600.0  # seconds between two lines about a long wait
-
-
-def loop(job: Job) -> int:
-    """Phase after phase, each saved before the next begins, until done or until something raises Stop (or Edited)."""
-    phases = {"planning": plan, "execution": session.execute, "validation": validate, "waiting": wait}
-    while work := phases.get(job.memory["current_phase"]):
-        if proc.stopping:
-            raise Stop(128 + proc.stopping, "interrupted; start again to go on")
-        log.context(mission=job.mission.id, session=job.memory["session_id"], iteration=job.memory["iterations"])
-        log.debug(f"phase {job.memory['current_phase']}")
-        work(job)
-    return conclude(job)
+HERE = Path(__file__).resolve().parent
+CRASHES = 3  # failures in a row that are retried within one iteration
+JUDGE_FAILURES = 12  # times in a row that the judge cannot be asked, until the user is
+LASTING = 5  # failures in a row of which the user is notified
+EXCERPT = 2500  # bytes of a check's output in a prompt
+COMMITS = 5  # commits that a hand-over names
+REMEDIES = {
+    "auth": "log in again: run `claude` once and /login, or set ANTHROPIC_API_KEY",
+    "credit": "add credit or raise the spending limit of the Anthropic account",
+    "missing": "install Claude Code, or set claude_code.command",
+    "denied": "claude refuses to start with these settings; see claude_code.* in .cco/config.yaml",
+}
 
 
-def is_over(job: Job) -> bool:
-    """Whether there is nothing to do: done, or waiting for a person."""
-    return bool(job.memory) and job.memory["current_phase"] in ("completed", "blocked")
+@dataclass
+class Options:
+    """How a run was asked for on the command line."""
+
+    config: str | None = None  # a settings file other than .cco/config.yaml
+    once: bool = False  # end after one session
+    no_wait: bool = False  # end with 75 instead of waiting
+    accept: bool = False  # adopt what changed while a worker ran
 
 
-def conclude(job: Job) -> int:
-    """Say that the mission is done, or raise Stop with the question that a person has to answer."""
-    if job.memory["blocked"]:
-        question = job.memory["blocked"]["question"]
-        story = page.write_question(job.folder, question, job.situation())
-        how = "Answer with make tell TEXT=..., or by editing the mission or the code, then start again"
-        raise Stop(PERSON, f"{question}\n{how}. The whole story: {story}")
-    milestones.write_report(job)
-    log.info(f"done: all {len(job.mission.criteria)} criteria are met, {_cost(job)}")
-    proven, now = job.memory["commit"], job.repo.head_of(job.branch)
-    take = report.how_to_take(job.memory)
-    if now != proven:
-        log.warn(f"that was proven of commit {proven[:12]}; {job.branch} is {f'at {now[:12]}' if now else 'gone'} now")
-        take = f"git merge {proven[:12]}"
-    for left_out in job.memory["left_out"]:
-        log.warn(f"not on the branch, although the checks saw it: {left_out}")
-    log.info(f"to take the work: {take}")
-    return DONE
+class Edited(Exception):
+    """The user has edited mission or settings: start over with them."""
 
 
-def plan(job: Job) -> None:
-    """Decide what the worker does next, and write that down before anything is done."""
-    memory = job.memory
-    session.stop_where_asked(job)
-    session.end_if_once(job)
-    if job.was_edited():  # no worker and no check ran since it was compared, so it was a person
+class Run:
+    """One mission being worked on, from one start to its end."""
+
+    def __init__(self, path: Path, options: Options):
+        """Read mission and settings, make the folders, begin the log. Raises MissionError, Stop, OSError."""
+        self.options = options
+        log.register_secrets(os.environ)
+        prompt.require_texts()
+        self.mission = missions.load(path)
+        missions.require_repository(self.mission)
+        self.root = missions.find_git_root(self.mission.repository) or self.mission.repository
+        self.folder = self.root / ".cco"
+        self.file = self.folder / f"{self.mission.id}.json"
+        self.outputs = self.folder / "logs" / "checks"
+        self.sessions = self.folder / "logs" / "sessions"
+        self.config = Path(os.path.abspath(options.config)) if options.config else self.folder / "config.yaml"
+        self.settings = self.load_settings()
+        self.limits = replace(self.mission.limits, max_iterations=self.settings.orchestrator.max_iterations)
+        self.branch = self.settings.repository.branch or f"cco/{self.mission.id}"
+        proc.distrust(self.root)
+        self.marker = str(self.root.resolve())  # value of CCO_RUN: what this repository's missions started carries it
+        self.own = [HERE, self.mission.path, self.config, self.root / ".env"]
+        self.repo = repo.Repo(self.root, self.own, self.marker)
+        self.kit = repo.Kit(HERE)
+        self.protected = repo.Protected(self.repo, (), "")
+        self.state = State(self.mission.id, str(self.mission.repository), str(path), "")
+        self.saved = ""  # SHA-256 of the state file as it was written last; "": none was
+        self.has_run = False  # a session has run since the start
+        self.recovering = False  # the phase was begun by a run that ended in the middle of it
+        self.killed_in = ""  # phase in which the last run was killed: what is uncommitted may not be the user's
+        self.unusable: set[str] = set()  # digests of edits that cannot be used, named once
+        box = self.settings.checks.sandbox
+        self.sandbox_obstacle = sandbox.obstacle(self.root) if box else "checks.sandbox is off"
+        self.notifier = report.Notifier(self.settings.notify, self.mission, self.root)
+        self.require_usable()
+        make_folders(self.folder)
+        log.register_secrets(missions.read_dotenv(self.root / ".env"))
+        for secret in (self.settings.openrouter.api_key, self.settings.claude_code.api_key):
+            log.register_secret(secret)
+        log.start(self.folder / "logs", self.settings.monitoring.log_level, self.settings.logging.max_size)
+        log.context(mission=self.mission.id)
+        for warning in self.settings.warnings:
+            log.warn(warning)
+
+    def load_settings(self) -> missions.Settings:
+        """Read the settings as they are now. Raises MissionError."""
+        given = self.config if self.options.config or self.config.exists() else None
+        return missions.load_settings(self.mission, given, os.environ)
+
+    def require_usable(self) -> None:
+        """Raise Stop where this repository or these settings cannot serve."""
+        if self.root.is_relative_to(HERE):
+            raise Stop(USAGE, f"{self.root} is the kit. Copy the kit as a folder into your repository.")
+        if "\\" in str(self.root) or "\n" in str(self.root):
+            raise Stop(USAGE, f"{str(self.root)!r} has a character in it that voids write protection. Move it.")
+        if (ids := self.unchecked()) and not self.settings.repository.auto_commit:
+            reason = f"without commits no judgement of {', '.join(ids)} could be held to anything"
+            raise Stop(USAGE, f"{reason}: give each a check, or leave repository.auto_commit on")
+
+    def unchecked(self) -> list[str]:
+        """Return the ids of the criteria without a check."""
+        return [criterion.id for criterion in self.mission.criteria if criterion.check is None]
+
+    # --- The loop ---
+
+    def run(self) -> int:
+        """Go on where the state says, phase after phase, until done or until something raises Stop or Edited."""
+        phases = {
+            "planning": self.plan,
+            "execution": self.execute,
+            "committing": self.commit,
+            "validation": self.validate,
+            "waiting": self.wait,
+        }
+        while phase := phases.get(self.state.current_phase):
+            if proc.stopping:
+                raise proc.Interrupted(128 + proc.stopping)
+            log.context(mission=self.mission.id, session=self.state.session_id, iteration=self.state.iterations)
+            phase()
+        return self.conclude()
+
+    def save(self, phase: str | None = None) -> None:
+        """Write the state, in a new phase if one is given. Raises OSError."""
+        self.state.current_phase = phase or self.state.current_phase
+        make_folders(self.folder)  # a worker without a sandbox may have removed them
+        self.saved = states.save(self.file, self.state)
+
+    def plan(self) -> None:
+        """Decide what the worker does next, and save that before anything is done."""
+        state = self.state
+        self.stop_if_asked()
+        if self.options.once and self.has_run:
+            raise Stop(LATER, "one session was asked for, and the mission is not done yet; start again to go on")
+        self.take_up_edits()
+        seen = self.user_digest()
+        if commit := state.returning or manager.way_back(state):
+            return self.restore_best(commit)
+        self.stop_at_limit()
+        proc.require_space(self.folder)  # what is bought has to be written down
+        plan = manager.decide(self.situation(), self.settings, state.may_ask("manager"))
+        state.record_plan(plan)
+        self.warn_of_limits()
+        self.take_up_edits()  # it may have taken minutes
+        if plan.strategy == "escalate":
+            return self.ask_user(plan, seen)
+        if plan.question:  # once is not enough: the worker's output may have talked the manager into it
+            state.criteria[plan.focus].doubt = plan.question
+        session = state.begin_iteration()
+        log.context(mission=self.mission.id, session=state.session_id, iteration=state.iterations)
+        how = "same session" if session.begun else "new session"
+        log.info(f"iteration {state.iterations}: {plan.title} ({plan.strategy}, {how}, chosen by {plan.decided_by})")
+        self.save("execution")
+
+    def execute(self) -> None:
+        """Run one session, or go on with one that was interrupted."""
+        state, plan, session = self.state, self.state.plan, self.state.session
+        assert plan and session
+        self.stop_if_asked()
+        if state.has_worked and self.limits.reached(state.used(), begun=True):
+            return self.save("committing")  # what was done so far may be all that it takes
+        self.stop_at_limit(begun=True)
+        self.require_branch()
+        task = self.task(plan, session)
+        outcome = self.run_worker(task, session)
+        state.record_outcome(outcome)
+        self.restore_protected("by the worker")
+        session.process = None  # not before: until it is compared, nothing that changed is the user's
+        self.warn_of_limits()
+        self.has_run = True
+        self.after(outcome, task, session)
+
+    def commit(self) -> None:
+        """Make the commit of this iteration, unless it was made before a crash."""
+        state, plan, current = self.state, self.state.plan, self.state.current
+        assert plan and current
+        commit = self.recovering and self.repo.commit_after(state.commit, self.mission.id, state.iterations)
+        if not commit and self.settings.repository.auto_commit:
+            trailers = {repo.MISSION: self.mission.id, repo.ITERATION: str(state.iterations)}
+            body = state.last.report if state.last else ""
+            size, hooks = self.settings.claude_code.max_file_size, self.settings.repository.hooks
+            commit = self.repo.commit(state.commit, self.branch, plan.title, body, trailers, size, hooks)
+            for path, reason in commit.left_out.items():
+                log.warn(f"not committed: {path}: {reason}")
+            made = f"committed {len(commit.changed)} file(s) as {commit.sha[:12]}"
+            log.info(made if commit.changed else "the session changed nothing")
+            state.not_committed = dict([*commit.left_out.items()][:20])
+        if commit:
+            state.commit, current.commit = commit.sha, commit.sha[:12] if commit.changed else ""
+        self.recovering = False
+        self.save("validation")
+
+    def validate(self) -> None:
+        """Run every check, have the rest judged, and see whether that is all."""
+        state, begun = self.state, time.monotonic()
+        before = {id: replace(known) for id, known in state.criteria.items()}
+        outputs = {id: dod.last_output(id, self.outputs) for id, known in before.items() if known.attempts}
+        try:
+            verdicts = self.prove()
+        except BaseException:
+            with suppress(OSError, repo.GitError):
+                self.end_checks()
+                self.save()
+            raise
+        self.end_checks()
+        for line in state.record_results(verdicts, time.monotonic() - begun):
+            log.info(line)
+        if state.plan:
+            self.learn(before, outputs, state.plan.title)
+            for id in state.finish_iteration(self.repo.statistics(state.base_commit)):
+                log.warn(f"the worker reported {id} as met; its check says otherwise")
+            prompt.file_notes(self.folder, state.notes)
+            state.notes = []
+        for event, text in report.milestones(state, before):
+            self.notifier.send(event, text, state)
+        marks = {"head": state.commit, "best": state.best.commit if state.best else ""}
+        self.repo.remember({f"{self.mission.id}/{name}": commit for name, commit in marks.items() if commit})
+        log.info(f"{len(state.met)} of {len(state.criteria)} criteria met, {report.cost(state)}")
+        self.warn_of_limits()
+        self.recovering = False
+        self.save("planning" if state.open else "completed")
+        if not state.open:
+            text = f"all criteria are met. To merge the result: {report.merge_command(state)}"
+            self.notifier.send("done", text, state)
+
+    def wait(self) -> None:
+        """Wait until the saved time; a restart waits on."""
+        state, wait = self.state, self.state.wait
+        assert wait
+        log.info(report.until(state))
+        while (left := state.wait_left()) > 0:
+            self.stop_if_asked()
+            log.live(report.until(state))
+            proc.pause(min(left, 5.0))
+        log.live("")
+        state.end_wait()
+        self.save()
+        if wait.kind == "limit" and state.session and state.session.limits == 1:
+            self.notify("limit_over", f"{wait.why} is over; iteration {state.iterations} goes on")
+        self.take_up_edits()
+
+    def conclude(self) -> int:
+        """Say that the mission is done, or raise Stop with the question to the user."""
+        state = self.state
+        if state.blocked:
+            path = report.write_question(self.folder, state, self.mission)
+            answer = "Answer with make tell TEXT=..., or by editing the mission or the code, then start again"
+            raise Stop(USER, f"{state.blocked['question']}\n{answer}. The details: {path}")
+        self.write_report()
+        log.info(f"done: all {len(state.criteria)} criteria are met, {report.cost(state)}")
+        if (now := self.repo.head_of(self.branch)) != state.commit:
+            log.warn(f"that was proven of {state.commit[:12]}; {self.branch} is at {now[:12] or 'no commit'} now")
+        log.info(f"to merge the result: {report.merge_command(state)}")
+        return DONE
+
+    def require_branch(self) -> None:
+        """Raise Stop where the user has begun something else in this checkout."""
+        if (now := self.repo.branch()) != self.branch:
+            raise Stop(USAGE, f"{self.root} is on {now or 'no branch'}: git checkout {self.branch}, then start again")
+        self.require_finished()
+
+    def require_finished(self) -> None:
+        """Raise Stop in the middle of a merge, a rebase and the like."""
+        if begun := self.repo.unfinished():
+            raise Stop(USAGE, f"{self.root} is in the middle of {', '.join(begun)}: end or abort it, then start again")
+
+    # --- What the user edits ---
+
+    def digests(self) -> dict[str, str]:
+        """Return the digests of mission and settings as they are now; settings include .env."""
+        settings = f"{missions.digest(self.config)} {missions.digest(self.root / '.env')}"
+        return {"mission": missions.digest(self.mission.path), "settings": settings}
+
+    def user_digest(self) -> str:
+        """Return what changes when the user did something that may unblock the mission."""
+        return f"{self.digests()} {self.repo.head_of(self.branch)}"
+
+    def take_up_edits(self) -> None:
+        """Raise Edited where the user has changed mission or settings to something usable. Only while nothing runs."""
+        found, state = self.digests(), self.state
+        if {*found.values()} <= {*state.accepted.values(), *state.rejected, *self.unusable}:
+            return
+        try:
+            missions.require_repository(missions.load(self.mission.path))
+            self.load_settings()
+        except MissionError as error:
+            self.unusable |= {*found.values()}
+            return log.warn(f"an edit cannot be used yet, what was accepted counts:\n{error}")
+        if not state.current:  # what was decided before the edit is decided again
+            state.plan = None
+        self.save()
+        self.stop_if_asked()  # the next start would not know of it
         raise Edited
-    seen = job.fingerprint()
-    if best := memory["returning"] or ledger.way_back(memory):
-        return _go_back(job, best)
-    job.take_notes()
-    session.end_at_limit(job)
-    decision = _decide(job)
-    if job.was_edited():  # while it thought: that is a person's, and the worker is not to be blamed for it
-        memory["plan"] = None
-        job.save()
-        raise Edited
-    if decision.strategy != "escalate" and (doubt := decision.impossible or decision.question):
-        _hear(memory, decision, doubt)
-    if decision.strategy == "escalate":
-        return _ask_person(job, decision, seen)
-    memory["iterations"] += 1
-    if decision.session == "fresh" or not memory["worker"]:
-        memory["worker"] = session.new()
-    log.context(iteration=memory["iterations"])
-    how = "same session" if memory["worker"]["begun"] else "fresh session"
-    log.info(
-        f"iteration {memory['iterations']}: {decision.title} ({decision.strategy}, {how}, decided by {decision.source})"
-    )
-    job.save("execution")
+
+    # --- Planning ---
+
+    def situation(self) -> prompt.Situation:
+        """Return all that the next decision and its prompt rest on."""
+        state, session = self.state, self.state.session
+        resumable = bool(session and session.begun and session.context < self.settings.session.max_context)
+        outputs = {id: dod.last_output(id, self.outputs) for id in state.open}
+        limits = self.limits.compare(state.used())
+        left = [f"{max(0, 10 - int(10 * used / most)) * 10} % of {name}" for name, (used, most) in limits.items()]
+        return prompt.Situation(
+            self.mission,
+            state,
+            outputs={id: prompt.excerpt(text, EXCERPT) for id, text in outputs.items()},
+            lessons={id: prompt.lessons(self.folder, state.criteria[id].failure, text) for id, text in outputs.items()},
+            commits=[] if resumable else self.repo.recent(state.base_commit, state.commit, COMMITS),
+            notes=[path.read_text("utf-8", "replace").strip() for path in self.notes()],
+            earlier_notes=prompt.delivered_notes(self.folder, self.mission.id),
+            resumable=resumable,
+            budget=f"Left: {', '.join(left)}." if left else "",
+        )
+
+    def notes(self) -> list[Path]:
+        """Return the user's notes that wait for this mission."""
+        return prompt.notes(self.folder, self.mission.id)
+
+    def ask_user(self, plan: Plan, seen: str) -> None:
+        """Wait for the user's answer, or for a judge that cannot be asked. seen: user_digest before the decision."""
+        state = self.state
+        state.plan = None
+        asked = state.asked.get("judge", {"failures": JUDGE_FAILURES})
+        if plan.focus in self.unchecked() and asked["failures"] < JUDGE_FAILURES:
+            state.wait_for(asked["until"] - time.time(), "judge", "the judge to answer")
+            return self.save()
+        if self.notes() and state.answered < state.iterations:
+            log.info("a note was left meanwhile: it goes on with that")
+            state.unblock()
+            return self.save()
+        state.blocked = {"question": plan.question or plan.title, "seen": seen}
+        self.save("blocked")
+        self.write_report()
+        self.notify("blocked", state.blocked["question"])
+
+    def restore_best(self, commit: str) -> None:
+        """Make the files those of the best commit so far, in a commit of its own on top of the later work."""
+        state, best = self.state, self.state.best
+        self.require_branch()
+        state.returning = commit
+        self.save()
+        assert best
+        title = f"Return to iteration {best.iteration}: {best.met} criteria were met"
+        log.warn(f"{title}; the later commits stay in the history", commit=commit)
+        state.record_return(self.repo.restore(commit, title, self.mission.id, self.mission.protect))
+        self.save()
+
+    def stop_if_asked(self) -> None:
+        """Raise Stop where the user has asked to stop, or where there is a wait and this call is not to wait."""
+        cron, is_over = self.options.no_wait, self.options.once and self.has_run
+        if (self.folder / "stop").exists():  # it stays, so that cron does not start it again
+            raise Stop(LATER if cron else 130, "stopped as asked (make stop); make start goes on")
+        if (cron or is_over) and self.state.wait_left() > 0:
+            raise Stop(LATER, f"{report.until(self.state)}; start again then")
+
+    def stop_at_limit(self, begun: bool = False) -> None:
+        """Raise Stop before anything is paid for that the limits do not cover."""
+        if reached := self.limits.reached(self.state.used(), begun):
+            self.write_report()
+            raise Stop(LIMIT, f"{reached} It is {report.cost(self.state)}.")
+
+    # --- Execution ---
+
+    def task(self, plan: Plan, session: Session) -> worker.Task:
+        """Return what the session is to do, with what, and what it may not touch."""
+        state, claude = self.state, self.settings.claude_code
+        situation, state.notes = self.situation(), [path.name for path in self.notes()]
+        text = prompt.for_worker(situation, replace(plan, session="resume" if session.begun else "fresh"))
+        seconds, usd = self.limits.left(state.used(), claude.timeout)
+        return worker.Task(
+            prompt=text,
+            session=session.id,
+            resume=session.begun,
+            root=self.root,
+            protected=self.protected_paths(),
+            network=self.mission.network,
+            model=next(iter(manager.worker_models(plan, state, self.settings)), claude.model),
+            timeout=seconds,
+            window=session.window,
+            spent=session.spent,
+            budget_usd=usd,
+            marker=self.marker,
+            criteria=[*state.criteria],
+            stream=self.sessions / f"{session.first:04d}-{session.id}.jsonl.gz",
+        )
+
+    def run_worker(self, task: worker.Task, session: Session) -> Outcome:
+        """Run the session. From before its start the state says so: killed in between, it may have begun."""
+        if self.settings.claude_code.mode == "manual":
+            return self.run_by_hand(task, session)
+
+        def started(pid: int) -> None:
+            session.begun, session.process = True, proc.identity(pid)
+            self.save()
+
+        session.process = proc.identity(os.getpid())
+        try:
+            return worker.run(task, self.settings, started)
+        except Exception:
+            session.process = None
+            raise
+
+    def run_by_hand(self, task: worker.Task, session: Session) -> Outcome:
+        """Let the user carry out the instruction: shown once, and done when the repository has changed."""
+        path, seen = self.folder / "instruction.md", f"{self.repo.status()} {self.repo.head()}"
+        if session.seen not in ("", seen):
+            session.seen = ""
+            return Outcome("ended", report="(carried out by hand)", tools=1)
+        worker.write_instruction(task, path)
+        session.begun, session.seen = True, seen
+        self.save()
+        raise Stop(LATER, f"carry out {path}, then start again: the checks decide")
+
+    def after(self, outcome: Outcome, task: worker.Task, session: Session) -> None:
+        """Decide what follows from the end of a session: the table "after / next" of the design."""
+        state, kind = self.state, outcome.kind
+        if kind in ("ended", "turn_cap", "budget_cap", "timeout") or (kind == "interrupted" and not proc.stopping):
+            session.failures, session.limits, session.lost = 0, 0, False
+            return self.save("committing")
+        if kind == "limit":
+            return self.after_limit(outcome, task, session)
+        if kind == "lost_session" and not task.resume:  # the id is in use: a run that was killed had begun it
+            session.begun = True
+            return self.save()
+        if kind == "lost_session" and not session.lost:  # a second loss in a row counts as a crash
+            state.session = Session(first=state.iterations, lost=True, failures=session.failures)
+            return self.save()
+        if kind in ("overloaded", "crashed", "lost_session"):
+            session.failures += 1
+        if kind == "context_full" or (kind in ("crashed", "lost_session") and session.failures > CRASHES):
+            state.session = None  # the next plan begins a new one; what was done so far is kept and checked
+            return self.save("committing")
+        if kind in ("overloaded", "crashed", "lost_session"):
+            why = "the service to answer again" if kind == "overloaded" else "another attempt"
+            state.wait_for(states.backoff(session.failures), "failure", f"{why} (failed {session.failures} times)")
+            if session.failures == LASTING:
+                self.notify("failed", f"claude failed {LASTING} times in a row, and is tried again: {outcome.message}")
+            return self.save()
+        self.save()
+        if kind == "interrupted":
+            raise proc.Interrupted(128 + proc.stopping)
+        raise Stop(CANNOT, f"session failed: {outcome.message}\nTo fix it: {REMEDIES[kind]}")
+
+    def after_limit(self, outcome: Outcome, task: worker.Task, session: Session) -> None:
+        """Wait for the reset; where only one model is limited, go on with another while there is one."""
+        state, why = self.state, "the usage limit"
+        is_news = outcome.resets_at is None or outcome.resets_at > time.time()
+        session.limits = 1 if outcome.cost_usd and is_news else session.limits + 1
+        wait = worker.until_reset(outcome.resets_at)
+        if session.limits > 1:  # a reset that is over already comes again by a wrong clock, or as old news
+            wait = max(wait, states.backoff(session.limits - 1))
+        if outcome.limited and state.plan:
+            state.limit_model(task.model, outcome.limited, wait)
+            if models := manager.worker_models(state.plan, state, self.settings):
+                other = models[0] or "the usual model"
+                self.notify("limit", f"{outcome.limited} is used up for {report.span(wait)}; going on with {other}")
+                return self.save()
+            wait, why = min(state.limited_models.values()) - time.time(), "the usage limit of each model"
+        state.wait_for(wait, "limit", why)
+        self.save()
+        if session.limits == 1:
+            self.notify("limit", f"{outcome.message}; {report.until(state)}")
+
+    # --- Protected files ---
+
+    def protected_paths(self) -> tuple[Path, ...]:
+        """Return what the worker may not write: kit, mission, settings, state, git's own files, protected files."""
+        git = [self.root / ".git", self.repo.folder(), *self.repo.submodules()]
+        return tuple(dict.fromkeys([*self.own, self.folder, *git, *self.protected.paths()]))
+
+    def restore_protected(self, by: str) -> list[str]:
+        """Restore what was changed of protected files and the kit, and name it. Raises repo.GitError, OSError."""
+        state, kept = self.state, self.folder / "kept" / f"{self.state.iterations:04d}"
+        changes, kit = self.protected.changes(), self.kit.changes()
+        if changes:
+            self.protected.restore(changes, kept)
+        if kit:
+            self.kit.restore(kit, kept)
+        changes = {**changes, **{f"{HERE.name}/{path}": what for path, what in kit.items()}}
+        if self.saved and missions.digest(self.file) != self.saved:
+            changes[f".cco/{self.file.name}"] = "changed"  # the next save writes it again
+        for name, found in self.digests().items():
+            if found not in (state.accepted[name], *state.rejected, *self.unusable):
+                state.rejected = [*state.rejected, found][-10:]
+                is_dotenv = name == "settings" and found.split(" ")[0] == state.accepted[name].split(" ")[0]
+                settings = self.root / ".env" if is_dotenv else self.config
+                changes[str(self.mission.path if name == "mission" else settings)] = "changed, not adopted"
+        for path, what in changes.items():
+            log.error(f"protected file {what} {by}: {path}; it counts as it was before")
+        if changes:
+            state.record_tampering(changes)
+            names = ", ".join(changes)
+            self.notify("tampering", f"protected files were changed, and count as they were before: {names}")
+        return [f"{path} ({what})" for path, what in changes.items()]
+
+    # --- Validation ---
+
+    def prove(self) -> dict[str, Verdict]:
+        """Return the verdict of every criterion. Raises MissionError or Stop for a check that proves nothing."""
+        state, current = self.state, self.state.current
+        checked = [state.criteria[criterion.id] for criterion in self.mission.criteria if criterion.check]
+        is_idle = current and not current.commit and not current.tools
+        if is_idle and state.open and not self.recovering and all(known.proof for known in checked):
+            log.info("the session changed nothing and ran nothing, so the checks say the same")
+            return {id: Verdict(id, known.verdict, failure=known.failure) for id, known in state.criteria.items()}
+        never_run = any(c.when == "last" and state.criteria[c.id].proof is None for c in self.mission.criteria)
+        place = self.place(self.root)
+        verdicts = dod.check(self.mission.criteria, place, state.criteria, everything=never_run)
+        self.require_proof(verdicts, place)
+        verdicts |= self.judge(dod.all_met(verdicts[id] for id in verdicts if id not in self.unchecked()))
+        return verdicts | self.confirm(verdicts)
+
+    def end_checks(self) -> None:
+        """Take note of what the checks left: what changes later is the user's."""
+        self.restore_protected("while the checks ran")
+        self.state.untracked = [*self.repo.status()][:300]
+
+    def place(self, root: Path) -> dod.Place:
+        """Return where checks run and what they may touch."""
+        box, checks = None, self.settings.checks
+        if not self.sandbox_obstacle:
+            hidden = (self.folder, self.config, self.root / ".env")
+            box = sandbox.Sandbox(root, self.protected_paths(), tuple(checks.writable), checks.network, hidden)
+        both = self.confirms_in != "checkout"  # no clean checkout follows that takes both readings
+        return dod.Place(
+            root, self.outputs, self.marker, checks, box, lambda: self.restore_protected("by a check"), both
+        )
+
+    @property
+    def confirms_in(self) -> str:
+        """Where all criteria have to be met in the end: "checkout" or "tree"."""
+        return "checkout" if self.mission.confirm == "clean" and self.settings.repository.auto_commit else "tree"
+
+    def require_proof(self, verdicts: Mapping[str, Verdict], place: dod.Place) -> None:
+        """Refuse checks that were never seen to fail and pass in an empty folder. Raises MissionError, Stop."""
+        texts = [path for path in (self.mission.path, HERE) if path.is_relative_to(self.root)]
+        if reasons := dod.trivial(self.mission.criteria, place, verdicts, self.state.criteria, texts):
+            error = missions.refusal(self.mission, reasons)
+            raise Stop(USER, str(error)) if self.state.iterations else error
+
+    def judge(self, all_met: bool) -> dict[str, Verdict]:
+        """Return what still holds of the criteria without a check, and what a judge says of the rest.
+
+        all_met: whether every check passes; before that no judge is asked.
+        """
+        state, commit = self.state, self.state.commit
+        unchecked = [criterion for criterion in self.mission.criteria if criterion.check is None]
+        if not unchecked:
+            return {}
+        files = self.repo.files(commit)
+        verdicts = judge.still_valid(state.criteria, unchecked, files, commit)
+        rest = [criterion for criterion in unchecked if criterion.id not in verdicts]
+        is_paid = not self.limits.reached(state.used(), begun=True)
+        if rest and all_met and is_paid and llm.has_judge(self.settings) and state.may_ask("judge"):
+            proc.require_space(self.folder)
+            _, left = self.limits.left(state.used(), 0)
+            result = judge.judge(self.mission, rest, self.repo, state.base_commit, commit, files, self.settings, left)
+            state.pay(result.usage, [criterion.id for criterion in rest])
+            state.record_asked("judge", not result.failed, result.until)
+            for verdict in result.verdicts.values():
+                log.info(f"judged {verdict.id}: {verdict.verdict}: {verdict.tail}")
+                dod.keep_reason(verdict.id, self.outputs, verdict.tail)
+            verdicts |= result.verdicts
+        return verdicts
+
+    def confirm(self, verdicts: Mapping[str, Verdict]) -> dict[str, Verdict]:
+        """Return what a clean checkout says: when all are met, and of those that it contradicted before."""
+        state, commit, begun = self.state, self.state.commit, time.monotonic()
+        state.confirmed = None
+        everything = dod.all_met(verdicts.values())
+        checked = [criterion for criterion in self.mission.criteria if criterion.check is not None]
+        doubtful = [c for c in checked if state.criteria[c.id].fails_in_clean_checkout]
+        wanted = checked if everything else [c for c in doubtful if verdicts[c.id].verdict == "met"]
+        if not wanted:
+            return {}
+        setup, found = None, dict[str, Verdict]()
+        if self.confirms_in == "checkout":
+            log.info(f"confirming {len(wanted)} criteria in a clean checkout of {commit[:12] or 'nothing'}")
+            folder = repo.scratch(self.marker, "clean")
+            try:
+                checkout = repo.Checkout(self.repo, commit, folder)
+                place, known = self.place(checkout.root), state.criteria
+                setup, found = dod.confirm(self.mission, wanted, place, checkout, known, self.repo, state.not_committed)
+            finally:
+                repo.delete(folder)
+        elif everything:
+            log.warn("all criteria are met in the work tree; no clean checkout was made to confirm it")
+        for id in (id for id, verdict in found.items() if verdict.verdict != "met"):
+            log.warn(f"criterion {id} passes in the work tree, but not in a clean checkout of {commit[:12]}")
+        if everything and dod.all_met(found.values()):
+            made = {"code": setup.code, "seconds": setup.seconds, "digest": setup.digest} if setup else None
+            here = {"commit": commit, "where": self.confirms_in, "at": states.now(), "setup": made}
+            state.confirmed = {**here, "seconds": round(time.monotonic() - begun, 1)}
+        return found
+
+    def learn(self, before: Mapping[str, states.CriterionState], outputs: Mapping[str, str], title: str) -> None:
+        """Remember what met the criteria that sessions had failed on before."""
+        text = " ".join(self.state.last.report.split()) if self.state.last else ""
+        for id, output in outputs.items():
+            if self.state.criteria[id].verdict == "met" and before[id].failure:
+                prompt.learn(self.folder, before[id].failure, output, before[id].criteria, f"{title}. {text}")
+
+    # --- Messages to the user ---
+
+    def notify(self, event: str, text: str) -> None:
+        """Log a milestone, and start the user's commands for it."""
+        log.info(text)
+        self.notifier.send(event, text, self.state)
+
+    def warn_of_limits(self) -> None:
+        """Warn at half, four fifths and all of each limit."""
+        for line in self.state.limit_alerts(self.limits):
+            self.notify("budget", line)
+
+    def write_report(self) -> None:
+        """Write the report as it stands now, and say where it is."""
+        log.info(f"the report: {report.write(self.folder, self.state, self.mission)[0]} (and .html)")
 
 
-def validate(job: Job) -> None:
-    """Commit what the session changed, run every check, and see whether that is all."""
-    memory = job.memory
-    commit = job.commit() if memory["plan"] else repo.Commit(memory["commit"])
-    if memory["plan"]:
-        progress.note_commit(memory, commit)
-    memory["checking"] = True
-    job.save()
-    begun, before, outputs = time.monotonic(), ledger.standing(memory), job.last_outputs()
-    try:
-        verdicts = proof.prove(job)
-    except Exception:
-        with suppress(OSError, repo.GitError):  # whatever lies there now is the checks' doing, what comes later is not
-            memory["checking"] = False
-            job.note_litter()
-            job.save()
-        raise
-    memory["checking"] = False
-    memory["metrics"]["check_seconds"] = round(memory["metrics"]["check_seconds"] + time.monotonic() - begun, 1)
-    for line in ledger.note_verdicts(memory, verdicts):
-        log.info(line)
-    milestones.progress(job, before)
-    if memory["plan"]:
-        for line in ledger.note_claims(memory):
-            log.warn(line)
-        milestones.learn(job, before, outputs)
-        progress.close_iteration(memory, commit, job.repo.statistics(memory["base"]))
-        inbox.forget(memory)
-    if memory["commit"]:  # whatever becomes of the branch
-        job.repo.remember(f"{job.mission.id}/head", memory["commit"])
-    if memory["best"]:
-        job.repo.remember(f"{job.mission.id}/best", memory["best"]["commit"])
-    met, total = len(memory["completed_tasks"]), len(memory["criteria"])
-    log.info(f"{met} of {total} criteria met{_cost(job, ', ')}")
-    job.note_litter()
-    milestones.limits(job)
-    done = dod.all_met(verdicts.values())
-    job.save("completed" if done else "planning")
-    if done:
-        milestones.send(job, "done", f"all {total} criteria are met. To take the work: {report.how_to_take(memory)}")
-
-
-def wait(job: Job) -> None:
-    """Wait for a limit's reset or after a failure. The time is in the state, so a restart waits on."""
-    memory, left = job.memory, waiting.left(job.memory)
-    end_if_impatient(job)
-    if left > 0:
-        log.info(f"waiting for {memory['wait']['why']}, until {waiting.when(memory)}: {waiting.span(left)}")
-    told = time.monotonic()
-    end = told + left
-    # Whichever clock comes first: the wall's may be set back, and the other one stands still while the machine sleeps.
-    while (left := min(waiting.left(memory), end - time.monotonic())) > 0 and proc.pause(min(left, 5.0)):
-        session.stop_where_asked(job)
-        if time.monotonic() - told >= TELL:
-            told = time.monotonic()
-            log.info(f"still waiting for {memory['wait']['why']}: {waiting.span(left)} left")
-        log.live(f"waiting for {memory['wait']['why']}: {waiting.span(left)} left")
-    log.live("")
-    if proc.stopping:
-        return job.save()
-    over, limits = memory["wait"], (memory["worker"] or {}).get("limits")
-    progress.note_wait(memory, waiting.end(memory))
-    job.save("execution" if memory["plan"] else "validation")
-    if over["kind"] == waiting.LIMIT:
-        said = f"{over['why']} is over; iteration {memory['iterations']} goes on"
-        milestones.tell(job, "limit_over", said) if limits == 1 else log.info(said)
-    if job.was_edited():  # while nothing ran
-        raise Edited
-
-
-def end_if_impatient(job: Job) -> None:
-    """Raise Stop where there is a wait, or a person has stopped it, and this call is not to wait."""
-    memory = job.memory
-    if not job.patient and job.stop_file.exists():
-        raise Stop(LATER, "stopped as asked (make stop); make start goes on")
-    if not job.patient and memory.get("current_phase") == "waiting" and (left := waiting.left(memory)) > 0:
-        why = f"waiting for {memory['wait']['why']}, until {waiting.when(memory)}"
-        raise Stop(LATER, f"{why} ({waiting.span(left)}); start again then")
-
-
-# --------------------------------------------------------------------------------------------------------
-# Their steps
-# --------------------------------------------------------------------------------------------------------
-
-
-def _decide(job: Job) -> Plan:
-    """The next plan. A manager LLM that cannot be reached is left alone for longer each time; the rules stand in."""
-    memory = job.memory
-    machine.require_room(job.folder)  # what is bought has to be written down
-    with proc.interruptible():  # an answer may take minutes
-        decision = manager.decide(job.situation(), job.settings, waiting.may_ask(memory, "manager"), memory["answers"])
-    progress.note_plan(memory, decision)
-    if decision.bill.calls or decision.unreachable:
-        waiting.note_asked(memory, "manager", not decision.unreachable, decision.until)
-    milestones.limits(job)
-    return decision
-
-
-def _ask_person(job: Job, decision: Plan, seen: str) -> None:
-    """Nothing is to be carried out: the mission waits for an answer. seen: what a person may change, as it stood."""
-    memory = job.memory
-    memory["plan"] = None
-    if memory["criteria"][decision.focus]["verdict"] == "unjudged":
-        failed = memory["judge"]
-        is_due = 0 < failed["failures"] < PATIENCE and failed["useless"] < NONSENSE
-        if manager.has_judge(job.settings) and is_due:
-            waiting.begin(memory, failed["until"] - time.time(), waiting.JUDGE, "the judge to answer")
-            return job.save("waiting")
-    elif inbox.waits(job.folder, memory):
-        log.info("a note was left meanwhile: it goes on with that")
-        progress.unblock(memory)
-        return job.save()
-    memory["blocked"] = {"question": decision.question, "seen": seen}
-    job.save("blocked")
-    milestones.write_report(job)
-    milestones.send(job, "blocked", str(decision.question))
-
-
-def _hear(memory: progress.Memory, decision: Plan, doubt: str) -> None:
-    """What the manager LLM doubts of a criterion is a question to a person when it says so before and after a session.
-
-    Once is not enough: it may have been talked into it by what the worker printed.
-    """
-    if first := ledger.note_impossible(memory, decision.focus, doubt):
-        decision.strategy = "escalate"
-        decision.question = decision.question or _impossible(decision.focus, first, doubt)
-    else:
-        log.info(f"the manager doubts {decision.focus}, and one more session is spent on it first: {doubt}")
-        decision.question = None
-
-
-def _impossible(id: str, first: str, again: str) -> str:
-    return (
-        f"The manager calls {id} impossible, before the last session and after it: {first}"
-        f"{'' if again == first else f' / {again}'} Is that so? Then change the criterion. Else say what the worker is"
-        " missing (make tell TEXT=...)."
-    )
-
-
-def _go_back(job: Job, commit: str) -> None:
-    """Make the files those of the best commit so far, in a commit of its own on top of the later work."""
-    best = job.memory["best"]
-    job.memory["returning"] = commit
-    job.save()
-    title = f"Go back to iteration {best['iteration']}: {best['met']} criteria were met"
-    log.warn(f"{title}; the later commits stay in the history", commit=commit)
-    made = job.repo.go_back(commit, title, job.mission.id, job.mission.protect)
-    ledger.note_return(job.memory, made)
-    job.save()
-
-
-def _cost(job: Job, before: str = "") -> str:
-    metrics, rest = job.memory["metrics"], budget.forecast(job.memory)
-    count = metrics["calls_of_unknown_cost"]
-    unknown = f" (answers of unknown cost: {count})" if count else ""
-    forecast = "" if rest is None else f", the rest about ${rest:.2f}"
-    return f"{before}${metrics['estimated_cost']:.4f}{unknown} so far{forecast}"
+def make_folders(folder: Path) -> None:
+    """Make the `.cco` folder, readable by its owner alone and ignored by git except for its settings."""
+    for path in (folder, *(folder / name for name in ("logs", "logs/checks", "logs/sessions", "reports"))):
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            raise Stop(CANNOT, f"{path} is no folder: move it away, CCO keeps its files there")
+        path.mkdir(mode=0o700, exist_ok=True)
+    if not (folder / ".gitignore").exists():
+        states.write(folder / ".gitignore", b"*\n!config.yaml\n")

@@ -1,306 +1,255 @@
-"""What to do next: ask the manager LLM, or decide by rule.
+"""What to do next: ask the manager LLM, or decide by rules.
 
-    plan = manager.decide(here, settings)
+    plan = manager.decide(situation, settings)
 
-Both deciders return the same `Plan`. The rules need no key and no network; they also stand in for one iteration
-whenever the LLM is down, out of credit or talks nonsense, so a mission never stops because of its manager. Neither
-of them decides whether a criterion is met.
-
-The LLM is asked where that is worth its money (`manager.when`), by the cheapest model that serves (tiers.py). What it
-is told stands in briefing.py, and in prompts/, for people to read and change.
+Both give the same `Plan`. The rules need no key and no network, and stand in whenever the LLM is of no use: a mission
+never stops because of its manager. Neither of them decides whether a criterion is met.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-import re
-from collections.abc import Sequence
+import time
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
-import catalog
 import llm
 import log
-import tiers
-from asking import NoAnswer, Unreachable
-from briefing import for_manager
-from llm import Saved
-from mission import PRIORITIES, MissionError
-from prompt import as_data
-from situation import RUNGS, STRATEGIES, TIERS, Plan, Situation, Standing, digest
+import prompt
+from prompt import Situation
+from state import STALLS, Plan, State, digest
 
-BARREN = 40  # iterations that mend one thing and break another, until a person is asked
-LONGEST = 20_000  # bytes of an instruction in the state, where each letter that is not Latin takes six
+STRATEGIES = ("retry_modified", "alternative", "partial", "escalate")  # the ladder, lowest step first
+TIERS = ("economy", "standard", "strong")  # of models, by the stalls of what is planned
+WITHOUT_PROGRESS = 40  # iterations that fix one thing and break another, until the user is asked
+CONFLICT = 3  # iterations in which one criterion became met and the other broke, until the user is asked
+STREAK = 3  # iterations in a row below the best commit, after which its files are restored
+RETURNS = 2  # times that one commit is returned to
+LONGEST = 20_000  # bytes of a plan in the state file
 TITLE = 100  # characters of a plan's title
-CHANGE = (  # what must not be asked for of what proves the work; \s+ ends it
-    r"\b(?:edit|change|modify|update|delete|remove|rename|move|replace|rewrite|weaken|relax|loosen|skip|disable|bypass"
-    r"|overwrite|adjust|alter|comment out|drop|empty (?:the|this|that|these|all|out)|turn off|(?:git )?rm|(?:git )?mv"
-    r"|sed -i)\s+"
-)
-WHICH = r"the|this|that|these|its|our|a|an|any|all|whole|failing|acceptance|shell|strict"
-PARTS = r"of|in|inside|from|under|files?|folder|tests?|test_\w+(?:\(\))?|cases?|assert\w*|expect\w*|lines?|values?"
-SEALED = re.compile(
-    rf"{CHANGE}(?:(?:{WHICH}|{PARTS})\s+)*[`'\"(*<]*(?P<path>[\w.@+*/-]+)(?![\w.@+*/-])(?!\S*\s+from\b)", re.I
-)
-REFEREE = re.compile(
-    rf"{CHANGE}(?:(?:{WHICH})\s+)*(?:definition of done|mission file|criteri(?:on|a)\b|checks?\b)"
-    r"(?!\s+(?:for|in|on|at|that|which|whether|if|when|where|before|after|against|from|with|by|into|used)\b)",
-    re.I,
-)
-ELSEWHERE = re.compile(r"\w\.\w|\w\(\)")  # a file or a function: whoever names one means a check in the code
-SPARED = re.compile(
-    r"\b(?:no|not|never|nor|nobody|without|cannot|avoid|forb\w+|instead of|rather than|tried|wanted)\b|n't\b", re.I
-)
 
 
-def decide(here: Situation, settings: Any, may_ask: bool = True, saved: Saved | None = None) -> Plan:
-    """The plan for the next session. Never fails: the rules stand in for an LLM that does.
+def decide(situation: Situation, settings: Any, may_ask: bool = True) -> Plan:
+    """Return the plan for the next session; the rules stand in for an LLM that gives none.
 
-    may_ask: False while an LLM that could not be reached is left alone for a while. saved: earlier answers, see
-    llm.ask.
+    "escalate" is for the user, at once. Where a plan with another strategy has a question, the LLM wants the user for
+    the first time: that counts when it wants so again after this session, see CriterionState.doubt.
+    may_ask: whether the LLM can be asked now.
     """
-    by_rule = rules(here)
-    if by_rule.strategy == "escalate" or provider(settings) == "rules" or not may_ask:
-        return by_rule
-    focus = next(s for s in here.standings if s.id == by_rule.focus)
-    if not _is_worth_asking(here, focus, settings.manager.when):
-        return replace(by_rule, avoided=1)
+    plan = rules(situation)
+    if plan.strategy == "escalate" or llm.provider(settings) == "rules" or not may_ask:
+        return plan
+    if not _is_worth_asking(situation, plan.focus, settings.manager.when):
+        return replace(plan, avoided=1)
     try:
-        plan = ask(here, settings, focus.stalls, saved)
-    except MissionError as error:  # a text of prompts/ was edited meanwhile
-        log.warn(f"the manager LLM cannot be asked, the rules decide this iteration: {error}")
-        return by_rule
-    except NoAnswer as error:
-        log.warn(f"the manager LLM did not help, the rules decide this iteration: {error}")
-        until = error.until if isinstance(error, Unreachable) else None
-        return replace(by_rule, bill=error.bill, unreachable=isinstance(error, Unreachable), until=until)
-    focus = next(s for s in here.standings if s.id == plan.focus)
-    if plan.strategy != "escalate":
-        plan.question = None  # whatever it holds
-    if focus.stalls >= RUNGS[0]:  # it may climb the ladder, not step down
-        plan.strategy, plan.session = max(plan.strategy, "alternative", key=STRATEGIES.index), "fresh"
-    elif plan.strategy == "escalate":
-        plan.strategy = "retry_modified"  # a person is asked when it asks again after this session, see loop.plan
-    if not here.resumable:
-        plan.session = "fresh"
-    return plan
+        return _on_the_ladder(_ask(situation, plan.focus, settings), situation)
+    except llm.NoAnswer as error:
+        log.warn(f"the manager LLM gave no plan, the rules decide this iteration: {error}")
+        until = error.until if isinstance(error, llm.Unreachable) else None
+        return replace(plan, usage=error.usage, unreachable=isinstance(error, llm.Unreachable), until=until)
 
 
-def _is_worth_asking(here: Situation, focus: Standing, when: str) -> bool:
-    """Whether an LLM may know better than the rules what to do about this criterion."""
-    if focus.check is None and not focus.stalls:
-        return False  # the judge has just said, of the tree itself, what is missing
-    stalled = focus.stalls or here.went_wrong or here.conflicts or here.morale in ("struggling", "stuck")
-    return when == "always" or (when == "stalled" and bool(stalled))
+def worker_models(plan: Plan, state: State, settings: Any) -> list[str | None]:
+    """Return the models that may do a session now, the first choice first; None stands for Claude Code's own choice."""
+    models, record = settings.claude_code.models, state.criteria.get(plan.focus)
+    usual: str | None = models.standard or settings.claude_code.model
+    chosen = models.economy if plan.tier == "economy" else None
+    if plan.tier == "strong" or (record and record.stalls >= STALLS[0]):
+        chosen = models.strong
+    limited = [name for name, until in state.limited_models.items() if until > time.time()]
 
+    def is_limited(model: str) -> bool:
+        return any(model == name or (name and name in model) for name in limited)
 
-def has_judge(settings: Any) -> bool:
-    """Whether an LLM judges the criteria without a check."""
-    return provider(settings) != "rules"
+    wanted = dict.fromkeys([chosen or usual, usual, *settings.claude_code.fallbacks])
+    return [model for model in wanted if not is_limited((model or "").lower())]
 
 
 def warnings(settings: Any) -> list[str]:
-    """What a person should know of the models that are named: gone, about to go, unfit. Looks at the list of models."""
-    if provider(settings) != "openrouter":
-        return []
-    return catalog.warnings(settings, dict.fromkeys(model for tier in TIERS for model in models(tier, settings)))
-
-
-def models(tier: str, settings: Any) -> Sequence[str]:
-    """The models that are asked, the first choice first; none for Claude Code's own choice."""
-    if provider(settings) == "claude":
-        return [model for model in tiers.for_worker(tier, 0, settings) if model]
-    return tiers.for_manager(tier, settings)
-
-
-def provider(settings: Any) -> str:
-    """Who decides by these settings: "openrouter", "claude" or "rules"."""
+    """Return what the user should know of who decides by these settings."""
     router = settings.openrouter
-    is_there = router.api_key or not catalog.OFFICIAL.match(router.base_url)  # another server may need no key
-    return str(settings.manager.provider or ("openrouter" if is_there else "rules"))
+    if llm.provider(settings) == "openrouter" and llm.OFFICIAL in router.base_url and not router.api_key:
+        return ["manager.provider is openrouter and there is no key: set OPENROUTER_API_KEY, or rules decide"]
+    return []
 
 
-# --------------------------------------------------------------------------------------------------------
-# By rule
-# --------------------------------------------------------------------------------------------------------
+def way_back(state: State) -> str:
+    """Return the commit whose files it is time to restore: the best one, after a streak below it; else ""."""
+    best = state.best
+    if not best or best.returns >= RETURNS or best.commit == state.commit:
+        return ""
+    since = [entry for entry in state.sessions if entry.number > max(best.iteration, best.returned)]
+    worse = len(since) >= STREAK and all(entry.met < best.met for entry in since[-STREAK:])
+    return best.commit if worse and any(entry.broke for entry in since) else ""
 
 
-def rules(here: Situation) -> Plan:
-    """The most important unmet criterion, by the ladder: the same approach, another one, others first, a person."""
-    unmet = [s for s in here.standings if s.verdict != "met"]
-    failing = [s for s in unmet if s.is_failing]
-    open_ones = _open(failing)
-    if here.deadlock:
-        return _ask_which(here)
-    if here.barren >= BARREN and failing:
-        return _ask_what_stands_in_the_way(failing, here.barren)
-    if not open_ones:
-        return _escalate(failing or [s for s in unmet if s.check is None] or unmet, here.last)
-    focus = min(open_ones, key=lambda s: (PRIORITIES.index(s.priority), not s.broken_by))
-    strategy = "alternative" if focus.stalls >= RUNGS[0] else "retry_modified"
-    if strategy == "retry_modified" and any(s.is_set_aside for s in failing):
+# --- By rules ---
+
+
+def rules(situation: Situation) -> Plan:
+    """Return the plan by the ladder: the most pressing criterion, the same way, another way, others first, the user."""
+    state, (focus, question) = situation.state, _question(situation)
+    if question:
+        return Plan(focus, f"Ask about {focus}", question, "escalate", "fresh", question=question)
+    focus = _workable(situation)[0]
+    strategy = "alternative" if state.criteria[focus].stalls >= STALLS[0] else "retry_modified"
+    if strategy == "retry_modified" and any(state.is_set_aside(id) for id in state.open):
         strategy = "partial"
-    session = "resume" if here.resumable and strategy != "alternative" else "fresh"
-    title = " ".join(f"{focus.id}: {focus.criteria}".split())[:TITLE]
-    return Plan(focus.id, title, _instruction(focus, strategy, here), strategy, session)
+    session = "resume" if situation.resumable and strategy != "alternative" else "fresh"
+    title = " ".join(f"{focus}: {state.criteria[focus].criteria}".split())[:TITLE]
+    return Plan(focus, title, _instruction(situation, focus, strategy), strategy, session)
 
 
-def _open(standings: Sequence[Standing]) -> list[Standing]:
-    """What may be worked on: what is not set aside; when there is none, what deserves another try."""
-    open_ones = [s for s in standings if not s.is_set_aside]
-    return open_ones or [s for s in standings if s.revived and s.stalls < RUNGS[2]]
+def _workable(situation: Situation) -> list[str]:
+    """Return what a session may work on, the most pressing first; what is set aside only when nothing else is left."""
+    state, failing = situation.state, prompt.failing(situation)
+    open_ones = [id for id in failing if not state.is_set_aside(id)]
+    if "judge" not in state.asked:  # else it exists and cannot be reached: these may be met
+        open_ones += [id for id in _unproven(situation) if not state.criteria[id].attempts]
+    return open_ones or [id for id in failing if _deserves_another_try(state, id)]
 
 
-def _instruction(focus: Standing, strategy: str, here: Situation) -> str:
-    parts = [f'Make the criterion "{focus.criteria}" ({focus.id}) true.']
-    if focus.broken_by:
+def _unproven(situation: Situation) -> list[str]:
+    """Return the criteria without a check of which nobody has said whether they are met."""
+    state = situation.state
+    return [id for id in state.open if state.criteria[id].verdict == "unjudged" and not prompt.check_of(situation, id)]
+
+
+def _deserves_another_try(state: State, id: str) -> bool:
+    """Whether more criteria are met now than after the last session on this one."""
+    met = next((entry.met for entry in reversed(state.history) if entry.focus == id), None)
+    return met is not None and len(state.met) > met and state.criteria[id].stalls < STALLS[2]
+
+
+def _conflicts(state: State) -> list[tuple[str, str]]:
+    """Return pairs of criteria of which again and again one became met in the iteration in which the other broke."""
+    pairs = Counter[tuple[str, str]]()
+    for entry in (entry for entry in state.history if entry.number > state.answered):
+        became_met = [id for id, verdict in entry.changed.items() if verdict == "met"]
+        pairs.update({tuple(sorted(pair)) for pair in itertools.product(became_met, entry.broke)})  # type: ignore[misc]
+    ids, open_ones = {*state.criteria}, {*state.open}
+    often = [pair for pair, count in pairs.items() if count >= CONFLICT]
+    return [pair for pair in often if {*pair} <= ids and {*pair} & open_ones]
+
+
+def _instruction(situation: Situation, focus: str, strategy: str) -> str:
+    """Say what the list of criteria in the worker's prompt does not."""
+    state, record = situation.state, situation.state.criteria[focus]
+    parts = [f'Make the criterion "{record.criteria}" ({focus}) true.']
+    if not prompt.check_of(situation, focus):
+        parts.append("It has no check: whoever judges it reads nothing but the files that git tracks.")
+    if state.broken_by(focus):
+        parts.append("It was met before: find what in the change named above broke it, and repair that.")
+    if record.fails_in_clean_checkout:
         parts.append(
-            f"It was met before and is not any more: {focus.broken_by}. Find what in that change did it, and mend that."
+            "It may look met in this folder, but is not in a clean checkout of the commit. What it needs has to be in"
+            " files that git tracks, or to be made by the check itself or by the mission's `setup`."
         )
-    parts.append(_how_proven(focus))
-    if focus.unconfirmed:
+    if record.flaky:
         parts.append(
-            "In this folder it may look met, but it is not in a clean checkout of the commit. What it needs has to be"
-            " in files that git tracks, or has to be made by the check itself or by the mission's `setup`."
-        )
-    if focus.flaky:
-        parts.append(
-            "Its check gives different results on the same tree. Find what makes it so (time, order, chance, leftovers,"
-            " the network) and take that away; it has to pass three times in a row."
+            "Its check gives different results on the same files. Find out why (time, order, chance, leftovers, the"
+            " network) and remove the cause; it has to pass three times in a row."
         )
     if strategy == "alternative":
         parts.append(
-            "The last sessions on it brought it no nearer. Do not go on in the same way:"
-            " find the cause first, write it down in your report, then take another approach."
+            "The last sessions on it brought it no nearer. Do not go on in the same way: find the cause first, write it"
+            " down in your report, then take another approach."
         )
-    if focus.lessons:
-        told = as_data("\n".join(f"- {line}" for line in focus.lessons))
-        parts.append(f"Failures like this one were resolved before in this repository:\n<data>\n{told}\n</data>")
-    aside = [s.id for s in here.standings if s.is_failing and s.is_set_aside]
-    if aside := [id for id in aside if id != focus.id]:
-        parts.append(f"Leave alone for now, since many sessions on it changed nothing: {', '.join(aside)}.")
-    if green := [s.id for s in here.standings if s.verdict == "met"]:
-        parts.append(f"These are met and have to stay met: {', '.join(green)}.")
-    waiting = [s.id for s in here.standings if s.is_failing and s is not focus]
-    if others := [id for id in waiting if id not in aside]:
+    if others := [id for id in _workable(situation) if id != focus]:
         parts.append(f"When it is met and you have room, go on with the next of these: {', '.join(others)}.")
     return "\n\n".join(parts)
 
 
-def _how_proven(standing: Standing) -> str:
-    if standing.check is None:
-        return "It has no check: a judge reads the files that git tracks, and closes it only by quotes from them."
-    return f"Its check is this command, run in the repository's root; exit code 0 means met:\n\n    {standing.check}"
-
-
-def _ask_which(here: Situation) -> Plan:
-    """Criteria that break each other again and again are for a person to weigh."""
-    first, second = here.deadlock[0]
-    known = {s.id: s for s in here.standings}
-    question = (
-        f"{first} ({known[first].criteria}) and {second} ({known[second].criteria}) keep breaking each other: whenever"
-        " one became met, the other broke. Can both be true at once? Then say how (make tell TEXT=...). Else change the"
-        " check of the one that counts less."
-    )
-    return Plan(first, f"Ask about {first} and {second}", question, "escalate", "fresh", question=question)
-
-
-def _ask_what_stands_in_the_way(failing: Sequence[Standing], barren: int) -> Plan:
-    worst = min(failing, key=lambda s: PRIORITIES.index(s.priority))
-    question = (
-        f"{barren} sessions in a row made no more criteria true than were true before: what one mends, another breaks."
-        f" Not met now: {', '.join(s.id for s in failing)}. What do they have in common, and which should come first?"
-    )
-    return Plan(worst.id, "Ask what stands in the way", question, "escalate", "fresh", question=question)
-
-
-def _escalate(stuck: Sequence[Standing], last: str) -> Plan:
-    """last: how the last session ended."""
-    ended = "" if last.startswith("ended") else f" The last session did not even end well: {last}"
-    worst = min(stuck, key=lambda s: PRIORITIES.index(s.priority))
-    if worst.verdict == "unjudged":
-        ids = ", ".join(s.id for s in stuck)
-        question = (
-            f"Nothing here can prove {ids} (no check, and no verdict of a judge), so a person has to look at it. Is it"
-            f" met? Then say so: make accept ID={worst.id}. Or add the shell command that shows it as `check`."
+def _question(situation: Situation) -> tuple[str, str]:
+    """Return a criterion and the question about it that only the user can answer; two empty texts without one."""
+    state, failing, unproven = situation.state, prompt.failing(situation), _unproven(situation)
+    for pair in _conflicts(state):
+        names = " and ".join(f"{id} ({state.criteria[id].criteria})" for id in pair)
+        return pair[0], (
+            f"{names} keep breaking each other: whenever one became met, the other broke. Can both be true at once?"
+            " Then say how (make tell TEXT=...). Else change the check of the one that counts less."
         )
-    else:
-        how = f"its check fails: `{worst.check}`. Is the check right" if worst.check else "it is judged. Is it clear"
-        question = (
-            f"The last sessions on {worst.id} ({worst.criteria}) changed nothing in how {how}, and what is the"
-            f" worker missing?{ended}"
+    count = state.iterations - max(state.answered, state.best.since if state.best else 0)
+    if failing and count >= WITHOUT_PROGRESS:
+        return failing[0], (
+            f"{count} sessions in a row made no more criteria true than were true before: what one fixes, another"
+            f" breaks. Not met now: {', '.join(failing)}. What do they have in common, and which should come first?"
         )
-    return Plan(worst.id, f"Ask about {worst.id}", question, "escalate", "fresh", question=question)
+    if _workable(situation):
+        return "", ""
+    if unproven and not failing:
+        return unproven[0], (
+            f"Nothing here can prove {', '.join(unproven)} (no check, and no verdict of a judge), so please look at it."
+            f" Is it met? Then say so: make accept ID={unproven[0]}. Else say what is missing (make tell TEXT=...), or"
+            " add the shell command that shows it as `check`."
+        )
+    stuck, last = (failing or state.open)[0], state.last
+    check = prompt.check_of(situation, stuck)
+    how = f"its check fails: `{check}`. Is the check right" if check else "it is judged. Is it clear"
+    ended = "" if last is None or last.kind == "ended" else f" The last session ended as {last.kind}: {last.message}"
+    return stuck, (
+        f"The last sessions on {stuck} ({state.criteria[stuck].criteria}) changed nothing in how {how}, and what is the"
+        f" worker missing?{ended}"
+    )
 
 
-# --------------------------------------------------------------------------------------------------------
-# By the LLM
-# --------------------------------------------------------------------------------------------------------
+# --- By the LLM ---
 
 
-def ask(here: Situation, settings: Any, stalls: int = 0, saved: Saved | None = None) -> Plan:
-    """One question to the manager LLM. Raises NoAnswer for everything that is not a plan that can be carried out.
+def _is_worth_asking(situation: Situation, focus: str, when: str) -> bool:
+    """Whether an LLM may know better than the rules what to do about this criterion."""
+    stalls = situation.state.criteria[focus].stalls
+    if not stalls and not prompt.check_of(situation, focus):
+        return False  # the judge has just said what is missing
+    return when == "always" or (when == "stalled" and (stalls > 0 or not prompt.goes_well(situation)))
 
-    stalls: of the criterion that the rules would choose.
-    """
-    system, user = for_manager(here, settings.openrouter.max_prompt)
-    tier = tiers.planning(here, stalls)
+
+def _ask(situation: Situation, focus: str, settings: Any) -> Plan:
+    """Ask the manager LLM. focus: what the rules would choose. Raises NoAnswer."""
+    system, user = prompt.for_manager(situation, settings.openrouter.max_prompt)
     question = llm.Question(
         system,
         user,
         "plan",
-        models=models(tier, settings),
-        objection=lambda content: objection(content, here),
-        session=here.session,
-        root=here.mission.repository,
+        TIERS[min(situation.state.criteria[focus].stalls, len(TIERS) - 1)],
+        lambda content: objection(content, situation),
+        situation.state.session_id,
+        situation.mission.repository,
     )
-    answer = llm.ask(question, settings, saved)
-    content = {**answer.content, "title": " ".join(answer.content["title"].split())}
-    return Plan(**content, bill=answer.bill, source=answer.model, avoided=int(answer.is_saved))
+    answer = llm.ask(question, settings)
+    title = " ".join(answer.content["title"].split())[:TITLE] or f"Work on {answer.content['focus']}"
+    return Plan(**{**answer.content, "title": title}, decided_by=answer.model, usage=answer.usage)
 
 
-def objection(content: dict[str, Any], here: Situation) -> str:
-    """Why a plan in the right shape is refused all the same; "" when it is not."""
-    choices = [s.id for s in _open([s for s in here.standings if s.verdict != "met"])]
-    focus = next((s for s in here.standings if s.id == content["focus"]), None)
-    if focus is None or focus.id not in choices:
-        return f'"focus" is {content["focus"]!r}, which is not one of {", ".join(choices)}'
-    if content["strategy"] == "escalate" and focus.stalls >= RUNGS[0]:
-        return ""
-    if digest(content["instruction"]) == digest(""):
+def objection(content: dict[str, Any], situation: Situation) -> str:
+    """Return why a plan in the right shape is refused all the same, "" when it is not."""
+    state = situation.state
+    choices = [id for id in state.open if not state.is_set_aside(id)] or _workable(situation)
+    focus, instruction, escalates = content["focus"], content["instruction"], content["strategy"] == "escalate"
+    if focus not in choices:
+        return f'"focus" is {focus!r}, which is not one of {", ".join(choices)}'
+    if escalates and not (content.get("question") or "").strip():
+        return '"strategy" is "escalate", and there is no "question"'
+    if digest(instruction) == digest(""):
         return '"instruction" is empty'
-    if len(json.dumps(content["instruction"])) > LONGEST:
-        return '"instruction" is too long: say it in fewer words'
-    doubts = content.get("impossible") or content["strategy"] == "escalate"
-    if digest(content["instruction"]) in focus.failed and not doubts:
-        return f'this "instruction" was given before, word for word, and {focus.id} is still not met: find another way'
-    if named := _touches_referee(content["instruction"], here.sealed):
-        return f'"instruction" asks to change what proves the work ({named}); change the work instead'
+    if len(json.dumps(content)) > LONGEST:
+        return "it is too long: say it in fewer words"
+    if digest(instruction) in state.criteria[focus].failed_instructions and not escalates:
+        return f'this "instruction" was given before, word for word, and {focus} is still not met: find another way'
     return ""
 
 
-def _touches_referee(instruction: str, sealed: Sequence[str]) -> str:
-    """What of the referee an instruction plainly asks to change; "" when it does not.
-
-    sealed: paths and globs. What is missed costs a session, since a change is undone; a false alarm costs the plan.
-    """
-    for sentence in re.split(r"[;\n!?]|\.(?:\s|$)", instruction):
-        for found in (*SEALED.finditer(sentence), *REFEREE.finditer(sentence)):
-            path, before = found.groupdict().get("path"), sentence[: found.start()]
-            meant = _is_sealed(path, sealed) if path else not ELSEWHERE.search(before)
-            if meant and not SPARED.search(before):
-                return str(path or found[0])
-    return ""
-
-
-def _is_sealed(path: str, sealed: Sequence[str]) -> bool:
-    """Whether a path that somebody wrote is protected, or is a folder of which all is."""
-    path = path.removeprefix("./").rstrip("/")
-    globs = (glob.removeprefix("./").rstrip("/") for glob in sealed)
-    return any(re.fullmatch(f"{_regex(glob)}(/.*)?", path) or path == glob.rstrip("/*") for glob in globs)
-
-
-def _regex(glob: str) -> str:
-    """What a glob of `protect` means: a * is within one folder, ** any number of them, none included."""
-    meaning = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return "".join(meaning.get(part) or re.escape(part) for part in re.split(r"(\*\*/|\*\*|\*|\?)", glob))
+def _on_the_ladder(plan: Plan, situation: Situation) -> Plan:
+    """Return a plan of the LLM that is not below the ladder, and asks the user when it wants that again."""
+    record = situation.state.criteria[plan.focus]
+    stalled = record.stalls >= STALLS[0]
+    if plan.strategy == "escalate" and (record.doubt or stalled):
+        return replace(plan, session="fresh")
+    question = plan.question if plan.strategy == "escalate" else None
+    strategy = "retry_modified" if plan.strategy == "escalate" else plan.strategy
+    if stalled:
+        strategy = max(strategy, "alternative", key=STRATEGIES.index)
+    session = plan.session if situation.resumable and not stalled else "fresh"
+    return replace(plan, strategy=strategy, session=session, question=question)

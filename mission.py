@@ -3,46 +3,52 @@
     mission = load(Path("missions/api.yaml"))
     settings = load_settings(mission, Path(".cco/config.yaml"), os.environ)
 
-Fields, defaults and descriptions live in schema/mission.json and schema/config.json. All that is wrong with a
-file is reported at once. Nothing is run or written here, and whether a check makes sense is not known here.
+Fields, defaults and descriptions are in schema/mission.json and schema/config.json. Everything that is wrong with a
+file is reported at once. Nothing is run or written here.
 """
 
 from __future__ import annotations
 
+import difflib
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 import textwrap
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from document import (
-    FORMATS,
-    Document,
-    Where,
-    expected,
-    parse_document,
-    parse_duration,
-    printable,
-    read_bytes,
-    read_text,
-    shown,
-    types_of,
-    validate,
-)
-from document import MissionError as MissionError
+import log
 
 HERE = Path(__file__).resolve().parent
 PRIORITIES = ("critical", "high", "medium", "low")
-
-
+LEVELS = ("ERROR", "WARN", "INFO", "DEBUG", "TRACE")  # of the log
+MAX_BYTES = 64 * 1024  # of one mission or settings file
+MAX_NODES = 10_000  # values of one file, after its aliases are expanded
+MAX_NUMBER = 2**53  # seconds or bytes
+TIME_UNITS = {"": 1, "S": 1, "M": 60, "H": 3600, "D": 86_400}  # seconds
+SIZE_UNITS = {"": 1, "B": 1, "KB": 1024, "MB": 1024**2, "GB": 1024**3}  # bytes
+TAG = re.compile(r"(?:&\S+\s+)?(!\S*)")
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 ASSIGNMENT = re.compile(r"""\s*(?:export\s+)?([A-Za-z_]\w*)\s*=\s*(?:"([^"]*)"|'([^']*)'|(.*?))\s*(?:(?<=[\s=])#.*)?""")
+
+Where = tuple[str | int, ...]  # keys and positions, from the root of a file to a value
+Settings = SimpleNamespace  # all settings by section, as `settings.claude_code.timeout`: seconds and bytes
+
+
+class MissionError(Exception):
+    """A mission or settings file cannot be used; `problems` holds one complete line for each thing wrong."""
+
+    code = 2  # exit code
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = [log.printable(problem).replace("\n", " ") for problem in problems]
+        super().__init__("\n".join(self.problems))
 
 
 @dataclass(frozen=True)
@@ -51,24 +57,51 @@ class Criterion:
 
     id: str  # unique within the mission
     criteria: str  # what must be true, in words
-    priority: str  # one of PRIORITIES
-    measurable: bool  # whether it can be verified objectively
-    check: str | None  # shell command that exits 0 when it is met; None: to be judged
-    timeout: float  # seconds the check may run
-    when: str  # "always", or "last": only when all others are met
-    retries: int  # how often a failed check is run again on the same tree
-    guard: bool  # whether it may be met from the start, and prove nothing by being so
-    exclusive: bool  # whether its check runs while no other does
+    priority: str = "medium"  # one of PRIORITIES
+    measurable: bool = True  # whether it can be verified objectively
+    check: str | None = None  # shell command that exits 0 when it is met; None: to be judged
+    timeout: float = 600.0  # seconds that the check may run
+    when: str = "always"  # or "last": only when all others are met
+    retries: int = 0  # times that a failed check is run again on the same tree
+    guard: bool = False  # whether it may be met from the start
+    exclusive: bool = False  # whether its check runs while no other does
+    strict: bool = True  # whether the check has to pass as CI systems run it (bash -e -o pipefail), too
+
+    @property
+    def digest(self) -> str:
+        """Digest of what decides it."""
+        decides = repr((self.check or self.criteria, self.guard, self.strict))
+        return hashlib.sha256(decides.encode("utf-8", "replace")).hexdigest()
 
 
 @dataclass(frozen=True)
 class Limits:
     """When to stop although the mission is not done; None means no limit."""
 
-    cost_usd: float | None  # US dollars
-    iterations: int | None  # worker sessions
-    hours: float | None  # of sessions and checks together
-    tokens: int | None  # input and output together
+    cost_usd: float | None = None  # US dollars
+    iterations: int | None = None  # worker sessions
+    hours: float | None = None  # of sessions and checks together
+    tokens: int | None = None  # input and output together
+    max_iterations: int | None = None  # the settings' limit of worker sessions
+
+    def compare(self, used: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+        """Return name -> (used, limit) for each limit that is set. used: by field."""
+        limits = {name: limit for name, limit in vars(self).items() if limit is not None}
+        place = {"max_iterations": "orchestrator"}
+        return {f"{place.get(name, 'limits')}.{name}": (used[name], limit) for name, limit in limits.items()}
+
+    def reached(self, used: Mapping[str, float], begun: bool = False) -> str:
+        """Say which limit stops another session; "" if none does. begun: its iteration has begun."""
+        for name, (spent, limit) in self.compare(used).items():
+            if spent >= limit and not (begun and name.endswith("iterations")):
+                where = "mission" if name.startswith("limits.") else "settings"
+                return f"{name} is reached: {round(spent, 4)} of {limit}. Raise it in the {where} and start again."
+        return ""
+
+    def left(self, used: Mapping[str, float], timeout: float) -> tuple[float, float | None]:
+        """Return the seconds and dollars that a session may take. timeout: seconds, by the settings."""
+        seconds = timeout if self.hours is None else min(timeout, max(60.0, 3600 * (self.hours - used["hours"])))
+        return seconds, None if self.cost_usd is None else max(0.01, self.cost_usd - used["cost_usd"])
 
 
 @dataclass(frozen=True)
@@ -77,305 +110,357 @@ class Mission:
 
     id: str  # short name, safe in paths and branch names
     title: str  # one line
-    description: str  # what is to be built; may be empty
-    context: str  # what the worker should know about the repository; may be empty
-    constraints: tuple[str, ...]  # rules that hold for all of the work
     repository: Path  # absolute; need not exist, see require_repository
-    setup: str | None  # shell command that makes a fresh checkout ready
-    confirm: str  # where all criteria must be met in the end: a "clean" checkout, or the work "tree"
-    protect: tuple[str, ...]  # globs, relative to the repository, that the worker may not change
-    network: tuple[str, ...]  # host names that the worker may reach
-    limits: Limits  # when to stop although it is not done
-    settings: dict[str, Any]  # as written in the mission; load_settings validates them
     criteria: tuple[Criterion, ...]  # the Definition of Done, never empty
     path: Path  # the mission file, absolute
     text: str  # the exact text of the file
     digest: str  # SHA-256 of the text, in hex
-
-
-class Settings(SimpleNamespace):
-    """All settings by section, as `settings.claude_code.timeout`: durations in seconds, sizes in bytes.
-
-    A key that takes a list of mappings (`notify`) is a list of such objects.
-    """
-
-    warnings: list[str]  # accepted settings that do not do what they say
+    description: str = ""  # what is to be built
+    context: str = ""  # what the worker should know about the repository
+    constraints: tuple[str, ...] = ()  # rules that hold for all of the work
+    setup: str | None = None  # shell command that makes a fresh checkout ready
+    confirm: str = "clean"  # where all criteria must be met in the end: a "clean" checkout, or the work "tree"
+    protect: tuple[str, ...] = ()  # globs, relative to the repository, that the worker may not change
+    network: tuple[str, ...] = ()  # host names that the worker may reach
+    limits: Limits = Limits()
+    settings: dict[str, Any] = field(default_factory=dict)  # as written in the mission; load_settings validates them
 
 
 def load(path: Path) -> Mission:
-    """Read and validate a mission file; raises MissionError."""
-    return parse(read_text(path), path)
+    """Read and validate a mission file. Raises MissionError."""
+    return parse(_read(path), path)
 
 
 def parse(text: str, path: Path) -> Mission:
-    """Validate the text of the mission file that is, or was, at `path`; raises MissionError."""
-    document = parse_document(text, path)
-    root = _root(document)
-    validate(document, document.value, _schema("mission"))
-    _refuse_repeated_ids(document, (*root, "definition_of_done"))
+    """Validate the text of the mission file that is, or was, at `path`. Raises MissionError."""
+    document = _parse(text, path)
+    _validate(document, document.value, _schema("mission"))
+    raw = document.value["mission"] if document.root else document.value
+    ids = _ids(raw["definition_of_done"]) if not document.problems else []
+    for number, id in ((number, id) for number, id in enumerate(ids) if id in ids[:number]):
+        document.complain((*document.root, "definition_of_done", number, "id"), f"found {id!r} again; rename one")
     if document.problems:
         raise MissionError(document.report())
-    return _mission(document.value["mission"] if root else document.value, text, Path(os.path.abspath(path)))
+    return _mission(raw, text, Path(os.path.abspath(path)))
 
 
 def require_repository(mission: Mission) -> None:
     """Raise MissionError unless the mission's repository is a folder in a git repository."""
     folder = mission.repository
-    if not os.path.exists(folder):
-        found = f"{folder} does not exist, expected a git repository; create it with `git init`"
-    elif not os.path.isdir(folder):
-        found = f"{folder} is a file, expected the folder of a git repository; name that"
-    elif find_git_root(folder) is None:
-        found = f"{folder} is in no git repository; run `git init` there"
-    else:
-        return
-    document = parse_document(mission.text, mission.path)
-    document.complain((*_root(document), "repository"), f"{printable(found)}, or correct `repository:`")
-    raise MissionError(document.report())
+    if not (os.path.isdir(folder) and find_git_root(folder)):
+        problem = f"{folder} is no folder in a git repository; run `git init` there, or correct `repository:`"
+        raise _error(mission, {("repository",): problem})
 
 
 def refusal(mission: Mission, problems: Mapping[str, str]) -> MissionError:
-    """An error that names the line of each check. problems: what is wrong with it, by the criterion's id."""
-    document = parse_document(mission.text, mission.path)
-    for number, criterion in enumerate(mission.criteria):
-        if criterion.id in problems:
-            where = (*_root(document), "definition_of_done", number, "check")
-            document.complain(where, f"the check of {criterion.id} proves nothing: {problems[criterion.id]}")
+    """Return an error that names the line of each check. problems: criterion id -> what is wrong with its check."""
+    checks = {criterion.id: ("definition_of_done", n, "check") for n, criterion in enumerate(mission.criteria)}
+    reasons = {id: f"the check of {id} proves nothing: {reason}" for id, reason in problems.items()}
+    return _error(mission, {checks[id]: reason for id, reason in reasons.items()})
+
+
+def _error(mission: Mission, problems: Mapping[Where, str]) -> MissionError:
+    """Return an error about places in the mission's file."""
+    document = _parse(mission.text, mission.path)
+    for where, problem in problems.items():
+        document.complain((*document.root, *where), problem)
     return MissionError(document.report())
+
+
+def find_git_root(folder: Path) -> Path | None:
+    """Return the nearest folder, from `folder` upwards, that has a `.git` folder or file."""
+    folder = Path(os.path.abspath(folder))
+    return next((place for place in (folder, *folder.parents) if os.path.exists(place / ".git")), None)
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file, "" if there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
+def _mission(raw: dict[str, Any], text: str, path: Path) -> Mission:
+    given: dict[str, Any] = {key: one for key, one in raw.items() if one is not None}
+    given |= {key: tuple(one) for key, one in given.items() if isinstance(one, list)}
+    name = re.sub("[^a-z0-9]+", "-", path.stem.lower()).strip("-")[:40].strip("-")
+    repository = os.path.expanduser(given.get("repository") or find_git_root(path.parent) or path.parent)
+    given["id"] = given.get("id") or name or "mission"
+    given["title"] = " ".join(given["title"].split())
+    given["repository"] = Path(os.path.realpath(path.parent / repository))
+    given["limits"] = Limits(**given.get("limits", {}))
+    given["criteria"] = _criteria(given.pop("definition_of_done"))
+    return Mission(**given, path=path, text=text, digest=hashlib.sha256(text.encode()).hexdigest())
+
+
+def _criteria(raw: Sequence[dict[str, Any]]) -> tuple[Criterion, ...]:
+    criteria = []
+    for id, entry in zip(_ids(raw), raw, strict=True):
+        given = {**entry, "id": id, "criteria": (entry.get("criteria") or entry["description"]).strip()}
+        given["timeout"] = parse_duration(given.get("timeout", "10m"))
+        given.pop("description", None)
+        criteria.append(Criterion(**given))
+    return tuple(criteria)
+
+
+def _ids(raw: Sequence[dict[str, Any]]) -> list[str]:
+    return [entry.get("id") or f"c{number}" for number, entry in enumerate(raw, 1)]
 
 
 def load_settings(mission: Mission | None, path: Path | None, environ: Mapping[str, str]) -> Settings:
     """Merge defaults, the file at `path`, the mission's settings, and CCO_<SECTION>_<KEY> of `environ`.
 
-    A list (`notify`, CCO_NOTIFY) takes the place of a weaker one as a whole. `${NAME}` stands for a variable of
-    `environ`, else of .env in the root of the repository; one that is empty or not set is null where the key allows
-    it. Raises MissionError.
+    `${NAME}` stands for a variable of `environ`, else of .env in the root of the repository; one that is empty or not
+    set is null where the key allows it. Raises MissionError.
     """
     anchor = mission.repository if mission else path.parent if path else None
     root = find_git_root(anchor) if anchor else None
-    known = {**(read_dotenv(root / ".env") if root else {}), **environ}
-    known = {name: value for name, value in known.items() if value}
+    variables = {**(read_dotenv(root / ".env") if root else {}), **environ}
+    variables = {name: value for name, value in variables.items() if value}
     schema = _schema("config")
     chosen: dict[str, Any] = {}
     problems: list[str] = []
-    for document, where, raw in _layers(mission, path, environ, schema):
-        value = _fill_in(document, where, raw, schema, known)
-        validate(document, value, schema, where)
+    for document, where, raw in _layers(mission, path, environ):
+        value = _fill_in(document, where, raw, schema, variables)
+        _validate(document, value, schema, where)
         problems += document.report()
-        if not document.problems:
-            for name, part in (value or {}).items():
-                if part is not None:
-                    chosen[name] = _over(chosen.get(name), part)
+        chosen = _over(chosen, value or {})
     if problems:
         raise MissionError(problems)
-    return _settings(schema, chosen, known)
+    settings: Settings = _attributes(schema, chosen, variables)
+    settings.claude_code.timeout = settings.claude_code.timeout or settings.orchestrator.iteration_timeout or 7200.0
+    settings.warnings = ["persistence.type: sqlite is not used"] if settings.persistence.type == "sqlite" else []
+    return settings
 
 
 def read_dotenv(path: Path) -> dict[str, str]:
-    """KEY=VALUE lines of a .env file; other lines are passed over, and a missing file is an empty one.
-
-    Raises MissionError when the file cannot be read.
-    """
-    if not os.path.isfile(path):
-        return {}
-    lines = read_bytes(path).decode(errors="replace").removeprefix("\ufeff").splitlines()
+    """Return the KEY=VALUE lines of a .env file; a missing file is an empty one. Raises MissionError."""
+    lines = _read(path, errors="replace").removeprefix("\ufeff").splitlines() if os.path.isfile(path) else []
     return {m[1]: m[2] or m[3] or m[4] or "" for m in map(ASSIGNMENT.fullmatch, lines) if m}
 
 
 def settings_template() -> str:
-    """The text of a settings file that explains every key and changes no default."""
-    lines = ["# Settings of CCO. Every key shows its default; remove the # in front of a key to change it."]
-    for section, part in _schema("config")["properties"].items():
-        lines += ["", *_wrapped(part["description"], "# "), f"{section}:"]
-        lines += _keys_template(part, "  ")
-        if "items" in part:
-            lines += _list_template(part)
-    return "\n".join(lines) + "\n"
+    """Return the text of a settings file that explains every key and changes no default."""
+    head = "# Settings of CCO. Every key shows its default; remove the # in front of a key to change it."
+    return "\n".join([head, *_keys(_schema("config"), "")]) + "\n"
 
 
-def _keys_template(part: Mapping[str, Any], indent: str) -> list[str]:
-    lines = []
-    for key, entry in part.get("properties", {}).items():
-        lines += _wrapped(entry["description"] + _choices(entry), f"{indent}# ")
-        inside = _keys_template(entry, f"{indent}  ")
-        lines += [f"{indent}{key}:", *inside] if inside else [f"{indent}#{key}: {json.dumps(entry['default'])}"]
+def _keys(schema: Mapping[str, Any], indent: str) -> list[str]:
+    lines: list[str] = []
+    for key, entry in schema["properties"].items():
+        text = entry["description"] + (f" ({_expected(entry)})" if "enum" in entry else "")
+        lines += [] if indent else [""]
+        lines += textwrap.wrap(text, width=110, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
+        if "properties" in entry:
+            lines += [f"{indent}{key}:", *_keys(entry, f"{indent}  ")]
+        else:
+            lines.append(f"{indent}#{key}: {json.dumps(entry['default'])}")
     return lines
 
 
-def _list_template(part: Mapping[str, Any]) -> list[str]:
-    """A list that is empty by default: what an entry may say, and an example to take the `# ` from."""
-    import yaml
-
-    lines = []
-    for key, entry in part["items"]["properties"].items():
-        lines += _wrapped(f"{key}: {entry['description']}{_choices(entry.get('items', entry))}")
-    example = yaml.safe_dump(part["examples"][0], sort_keys=False, default_flow_style=None, width=110)
-    return [*lines, "  # For example:", *(f"  # {line}" for line in example.splitlines())]
-
-
-def _wrapped(text: str, sign: str = "  # ") -> list[str]:
-    return textwrap.wrap(text, width=110, initial_indent=sign, subsequent_indent=sign)
-
-
-def _choices(entry: Mapping[str, Any]) -> str:
-    return f" ({expected(entry)})" if "enum" in entry else ""
-
-
-def find_git_root(folder: Path) -> Path | None:
-    """The nearest folder, from `folder` upwards, that has a `.git` folder or file."""
-    folder = Path(os.path.abspath(folder))
-    return next((f for f in (folder, *folder.parents) if os.path.exists(f / ".git")), None)
-
-
-def _mission(raw: dict[str, Any], text: str, path: Path) -> Mission:
-    limits = raw.get("limits") or {}
-    name = re.sub("[^a-z0-9]+", "-", path.stem.lower()).strip("-")[:40].strip("-")
-    repository = os.path.expanduser(raw.get("repository") or find_git_root(path.parent) or path.parent)
-    return Mission(
-        id=raw.get("id") or name or "mission",
-        title=" ".join(raw["title"].split()),
-        description=raw.get("description") or "",
-        context=raw.get("context") or "",
-        constraints=tuple(raw.get("constraints") or ()),
-        repository=Path(os.path.realpath(path.parent / repository)),
-        setup=raw.get("setup"),
-        confirm=raw.get("confirm") or "clean",
-        protect=tuple(raw.get("protect") or ()),
-        network=tuple(raw.get("network") or ()),
-        limits=Limits(*(limits.get(name) for name in ("cost_usd", "iterations", "hours", "tokens"))),
-        settings=raw.get("settings") or {},
-        criteria=_criteria(raw["definition_of_done"]),
-        path=path,
-        text=text,
-        digest=hashlib.sha256(text.encode()).hexdigest(),
-    )
-
-
-def _criteria(raw: list[dict[str, Any]]) -> tuple[Criterion, ...]:
-    taken = {entry["id"] for entry in raw if "id" in entry}
-    criteria = []
-    for n, entry in enumerate(raw, 1):
-        names = (f"c{n}", *(f"c{n}-{m}" for m in range(2, len(raw) + 2)))
-        criterion = Criterion(
-            id=entry.get("id") or next(name for name in names if name not in taken),
-            criteria=(entry.get("criteria") or entry["description"]).strip(),
-            priority=entry.get("priority", "medium"),
-            measurable=entry.get("measurable", True),
-            check=entry.get("check"),
-            timeout=parse_duration(entry.get("timeout", "10m")),
-            when=entry.get("when", "always"),
-            retries=entry.get("retries", 0),
-            guard=entry.get("guard", False),
-            exclusive=entry.get("exclusive", False),
-        )
-        criteria.append(criterion)
-    return tuple(criteria)
-
-
-def _refuse_repeated_ids(document: Document, where: Where) -> None:
-    criteria = functools.reduce(lambda v, key: v.get(key) if isinstance(v, dict) else None, where, document.value)
-    first: dict[Any, int] = {}
-    for n, raw in enumerate(criteria if isinstance(criteria, list) else []):
-        given = raw.get("id") if isinstance(raw, dict) else None
-        place = (*where, n, "id")
-        if isinstance(given, str) and given in first:
-            document.complain(place, f"found {shown(given)} again, first in line {first[given]}; choose another name")
-        elif isinstance(given, str):
-            first[given] = document.lines.get(place, 0)
-
-
 def _layers(
-    mission: Mission | None, path: Path | None, environ: Mapping[str, str], schema: Mapping[str, Any]
+    mission: Mission | None, path: Path | None, env: Mapping[str, str]
 ) -> Iterator[tuple[Document, Where, Any]]:
-    """What a user set, weakest first: the document, the place of the settings in it, the settings."""
+    """Yield what the user set, weakest first: the document, the place of the settings in it, the settings."""
     if path:
-        document = parse_document(read_text(path), path)
+        document = _parse(_read(path), path)
         yield document, (), document.value
     if mission:
-        document = parse_document(mission.text, mission.path)
-        yield document, (*_root(document), "settings"), mission.settings
+        document = _parse(mission.text, mission.path)
+        yield document, (*document.root, "settings"), mission.settings
+    schema = _schema("config")
+    sections = tuple(f"{section}_" for section in schema["properties"])
+    for name in sorted(name for name in env if name.startswith("CCO_") and env[name]):
+        key = name.removeprefix("CCO_").lower()
+        if f"{key}_".startswith(sections):
+            yield Document(name), (), _from_variable(key, env[name], schema)
+
+
+def _from_variable(key: str, text: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a variable sets: claude_code_model is {"claude_code": {"model": text}}."""
     for section, part in schema["properties"].items():
-        whole, prefix = f"CCO_{section.upper()}", f"CCO_{section.upper()}_"
-        if "items" in part:
-            if environ.get(whole):
-                yield Document(whole), (), {section: _typed(environ[whole], part)}
-            continue
-        for name in sorted(name for name in environ if name.startswith(prefix) and environ[name]):
-            key, _, inner = name[len(prefix) :].lower().partition("_")
-            if inner in part["properties"].get(key, {}).get("properties", {}):
-                yield Document(name), (), {section: {key: {inner: environ[name]}}}
-                continue
-            key = name[len(prefix) :].lower()
-            yield Document(name), (), {section: {key: _typed(environ[name], part["properties"].get(key, {}))}}
+        if "properties" in part and key.startswith(f"{section}_"):
+            return {section: _from_variable(key.removeprefix(f"{section}_"), text, part)}
+    return {key: _typed(text, schema["properties"].get(key, {}))}
 
 
 def _over(weaker: Any, stronger: Any) -> Any:
-    """What stands in two layers of settings: mappings key by key, all else as the stronger one has it."""
-    if not isinstance(weaker, dict):
-        return stronger
-    if not isinstance(stronger, dict):  # a mapping that is empty in YAML is null
-        return weaker if stronger is None else stronger
-    return {**weaker, **{key: _over(weaker.get(key), value) for key, value in stronger.items()}}
+    """Merge two layers of settings: mappings key by key, everything else as the stronger one has it."""
+    if isinstance(weaker, dict) and isinstance(stronger, dict):
+        return {**weaker, **{key: _over(weaker.get(key), value) for key, value in stronger.items()}}
+    return weaker if stronger is None and isinstance(weaker, (dict, list)) else stronger
 
 
-def _fill_in(document: Document, where: Where, value: Any, schema: Mapping[str, Any], known: Mapping[str, str]) -> Any:
-    """The settings with every `${NAME}` replaced; an unknown name is null where the schema allows that."""
+def _fill_in(document: Document, where: Where, value: Any, schema: Mapping[str, Any], env: Mapping[str, str]) -> Any:
+    """Return the settings with every `${NAME}` replaced; one that is not set is null where the schema allows it."""
     if isinstance(value, dict):
         parts = schema.get("properties", {})
-        return {k: _fill_in(document, (*where, k), v, parts.get(k, {}), known) for k, v in value.items()}
+        return {key: _fill_in(document, (*where, key), one, parts.get(key, {}), env) for key, one in value.items()}
     if isinstance(value, list):
-        return [_fill_in(document, (*where, n), v, schema.get("items", {}), known) for n, v in enumerate(value)]
+        return [_fill_in(document, (*where, n), one, schema.get("items", {}), env) for n, one in enumerate(value)]
     if not isinstance(value, str) or schema.get("literal"):  # literal: a `${NAME}` in it is the shell's
         return value
-    missing = [name for name in VARIABLE.findall(value) if name not in known]
-    if missing and VARIABLE.fullmatch(value) and "null" in types_of(schema):
-        return None
-    if missing:
+    missing = [name for name in VARIABLE.findall(value) if name not in env]
+    if not missing:
+        return VARIABLE.sub(lambda match: env[match[1]], value)
+    if "null" not in _types(schema):
         document.complain(where, f"found ${{{missing[0]}}}, which is not set; set it in the environment or in .env")
-        return value
-    text = VARIABLE.sub(lambda match: known[match[1]], value)
-    return _typed(text, schema) if VARIABLE.fullmatch(value) else text
+    return None
 
 
 def _typed(text: str, schema: Mapping[str, Any]) -> Any:
-    """The text of a variable as the number, switch or list that it would be in YAML, if the schema wants one."""
+    """Return the text of a variable as the number, switch or list that it would be in YAML, if the schema wants one."""
     from jsonschema import Draft202012Validator
 
+    wanted = Draft202012Validator({"type": [name for name in _types(schema) if name != "string"]})
     try:
-        document = parse_document(text, Path("variable"))
+        document = _parse(text, Path("variable"))
     except MissionError:
         return text
-    is_type = Draft202012Validator.TYPE_CHECKER.is_type
-    fits = any(is_type(document.value, name) for name in types_of(schema) if name != "string")
-    return document.value if fits and not document.problems else text
+    return document.value if wanted.is_valid(document.value) and not document.problems else text
 
 
-def _settings(schema: Mapping[str, Any], chosen: Mapping[str, Any], known: Mapping[str, str]) -> Settings:
-    values: dict[str, Any] = {}
-    for name, part in schema["properties"].items():
-        if "items" in part:
-            values[name] = [_complete(part["items"], entry, known) for entry in chosen.get(name, part["default"])]
-        else:
-            values[name] = _complete(part, chosen.get(name, {}), known)
-    if values["orchestrator"].iteration_timeout and "timeout" not in chosen.get("claude_code", {}):
-        values["claude_code"].timeout = values["orchestrator"].iteration_timeout
-    warnings = []
-    if values["persistence"].type == "sqlite":
-        warnings.append("persistence.type: sqlite is not used, this kit stores its state as one JSON file")
-    return Settings(warnings=warnings, **values)
+def _attributes(schema: Mapping[str, Any], value: Any, env: Mapping[str, str]) -> Any:
+    """Return settings as objects with an attribute for each key: durations in seconds, sizes in bytes."""
+    if "properties" in schema:
+        parts = schema["properties"]
+        given = {key: _fill_in(Document(""), (), part.get("default"), part, env) for key, part in parts.items()}
+        given |= value or {}
+        return Settings(**{key: _attributes(part, given[key], env) for key, part in parts.items()})
+    if "array" in _types(schema):
+        return [_attributes(schema["items"], one, env) for one in value or []]
+    return FORMATS[schema["format"]][0](value) if "format" in schema and value is not None else value
 
 
-def _complete(schema: Mapping[str, Any], chosen: Mapping[str, Any], known: Mapping[str, str]) -> SimpleNamespace:
-    """What was chosen, with the defaults of the other keys, durations in seconds and sizes in bytes."""
-    values = SimpleNamespace()
-    for key, entry in schema["properties"].items():
-        value = chosen.get(key, _fill_in(Document("defaults"), (), entry.get("default"), entry, known))
-        if "properties" in entry:
-            value = _complete(entry, value or {}, known)
-        if "format" in entry and value is not None:
-            value = FORMATS[entry["format"]][0](value)
-        setattr(values, key, value)
-    return values
+@dataclass
+class Document:
+    """One parsed file: its value, where each part of it stands, and what is wrong with it."""
+
+    name: str  # as it appears in front of problems
+    text: str = ""
+    construct: Callable[[Any], Any] = str  # makes a value of a scalar YAML node
+    value: Any = None
+    lines: dict[Where, int] = field(default_factory=dict)
+    problems: dict[Where, tuple[int, str]] = field(default_factory=dict)  # line, message
+    nodes: int = 0  # values made so far
+
+    @property
+    def root(self) -> Where:
+        """The place of the mission in a mission file."""
+        return ("mission",) if isinstance(self.value, dict) and "mission" in self.value else ()
+
+    def complain(self, where: Where, message: str) -> None:
+        """Note what is wrong at a place; the first complaint about a place stands."""
+        above = (where[:length] for length in range(len(where), -1, -1))  # what is missing has the line of its parent
+        line = next((self.lines[place] for place in above if place in self.lines), 0)
+        path = "".join(f"[{part}]" if isinstance(part, int) else f".{part[:60]}" for part in where)
+        self.problems.setdefault(where, (line, f"{path.lstrip('.') or 'the file'}: {message}"))
+
+    def report(self) -> list[str]:
+        """Return one line for each problem, in the order of the file."""
+        problems = sorted(self.problems.values())
+        return [f"{self.name}:{line}: {text}" if line else f"{self.name}: {text}" for line, text in problems]
+
+    def build(self, node: Any, where: Where = ()) -> Any:
+        """Make values of a YAML node and note their lines; bounded, so that aliases cannot explode."""
+        self.nodes += 1
+        self.lines.setdefault(where, node.start_mark.line + 1)
+        if self.nodes > MAX_NODES:
+            raise MissionError([f"{self.name}: found more than {MAX_NODES} values, expected fewer"])
+        if tag := TAG.match(self.text, node.start_mark.index):  # `check: ! grep x` would lose its `!`
+            return self.complain(where, f"found the YAML tag {tag[1]}, expected a plain value; quote the text")
+        if node.id == "sequence":
+            return [self.build(item, (*where, n)) for n, item in enumerate(node.value)]
+        return self._mapping(node, where) if node.id == "mapping" else self._scalar(node, where)
+
+    def _mapping(self, node: Any, where: Where) -> dict[str, Any]:
+        value: dict[str, Any] = {}
+        for key, child in node.value:
+            name, line = str(key.value) if key.id == "scalar" else "?", key.start_mark.line + 1
+            place = (*where, name)
+            if name in value:
+                self.complain(place, f"found again in line {line}; remove one")
+            else:
+                self.lines[place] = line
+                value[name] = self.build(child, place)
+        return value
+
+    def _scalar(self, node: Any, where: Where) -> Any:
+        try:
+            value = self.construct(node)
+            value = float("inf") if value != value else value  # a NaN is neither above nor below any bound
+        except (ValueError, LookupError, AttributeError):
+            return self.complain(where, "found a date or number that does not exist; if it is text, quote it")
+        if not isinstance(value, str):
+            return value
+        if "\0" in value:
+            self.complain(where, "found the character U+0000, expected text; remove it")
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # two escapes of JSON may be one
+
+
+def _parse(text: str, path: Path) -> Document:
+    """Parse YAML, of which JSON is a part. Raises MissionError and nothing else."""
+    import yaml
+
+    document = Document(str(path), text.removeprefix("\ufeff"))
+    if path.suffix.lower() == ".json":
+        document.text = document.text.replace("\t", " ")  # JSON has tabs only where YAML insists on spaces
+    try:
+        loader = yaml.SafeLoader(document.text)
+        node = loader.get_single_node()
+        document.construct = loader.construct_object
+        document.value = document.build(node) if node else None
+    except RecursionError:
+        raise MissionError([f"{path}: found too many levels, expected fewer"]) from None
+    except yaml.reader.ReaderError as error:
+        number = document.text.count("\n", 0, error.position) + 1
+        raise MissionError([f"{path}:{number}: found the character U+{error.character:04X}; remove it"]) from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or loader.get_mark()
+        message = f"{path}:{mark.line + 1}: found no valid YAML: {error.problem} in column {mark.column + 1}"
+        line = [*document.text.splitlines(), ""][mark.line]
+        if written := re.match(r"[ -]*([\w-]+): +\S", line):
+            message += f"; quote the text of `{written[1]}`: it has `: ` or another sign of YAML in it"
+        raise MissionError([message]) from error
+    return document
+
+
+def _read(path: Path, errors: str = "strict") -> str:
+    """Read a regular file of at most MAX_BYTES; never wait for a pipe or device. Raises MissionError."""
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise MissionError([f"{path}: found a folder, pipe or device, expected a file; name the file itself"])
+        data = path.read_bytes()
+        if len(data) > MAX_BYTES:
+            raise MissionError([f"{path}: found more than {MAX_BYTES} bytes; move long text into a file, name that"])
+        return data.decode(errors=errors)
+    except FileNotFoundError as error:
+        raise MissionError([f"{path}: no such file; `make init` writes one"]) from error
+    except (OSError, ValueError) as error:
+        raise MissionError([f"{path}: cannot be read ({error}), expected a readable file of UTF-8"]) from error
+
+
+def parse_duration(value: str | float) -> float:
+    """Return the seconds in `90`, `300s`, `10m`, `2h` or `1d`. Raises ValueError."""
+    return _quantity(value, TIME_UNITS)
+
+
+def _quantity(value: str | float, units: dict[str, int]) -> float:
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Z]*)\s*", str(value).upper())
+    quantity = float(match[1]) * units[match[2]] if match and match[2] in units else 0.0
+    if not 0 < quantity <= MAX_NUMBER:
+        raise ValueError(f"{value!r} is not a number above 0, alone or with one of the units{' '.join(units).lower()}")
+    return quantity
+
+
+FORMATS: dict[str, tuple[Callable[[Any], Any], str]] = {  # `format` in the schemas: how to read it, what it expects
+    "duration": (parse_duration, "a duration above 0, such as 90 (seconds), 300s, 10m or 2h"),
+    "size": (lambda value: math.ceil(_quantity(value, SIZE_UNITS)), "a size such as 512 (bytes), 100KB, 5MB or 1GB"),
+    "share": (
+        lambda value: float(value.strip("%")) / 100 if isinstance(value, str) else value,
+        "a number from 0.1 to 1, or a percentage such as 60%",
+    ),
+    "count": (lambda value: None if value == "unlimited" else value, "a whole number from 1, or unlimited"),
+    "level": (lambda value: LEVELS[LEVELS.index(str(value).upper())], f"one of {', '.join(LEVELS)}"),
+}
 
 
 @functools.cache
@@ -384,5 +469,52 @@ def _schema(name: str) -> dict[str, Any]:
     return schema
 
 
-def _root(document: Document) -> Where:
-    return ("mission",) if isinstance(document.value, dict) and "mission" in document.value else ()
+def _validate(document: Document, value: Any, schema: Mapping[str, Any], root: Where = ()) -> None:
+    """Complain about everything in `value`, which stands at `root`, that the schema does not allow."""
+    from jsonschema import Draft202012Validator, FormatChecker
+
+    checker = FormatChecker(formats=())
+    for name, (read, _) in FORMATS.items():  # null is for the type to refuse
+        checker.checks(name, raises=ValueError)(lambda value, read=read: value is None or read(value) != "")
+    for error in Draft202012Validator(schema, format_checker=checker).iter_errors(value):
+        for where, message in _explain(error):
+            document.complain((*root, *where), message)
+
+
+def _explain(error: Any) -> Iterator[tuple[Where, str]]:
+    """Yield each place that a jsonschema error is about, and what is wrong there."""
+    where, schema, value = tuple(error.absolute_path), error.schema, error.instance
+    fields, expected = schema.get("properties", {}), _expected(schema)
+    if error.validator == "required":
+        for name in (name for name in error.validator_value if name not in value):
+            yield (*where, name), f"missing, expected {_expected(fields[name])}; add it"
+    elif error.validator == "additionalProperties":
+        for name in (name for name in value if name not in fields):
+            yield (*where, name), "unknown" + (_nearest(name, fields) or f", expected one of {', '.join(fields)}")
+    else:
+        shown = json.dumps(value, default=str, ensure_ascii=False)[:80]
+        shown = "something that is not shown" if schema.get("writeOnly") else shown
+        quote = "; if it is text, quote it" * ("string" in _types(schema) and not isinstance(value, str))
+        yield where, f"found {shown}, expected {expected}{quote}{_nearest(value, schema.get('enum', ()))}"
+
+
+def _nearest(name: object, names: Iterable[Any]) -> str:
+    near = difflib.get_close_matches(str(name).lower(), filter(None, names), 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _expected(schema: Mapping[str, Any]) -> str:
+    """Say what a schema wants."""
+    if "expected" in schema:
+        return str(schema["expected"])
+    if "format" in schema:
+        return FORMATS[schema["format"]][1]
+    if "enum" in schema:
+        return f"one of {', '.join(filter(None, schema['enum']))}"
+    kind = " or ".join(_types(schema))
+    return f"{kind} from {schema['minimum']} to {schema['maximum']}" if "minimum" in schema else kind
+
+
+def _types(schema: Mapping[str, Any]) -> list[str]:
+    types = schema.get("type", [])
+    return [types] if isinstance(types, str) else list(types)

@@ -1,372 +1,480 @@
-"""Run one command and leave nothing of it behind.
+"""Run a command and leave nothing of it behind; find programs, and the environment for them.
 
-    with tempfile.TemporaryFile() as out:
-        result = proc.run(["npm", "test"], cwd=root, env=env, output=out, limits=proc.Limits(600))
+    with tempfile.TemporaryFile() as output:
+        result = proc.run(["npm", "test"], cwd=root, env=env, output=output, limits=proc.Limits(600))
 
-The command's output goes to a file and no pipe is ever read, so neither a grandchild that keeps the output
-open nor one endless line can hang or bloat the kit. There are no threads: signals set `stopping`.
-
-What is not covered: on macOS there is no subreaper, so a process that leaves its group *and* its parent
-survives there. `kill -9` of the kit itself leaves the command running; `end_leftovers` ends it at the next start.
+Output goes to a file and no pipe is read, so a grandchild that keeps it open cannot hang the kit. On Linux the kit is
+a subreaper: what a command leaves becomes its child, and is killed. Limitations: elsewhere a process that leaves its
+group survives. After kill -9 of the kit the command goes on until `end_leftovers` ends it at the next start.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
+import functools
+import json
 import os
+import select
+import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import log
-import processes
-from processes import GRACE, KILL_TIME, LINUX
 
-PART = "CCO_PART"  # environment variable that tells the processes of commands side by side from each other
-CAPS = ("cpu", "memory", "processes")  # what a command and all that it started may use up together
-STEP = 0.2  # seconds between two looks at a running command
-MARGIN = 4096  # bytes before the shown end of an output, so that a secret on the border is known as one
+LINUX = sys.platform.startswith("linux")
+MARKER = "CCO_RUN"  # environment variable that marks everything a run starts
+STEP, SHORT_STEP = 0.2, 0.005  # seconds between two looks at what runs, or is to end now
+KILL_TIME = 10.0  # seconds after which a process is taken for one that SIGKILL cannot end
+MARGIN = 4096  # bytes before the shown end of an output, so that a secret on the border is recognised
+SPACE = 1_000_000  # bytes that have to be free
 PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 4, 36  # prctl(2)
+NESTED = ("CLAUDECODE", "CLAUDE_CODE_ENTRYPOINT", "CLAUDE_CODE_CHILD_SESSION", "MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS")
 
-_raising = False
-_hung_up = False  # whether the terminal is gone, which was not said yet
-_beside: list[Running] = []  # the commands that run now
-_strangers: set[int] = set()  # children of ours that no command here has started
 stopping = 0  # the signal that asked the kit to stop; 0: none
+_raised = False  # whether Interrupted was raised for it
+_waiting = False  # whether a command is only waited for, so that a signal may raise
+_open: list[Running] = []  # the commands that run now
+_spared: set[int] = set()  # children that no command here has started
+_distrusted: set[Path] = set()  # folders that no program is taken from
+
+# Exit codes; a signal's is 128 + its number.
+DONE, ERROR, USAGE, USER, CANNOT, LIMIT, LATER = 0, 1, 2, 3, 4, 5, 75
 
 
-class Interrupted(Exception):
-    """A signal asked the kit to stop while something ran that must not count as its own result."""
+class Stop(Exception):
+    """End the run with an exit code; everything is saved and can be resumed."""
+
+    def __init__(self, code: int, message: str):
+        super().__init__(message)
+        self.code = code
 
 
 @dataclass(frozen=True)
 class Limits:
     """When a command is ended from here."""
 
-    timeout: float
-    """Seconds of wall time."""
-    idle: float | None = None
-    """Seconds without any new output."""
-    max_output: int | None = None
-    """Bytes of output."""
-    grace: float = GRACE
-    """Seconds between SIGTERM and SIGKILL."""
-    cpu: float | None = None
-    """Seconds of processor time of the command and all that it started (Linux, as the two below)."""
-    memory: int | None = None
-    """Bytes that they occupy together."""
-    processes: int | None = None
-    """How many they are."""
+    timeout: float  # seconds
+    idle: float | None = None  # seconds without new output
+    max_output: int | None = None  # bytes
+    grace: float = 10.0  # seconds between SIGTERM and SIGKILL
+    memory: int | None = None  # bytes that it and all that it started occupy together (Linux)
+    processes: int | None = None  # how many they are (Linux)
 
 
 @dataclass
 class Result:
-    """What became of one command."""
+    """What became of a command."""
 
-    code: int | None = None
-    """Exit code, negative for a signal, None when it could not be started."""
-    stopped: str = ""
-    """Why it was ended from here: "", "timeout", "idle", "size", one of CAPS, "interrupted", or what `tick` said."""
-    seconds: float = 0.0
-    """Wall time it took."""
-    size: int = 0
-    """Bytes of output."""
-    swept: list[str] = field(default_factory=list)
-    """Command lines of the processes that it left behind and that were ended."""
-    error: str = ""
-    """Why it could not be started."""
-    errno: int = 0
-    """The system's number for that; see machine.py."""
+    code: int | None = None  # exit code; negative: a signal; None: it could not be started
+    stopped: str = ""  # "", timeout, idle, size, memory, processes, interrupted, or what tick said
+    seconds: float = 0.0  # wall time
+    size: int = 0  # bytes of output
+    swept: list[str] = field(default_factory=list)  # command lines of what it left behind and was killed
+    error: str = ""  # why it could not be started
+    errno: int = 0  # the system's number for that
 
 
-# --------------------------------------------------------------------------------------------------------
-# Signals
-# --------------------------------------------------------------------------------------------------------
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the kit to stop."""
+
+    result: Result | None = None  # of the command that ran then
+
+    def __init__(self, code: int):
+        super().__init__(code)
+        self.code = code  # exit code: 128 and the signal
 
 
-def catch_signals(hangup: bool = True) -> None:
-    """Let SIGTERM, SIGINT and SIGHUP set `stopping`. Under nohup SIGHUP stays ignored.
-
-    hangup: whether a lost terminal is a reason to stop; if not, the log tells of it, and the work goes on.
-    """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _note_signal)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, _note_signal if hangup else _note_hangup)
+def handle_signals() -> None:
+    """Let SIGTERM and SIGINT raise Interrupted, once; later ones only set `stopping`. SIGHUP is ignored."""
+    signal.signal(signal.SIGTERM, _on_signal)
+    signal.signal(signal.SIGINT, _on_signal)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
-def pause(seconds: float) -> bool:
-    """Wait, at most until a signal asks to stop; whether the whole time was waited."""
-    end = time.monotonic() + seconds
-    while not stopping and (left := end - time.monotonic()) > 0:
-        _tell_hangup()
-        time.sleep(min(STEP, left))
-    return not stopping
+def pause(seconds: float) -> None:
+    """Sleep. Raises Interrupted."""
+    time.sleep(seconds)
 
 
-def spare(pid: int) -> None:
-    """Let a child that no command here started live, also while commands run: it is not swept up after them."""
-    _strangers.add(pid)
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Let a signal raise Interrupted in here, for what would not look at `stopping` for a long time."""
-    global _raising
-    _raising = True
-    try:
-        if stopping:  # it came just before
-            raise Interrupted
-        yield
-    finally:
-        _raising = False
-
-
-def _note_signal(number: int, _frame: object) -> None:
+def _on_signal(number: int, _frame: object) -> None:
     global stopping
     stopping = number
-    if _raising:
-        raise Interrupted
+    if _waiting or not _open:  # else `over` or `close` raises it: starting and cleaning up are never cut short
+        _raise_once()
 
 
-def _note_hangup(_number: int, _frame: object) -> None:
-    global _hung_up
-    _hung_up = True
+def _raise_once() -> None:
+    global _raised
+    if stopping and not _raised:
+        _raised = True
+        raise Interrupted(128 + stopping)
 
 
-def _tell_hangup() -> None:
-    """Not from the handler: it may have come in the middle of another line."""
-    global _hung_up
-    if _hung_up:
-        _hung_up = False
-        log.warn("the terminal is gone; the mission goes on (make stop ends it after the current session)")
+def run(argv: Sequence[str], *, started: Callable[[int], None] | None = None, **options: Any) -> Result:
+    """Run a command until it ends or reaches a limit, then kill what it left. options: the fields of `Running`.
 
-
-# --------------------------------------------------------------------------------------------------------
-# One command
-# --------------------------------------------------------------------------------------------------------
-
-
-def run(
-    argv: Sequence[str],
-    *,
-    cwd: Path,
-    env: Mapping[str, str],
-    output: IO[bytes],
-    limits: Limits,
-    errors: IO[bytes] | None = None,
-    stdin: bytes = b"",
-    tick: Callable[[], str] | None = None,
-    started: Callable[[int], None] | None = None,
-    shielded: bool = False,
-) -> Result:
-    """Run a command in a session of its own until it ends or has to be ended, then sweep up after it.
-
-    output, errors: open files it writes to (errors: default the same). tick: called about five times a second while
-    it runs; a word from it ends the command. started: gets the pid before anything is waited for. shielded: a signal
-    to the kit waits for the command's end.
-    Never raises for what the command does; a command that cannot be started is a Result with `error`.
+    started: gets the pid. Raises Interrupted, with what became of the command as its `result`.
     """
-    running = Running(argv, cwd, env, output, limits, errors=errors, stdin=stdin, tick=tick, shielded=shielded)
+    if stopping:
+        raise Interrupted(128 + stopping)
+    running = Running(argv, **options)
     try:
-        if started and running.process:
-            started(running.process.pid)
-        while not running.over(STEP):
-            pass
-    except BaseException:  # of `started` or `tick`: it is ended, but has the time to put its things in order
-        running.result.stopped = "interrupted"
+        with closing(running):
+            if started and running.process:
+                started(running.process.pid)
+            while not running.over(STEP):
+                pass
+    except Interrupted as error:
+        error.result = running.result
         raise
-    finally:
-        running.close()
     return running.result
 
 
+@dataclass(eq=False, repr=False)  # its environment may hold secrets
 class Running:
-    """A command that was started; several of them may run side by side.
+    """A command that was started in a session of its own; `over` looks at it, and `close` has to end it.
 
-    `over` looks at it, `close` ends what is left of it; `result` is complete after that.
+    Until it is closed, signals raise in `over` and `close` only, so that no start or end is cut short. Several may run
+    side by side where each ends its own processes, as bubblewrap does: only the last one is swept up after.
     """
 
-    def __init__(
-        self,
-        argv: Sequence[str],
-        cwd: Path,
-        env: Mapping[str, str],
-        output: IO[bytes],
-        limits: Limits,
-        *,
-        errors: IO[bytes] | None = None,
-        stdin: bytes = b"",
-        tick: Callable[[], str] | None = None,
-        shielded: bool = False,
-        part: str = "",
-    ):
-        """part: tells what it leaves behind from what the commands beside it do; see `run` for the others."""
-        global _strangers
-        _become_parent()
-        if not _beside:
-            _strangers = processes.children()
-        self.limits, self.tick, self.shielded, self.part = limits, tick, shielded, part
-        self.files = [output] + ([errors] if errors else [])
-        for file in self.files:  # a command that reopens /dev/stderr truncates it; what follows still goes to its end
-            fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) | os.O_APPEND)
+    argv: Sequence[str]
+    cwd: Path
+    env: Mapping[str, str]
+    output: IO[bytes]  # an open file
+    limits: Limits
+    errors: IO[bytes] | None = None  # another one; None: the same
+    stdin: bytes = b""
+    tick: Callable[[], str] | None = None  # called at each look; a word from it ends the command
+
+    def __post_init__(self) -> None:
+        global _spared
+        _become_subreaper()
+        if not _open:
+            _spared = _children()
+        _open.append(self)
+        self.files = [self.output] + ([self.errors] if self.errors else [])
         self.result = Result()
         self.begun = self.grew = time.monotonic()
         self.process: subprocess.Popen[bytes] | None = None
+        self.pidfd = -1
         try:
-            self.process = _spawn(argv, cwd, {**env, PART: part} if part else env, output, errors, stdin)
-            _beside.append(self)
+            for file in self.files:  # a command that reopens /dev/stderr truncates it; the rest still goes to its end
+                fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) | os.O_APPEND)
+            files = {"stdout": self.output, "stderr": self.errors or subprocess.STDOUT}
+            self.process = _spawn(self.argv, self.stdin, cwd=self.cwd, env=self.env, **files)
+            with suppress(AttributeError, OSError):  # neither Linux nor allowed everywhere
+                self.pidfd = os.pidfd_open(self.process.pid)
         except OSError as error:
-            self.result.error = f"{error.strerror}: {error.filename or argv[0]}"
+            self.result.error = f"{error.strerror}: {error.filename or self.argv[0]}"
             self.result.errno = error.errno or 0
-        except ValueError as error:  # a NUL byte in an argument
-            self.result.error = str(error)
 
     def over(self, seconds: float = 0.0) -> bool:
-        """Wait up to so many seconds for its end; whether it has ended or has to be ended now."""
+        """Wait up to so many seconds; return whether it has ended or has to be ended now. Raises Interrupted."""
         if self.process is None:
             return True
-        try:
-            self.process.wait(seconds)
-            return True
-        except subprocess.TimeoutExpired:
-            self.result.stopped = self._reason_to_stop()
-            return bool(self.result.stopped)
+        self.result.stopped = "interrupted"  # where what follows raises: then it gets SIGTERM
+        wait_for_any([self], seconds)
+        ended = self.process.poll() is not None
+        self.result.stopped = "" if ended else self._reason_to_stop(self.process.pid)
+        return ended or bool(self.result.stopped)
 
     def close(self) -> Result:
-        """End it if it still runs, and whatever it left behind; what became of it."""
-        if self.process and self in _beside:
-            if self.result.stopped:
-                _terminate(self.process, 0.0 if self.result.stopped in CAPS else self.limits.grace)
-            self.result.swept = self._sweep(self.process)
-            _beside.remove(self)
+        """End it if it still runs, and whatever it left behind. Raises Interrupted for a signal that had to wait."""
+        if self not in _open:
+            return self.result
+        if self.process:
+            if self.result.stopped not in ("", "memory", "processes"):
+                with suppress(PermissionError, subprocess.TimeoutExpired):
+                    self.process.terminate()  # it alone: claude, like most test runners, then ends its own tools
+                    self.process.wait(self.limits.grace)
+            with suppress(PermissionError, subprocess.TimeoutExpired):
+                self.process.kill()
+                self.process.wait(KILL_TIME)
+            if not LINUX:
+                with suppress(ProcessLookupError, PermissionError):  # it is empty, or somebody else's
+                    os.killpg(self.process.pid, signal.SIGKILL)
+            if len(_open) == 1:
+                self.result.swept = _kill(lambda: _children() - _spared)
             self.result.code = self.process.returncode
             self.result.seconds = time.monotonic() - self.begun
             self.result.size = sum(map(_size, self.files))
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+        self.process = None  # now, or a signal may be lost in Popen.__del__
+        _open.remove(self)
+        if not _open:
+            _raise_once()
         return self.result
 
-    def _reason_to_stop(self) -> str:
-        _tell_hangup()
-        now, limits = time.monotonic(), self.limits
-        if (size := sum(map(_size, self.files))) != self.result.size:
+    def _reason_to_stop(self, pid: int) -> str:
+        now, limits, size = time.monotonic(), self.limits, sum(map(_size, self.files))
+        if size != self.result.size:
             self.result.size, self.grew = size, now
-        if stopping and not self.shielded:
-            return "interrupted"
-        if now - self.begun > limits.timeout:
-            return "timeout"
-        if limits.idle is not None and now - self.grew > limits.idle:
-            return "idle"
-        if limits.max_output is not None and size > limits.max_output:
-            return "size"
-        return self._beyond_caps() or (self.tick() if self.tick else "")
-
-    def _beyond_caps(self) -> str:
-        caps = (self.limits.cpu, self.limits.memory, self.limits.processes)
-        if self.process is None or caps == (None, None, None):
-            return ""
-        used = processes.usage(*self._ours())  # also what has left the command's tree, as a daemon does
-        return next((name for name, cap, value in zip(CAPS, caps, used, strict=True) if cap and value > cap), "")
-
-    def _sweep(self, process: subprocess.Popen[bytes]) -> list[str]:
-        """End what is left of the command's group and every process that it left to us; their command lines."""
-        names = {pid: processes.command_line(pid) for pid in self._ours()}  # before they are killed
-        if LINUX and not names:  # it has ended, and whatever it left would be our child now
-            return []
-        # The group may be empty (macOS says EPERM when only zombies are left), or somebody else's.
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        _await_end(process.pid, lambda: process.poll() is not None)
-        swept = []
-        while orphans := self._ours():  # each of them hands its own children to us, hence the loop
-            for pid in orphans:
-                swept.append(names.get(pid) or processes.command_line(pid))
-                processes.send(pid, signal.SIGKILL)
-            for pid in orphans:
-                _await_end(pid, partial(_reaped, pid))
-        return [name for name in swept if name]  # one without a name had ended by itself
-
-    def _ours(self) -> set[int]:
-        """Our children that are this command or were left by it. Beside others, only those known by session or part."""
-        others = {other.process.pid for other in _beside if other is not self and other.process}
-        left = processes.children() - _strangers - others
-        if not others:
-            return left
-        own = self.process.pid if self.process else None
-        return {
-            pid
-            for pid in left  # one that has ended shows its session still, but its environment no more
-            if own in (pid, processes.session(pid)) or processes.carries(pid, PART, self.part)
+        tree = _tree({pid}) if limits.memory or limits.processes else set()
+        pages = [_read(f"/proc/{member}/statm").split() for member in tree]
+        memory = sum(int(page[1]) - int(page[2]) for page in pages if page) * os.sysconf("SC_PAGE_SIZE")  # unshared
+        reached = {
+            "timeout": now - self.begun > limits.timeout,
+            "idle": limits.idle is not None and now - self.grew > limits.idle,
+            "size": limits.max_output is not None and size > limits.max_output,
+            "memory": limits.memory is not None and memory > limits.memory,
+            "processes": limits.processes is not None and len(tree) > limits.processes,
         }
+        return next((name for name in reached if reached[name]), "") or (self.tick() if self.tick else "")
 
 
-def _spawn(
-    argv: Sequence[str],
-    cwd: Path,
-    env: Mapping[str, str],
-    output: IO[bytes],
-    errors: IO[bytes] | None,
-    stdin: bytes,
-) -> subprocess.Popen[bytes]:
-    err = errors or subprocess.STDOUT
+def wait_for_any(commands: Sequence[Running], seconds: float) -> None:
+    """Wait up to so many seconds for the end of one of several commands; `over` says which. Raises Interrupted."""
+    global _waiting
+    pidfds = [running.pidfd for running in commands if running.pidfd >= 0]
+    if len(pidfds) < len(commands):  # not on Linux, or it could not be started
+        seconds = min(seconds, SHORT_STEP)
+    try:
+        _waiting = True
+        _raise_once()
+        select.select(pidfds, [], [], seconds)  # and nothing else: Popen would keep its lock if it were cut short
+    finally:
+        _waiting = False
+
+
+def start_detached(argv: Sequence[str], *, env: Mapping[str, str], stdin: bytes) -> subprocess.Popen[bytes]:
+    """Start a process that is not swept up after a command; nobody reads what it prints. Raises OSError."""
+    process = _spawn(argv, stdin, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _spared.add(process.pid)
+    return process
+
+
+def _spawn(argv: Sequence[str], stdin: bytes, **options: Any) -> subprocess.Popen[bytes]:
     with tempfile.TemporaryFile() as source:
         source.write(stdin)
         source.seek(0)
-        return subprocess.Popen(
-            argv, cwd=cwd, env=dict(env), stdin=source, stdout=output, stderr=err, start_new_session=True
-        )
+        return subprocess.Popen(argv, stdin=source, start_new_session=True, **options)
 
 
-def read(file: IO[bytes], start: int, limit: int) -> bytes:
-    """Up to `limit` bytes from offset `start`, without moving the offset that a running command writes at."""
-    return os.pread(file.fileno(), limit, start)
+def _kill(left: Callable[[], set[int]]) -> list[str]:
+    """Kill processes until none is left; return their command lines."""
+    names: dict[int, str] = {}
+    end, step = time.monotonic() + KILL_TIME, SHORT_STEP / 64  # what was killed is often gone at once
+    while pids := left():  # each hands its own children to the kit
+        if time.monotonic() > end:
+            log.warn(f"processes that cannot be killed are left running: {sorted(pids)}")
+            break
+        for pid in pids:
+            name = _read(f"/proc/{pid}/cmdline").replace(b"\0", b" ").decode("utf-8", "replace").strip()
+            names.setdefault(pid, log.mask(name)[:200])
+            with suppress(OSError):  # it has ended, is somebody else's, or no child
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, os.WNOHANG)
+        time.sleep(step)
+        step = min(2 * step, SHORT_STEP)
+    return [name for name in names.values() if name]  # one without a name had ended by itself
+
+
+@functools.lru_cache
+def _become_subreaper() -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if ignored, which is inherited, every exit code would be 0
+    if LINUX:
+        prctl = ctypes.CDLL(None).prctl
+        prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # or a check could read the kit's keys in /proc/PPID/environ
+
+
+def identity(pid: int) -> dict[str, Any]:
+    """Return what tells this process from a later one with the same number; a zombie has no start time."""
+    boot = _read("/proc/sys/kernel/random/boot_id").decode().strip()
+    if LINUX:
+        fields = _stat(pid)
+        start = fields[19].decode() if fields and fields[0] != b"Z" else ""
+    else:
+        start = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
+    return {"pid": pid, "start": start, "boot": boot}
+
+
+def is_alive(recorded: Mapping[str, Any]) -> bool:
+    """Return whether the process of this `identity` still runs."""
+    return bool(recorded.get("start")) and recorded.items() >= identity(int(recorded["pid"])).items()
+
+
+def end_leftovers(marker: str, recorded: Mapping[str, Any] | None) -> int:
+    """Kill what a killed kit left: all that carries the marker, the recorded process, and their children; how many."""
+
+    def left() -> set[int]:
+        alive = {int(recorded["pid"])} if recorded and is_alive(recorded) else set()
+        word = f"{MARKER}={marker}".encode()
+        started = {pid for pid in _pids() if word in _read(f"/proc/{pid}/environ").split(b"\0")} | alive
+        return _tree(started) - {os.getpid()}  # a worker may have started this kit
+
+    count = len(left())
+    _kill(left)
+    return count
+
+
+def working_in(folder: Path, name: str) -> bool:
+    """Return whether a process whose program's name begins so works in a folder."""
+    root = Path(os.path.realpath(folder))
+    for pid in (pid for pid in _pids() if _read(f"/proc/{pid}/comm").startswith(name.encode())):
+        with suppress(OSError):  # it has ended, or is somebody else's
+            if Path(os.readlink(f"/proc/{pid}/cwd")).is_relative_to(root):
+                return True
+    return False
+
+
+def _children() -> set[int]:
+    """Return the kit's own children, zombies included. That there are none costs no look at /proc."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except (ChildProcessError, AttributeError):  # there is no waitid on macOS
+        return set()
+    listed = _read(f"/proc/self/task/{os.getpid()}/children").split()  # few kernels have no such file
+    return set(map(int, listed)) or {pid for pid in _pids() if _stat(pid)[1:2] == [str(os.getpid()).encode()]}
+
+
+def _tree(roots: set[int]) -> set[int]:
+    parents = {pid: int(fields[1]) for pid in _pids() if len(fields := _stat(pid)) > 1}
+    tree = level = set(roots)
+    while level:
+        level = {child for child, parent in parents.items() if parent in level} - tree
+        tree = tree | level
+    return tree
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()] if LINUX else []
+
+
+def _stat(pid: int) -> list[bytes]:
+    """Return fields 3 and up of /proc/PID/stat; the name before them may hold anything."""
+    return _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+
+
+def _read(path: str) -> bytes:
+    with suppress(OSError), open(path, "rb", buffering=0) as file:  # it has ended, or is somebody else's
+        return file.read()
+    return b""
+
+
+@dataclass
+class Lock:
+    """What the repository's lock says of its last holder."""
+
+    was_unclean: bool  # it did not end by itself
+    is_settled: bool  # what follows from that is saved; else the next holder learns of it, too
+
+
+@contextmanager
+def lock(path: Path, mission: str) -> Iterator[Lock]:
+    """Hold the repository's lock: `.cco/lock` says by whom. Raises Stop, OSError.
+
+    The kernel frees it when the holder dies, however it dies. What is locked is the repository's folder: a file in
+    `.cco` can be removed (git clean -fdx), and then two could each hold a lock of their own.
+    """
+    folder = os.open(path.parent.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            who = (holder(path) or {}).get("pid", "?")
+            raise Stop(LATER, f"another orchestrator works here: pid {who}") from None
+        with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+") as file:
+            was_unclean = os.fstat(file.fileno()).st_size > 0
+            held = Lock(was_unclean, not was_unclean)
+            file.truncate(0)
+            file.write(json.dumps({**identity(os.getpid()), "mission": mission}))
+            file.flush()
+            try:
+                yield held
+            finally:
+                if held.is_settled:
+                    file.truncate(0)
+    finally:
+        os.close(folder)
+
+
+def holder(path: Path) -> dict[str, Any] | None:
+    """Return which process holds the lock, and for which mission; None when nobody does."""
+    try:
+        record = json.loads(path.read_bytes())
+        return record if is_alive(record) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def find(name: str, outside: Path, path: str | None = None) -> str | None:
+    """Return where a program is: like shutil.which, but never relative and never inside `outside`.
+
+    Nor inside what `distrust` named: what a worker can write must not be taken for git or bash. path: default PATH.
+    """
+    places = _split(os.environ.get("PATH", os.defpath) if path is None else path, outside)[0]
+    program = shutil.which(name, path=places)
+    return os.path.abspath(program) if program else None
+
+
+def trusted_path(path: str, outside: Path) -> str:
+    """Return the same PATH with what is relative or inside `outside` at its end: that adds programs, replaces none."""
+    return os.pathsep.join(filter(None, _split(path, outside)))
+
+
+def distrust(folder: Path) -> None:
+    """Take no program from this folder, whatever the caller of `find` says of another one."""
+    _distrusted.add(folder.resolve())
+    _split.cache_clear()
+
+
+@functools.lru_cache
+def _split(path: str, outside: Path) -> tuple[str, str]:
+    places, roots = path.split(os.pathsep), {outside.resolve(), *_distrusted}
+    ours = [p for p in places if os.path.isabs(p) and not any(Path(p).resolve().is_relative_to(root) for root in roots)]
+    return os.pathsep.join(ours), os.pathsep.join(place for place in places if place not in ours)
+
+
+def clean_env(environ: Mapping[str, str], keep: Sequence[str] = (), apart: Path | None = None) -> dict[str, str]:
+    """Return the environment without secrets, and without what a surrounding claude or make left.
+
+    keep: patterns of names that stay. apart: a folder that nothing may lead to.
+    """
+    env = {}
+    for name, value in environ.items():
+        is_secret = name in NESTED or log.is_secret_name(name) or log.holds_secret(os.fsencode(value))
+        if not is_secret or any(fnmatchcase(name, pattern) for pattern in keep):
+            env[name] = value
+    if apart:
+        path = _split(env.get("PATH", os.defpath), apart)[0]
+        env = {n: v for n, v in env.items() if str(apart) not in v and not n.startswith("GIT_")} | {"PATH": path}
+    return env
+
+
+def read(file: IO[bytes], offset: int, size: int) -> bytes:
+    """Return up to `size` bytes from an offset, without moving the one that a running command writes at."""
+    return os.pread(file.fileno(), size, offset)
 
 
 def tail(file: IO[bytes], limit: int) -> str:
-    """The last `limit` characters of an open file, masked, from the beginning of a line where there is one."""
-    start = max(0, _size(file) - limit - MARGIN)
-    text = log.mask(read(file, start, limit + MARGIN).decode("utf-8", "replace"))
-    if len(text) > limit:
-        text = text[-limit:]
-        text = text[text.find("\n", 0, -1) + 1 :]
-    return text
+    """Return the last `limit` characters, masked."""
+    data = read(file, max(0, _size(file) - limit - MARGIN), limit + MARGIN)
+    return log.mask(data.decode("utf-8", "replace"))[-limit:]
 
 
-def _terminate(process: subprocess.Popen[bytes], grace: float) -> None:
-    # To the process alone: claude ends its own tools when it is asked to, and so do most test runners.
-    processes.send(process.pid, signal.SIGTERM if grace else signal.SIGKILL)
-    try:
-        process.wait(grace or KILL_TIME)
-    except subprocess.TimeoutExpired:
-        processes.send(process.pid, signal.SIGKILL)
-
-
-def _await_end(pid: int, ended: Callable[[], bool]) -> None:
-    """Wait for a killed child; one that does not end (sudo's, or stuck in the kernel) is a stranger from now on."""
-    if not processes.wait_for(ended, KILL_TIME):
-        log.warn(f"process {pid} cannot be ended and is left running: {processes.command_line(pid)}")
-        _strangers.add(pid)
-
-
-def _reaped(pid: int) -> bool:
-    return os.waitpid(pid, os.WNOHANG)[0] == pid
+def require_space(*folders: Path) -> None:
+    """Raise OSError where nothing can be written or the disk is full; what fails then may fail for that alone."""
+    for folder in folders:
+        disk = os.statvfs(folder)
+        if not os.access(folder, os.W_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+        if disk.f_bavail * disk.f_frsize < SPACE or (disk.f_files and not disk.f_favail):
+            raise OSError(errno.ENOSPC, "no space left: free some", str(folder))
 
 
 def _size(file: IO[bytes]) -> int:
     return os.fstat(file.fileno()).st_size
-
-
-def _become_parent() -> None:
-    """See how children end, and get their orphans too (Linux), so that the sweep finds them."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, and that is inherited, every exit code is 0
-    if LINUX:
-        prctl = ctypes.CDLL(None, use_errno=True).prctl
-        prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # or a check could read our keys in /proc/PPID/environ

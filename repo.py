@@ -1,477 +1,582 @@
-"""Git: the branch, one commit per session, and what a commit may hold.
+"""Git: the branch, one commit a session, protected files, and the clean checkout.
 
-Every command runs with the repository's own hooks, signing, pagers and monitors switched off, because a worker may
-have written them. Commits are made from the accepted one: what a worker committed by itself becomes part of them.
+    repository = Repo(root, excluded=[kit, mission])
+    repository.commit(base, branch, title, report, trailers, max_size, hooks=False)
 
-What is not covered: filter drivers (git-lfs and the like) run as configured.
+Every git is told where its files are, and runs with the repository's hooks, signing, pagers and monitors switched off,
+because a worker may have written them. Limitations: filter drivers (git-lfs) run as configured; what is in a submodule
+or not tracked by git is not protected, only named; fifos, sockets and empty folders do not count as changes; without
+a sandbox a protected folder that lost its rights ends the run with 4; secrets in the names of files are not noticed.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import re
+import shutil
+import stat
+import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import cached_property
+from pathlib import Path, PurePosixPath
 
 import log
-import machine
 import proc
-import processes
-import surroundings
+import state
 
-LOCKS = ("*.lock", "refs/**/*.lock")
-STALE = 600.0  # seconds after which a lock is left over, however slow the git
-TIMEOUT = 600.0  # seconds for one git command; a first `git add` of a large tree is slow
+Env = Mapping[str, str]
+TIMEOUT = proc.Limits(600.0)  # seconds for one git; the first look at a large tree is slow
+TITLE, BODY = 72, 4000  # characters of a commit's title, and of the report in it
 MISSION, ITERATION = "CCO-Mission", "CCO-Iteration"  # trailers by which a commit is found again
-NEVER = (".cco", ".claude")  # folders that are never committed
-QUIET = (  # against what a worker may have planted, and what would change the output that is read here
-    "core.hooksPath=/dev/null",
-    "core.fsmonitor=false",
-    "commit.gpgSign=false",
-    "gc.auto=0",
-    "grep.patternType=basic",
-    "log.showSignature=false",
-    "core.safecrlf=false",
-    "trailer.separators=:",
-)
-# Claude Code's sandbox mounts over these names where they do not exist; SIGKILL leaves what it mounted on.
-PLACEHOLDERS = (
-    ".env",
-    ".bash_profile",
-    ".bashrc",
-    ".gitconfig",
-    ".gitmodules",
-    ".idea",
-    ".mcp.json",
-    ".profile",
-    ".ripgreprc",
-    ".vscode",
-    ".zprofile",
-    ".zshrc",
-    ".claude/agents",
-    ".claude/commands",
-    ".claude/hooks",
-    ".claude/launch.json",
-    ".claude/loop.md",
-    ".claude/output-styles",
-    ".claude/routines",
-    ".claude/scheduled_tasks.json",
-    ".claude/settings.json",
-    ".claude/settings.local.json",
-    ".claude/skills",
-    ".claude/workflows",
-)
-TOOL_FOLDERS = tuple(f":(glob)**/{name}/**" for name in NEVER)
-GITLINK = "160000"  # mode of another repository in a tree
-TOOLS_OWN = "a tool's own settings"
-OWN_REPOSITORY = "a repository of its own: what is inside it is not committed"
-SCAN = 20_000_000  # bytes; larger files are not searched for secrets (and rarely small enough to be committed)
-IDENTITY = {"user.name": "CCO", "user.email": "cco@localhost"}  # where git knows no user
-UNFINISHED = {
-    "a merge": "MERGE_HEAD",
-    "a rebase": "rebase-merge",
-    "a rebase or am": "rebase-apply",
-    "a cherry-pick": "CHERRY_PICK_HEAD",
-    "a revert": "REVERT_HEAD",
-}
-HALF_DONE = ("cherry-pick", "merge", "rebase")  # what a worker may have stopped in the middle of
-TITLE = 72  # characters of a commit's title
-BODY = 4000  # characters of the worker's report in a commit
-COMMAND = re.compile(r"[a-z]+(-[a-z]+)*")
-NO, FATAL, USAGE = 1, 128, 129  # git's exit codes
-UNREADABLE = re.compile(r"not a git repository|No such ref: HEAD|[Pp]ermission denied")  # said of no missing object
+REFS = ("refs/heads", "refs/tags", "refs/remotes")  # what a clean checkout has of them
+CLONED = r"^remote\..*\.(url|fetch|promisor|partialclonefilter)$"  # settings that a clean checkout has
+TOOLS = {".cco", ".claude"}  # folders that are never committed, wherever they are
+CACHES = {"__pycache__", ".pytest_cache"}  # written by every run of the tests
+# Against what a worker may have planted, and what would change the output that is read here.
+SETTINGS = """
+    core.fsmonitor=false commit.gpgSign=false gc.auto=0 maintenance.auto=false submodule.recurse=false
+    color.ui=false color.diff=false grep.patternType=basic log.showSignature=false core.safecrlf=false
+    i18n.commitEncoding=UTF-8 i18n.logOutputEncoding=UTF-8 trailer.separators=: safe.directory=*
+"""
+NO_HOOKS = "core.hooksPath=/dev/null"
+STRICT = f"""
+    core.checkStat=default core.ignoreCase={str(not proc.LINUX).lower()} core.ignoreStat=false core.symlinks=true
+    core.sparseCheckout=false core.splitIndex=false core.trustctime=true core.untrackedCache=false
+"""  # by which no change of a protected file can be hidden
+IDENTITY = ("-c", "user.name=CCO", "-c", "user.email=cco@localhost")  # where git knows no user
+UNFINISHED = {"MERGE_HEAD": "a merge", "rebase-merge": "a rebase", "rebase-apply": "a rebase", "sequencer": "a series"}
+UNFINISHED |= {"CHERRY_PICK_HEAD": "a cherry-pick", "REVERT_HEAD": "a revert"}
+KIT_FOLDERS = {"extras", "prompts", "schema"}  # of which everything belongs to the kit
+KIT_FILES = re.compile(r"[^.].*\.(py|pyc|so)|(GNU)?[Mm]akefile|requirements\.txt")
+PACKAGE = re.compile(r"__init__\..*")  # a folder with it would hide an installed package
+GIVE_RIGHTS = ("-type", "d", "!", "-perm", "-700", "-exec", "chmod", "u+rwx", "{}", ";")  # to a folder and all in it
+GITLINK = "160000"  # mode of a submodule
 TEST_FILE = re.compile(r"(^|/)(tests?|spec|__tests__)/|(^|/)test_|[._-](test|spec)s?\.", re.I)
 
 
-class GitError(Exception):
-    """Git refused or the repository is not in the state that is needed. The message says what to do."""
+class GitError(proc.Stop):
+    """Git refused, or the repository is not in the state that is needed. The message says what to do."""
 
 
 @dataclass
 class Commit:
     """What became of a session's changes."""
 
-    sha: str
-    """The commit that holds them, or the one before when nothing changed."""
-    changed: list[str] = field(default_factory=list)
-    """Paths in it."""
-    left_out: dict[str, str] = field(default_factory=dict)
-    """Paths that stayed uncommitted, with the reason."""
+    sha: str  # the commit that holds them, or the one before when nothing changed
+    changed: list[str] = field(default_factory=list)  # paths in it
+    left_out: dict[str, str] = field(default_factory=dict)  # path -> why it stayed uncommitted
 
 
 class Repo:
-    """One work tree. referee: paths inside it that belong to the kit or the mission and are never committed."""
+    """One work tree."""
 
-    def __init__(self, root: Path, referee: Sequence[Path] = (), git_folder: Path | None = None, marker: str = ""):
-        """git_folder: where git keeps its things, if that is not `.git` in the root. marker: CCO_RUN of each git."""
-        self.root, self.git_folder, self.marker = root, git_folder, marker
-        inside = (path.relative_to(root) for path in referee if path != root and path.is_relative_to(root))
-        self.never = sorted({*NEVER, *(path.as_posix() for path in inside)})
+    def __init__(self, root: Path, excluded: Sequence[Path] = (), marker: str = ""):
+        """excluded: what is never committed. marker: CCO_RUN of every git."""
+        self.root, self.marker = root, marker
+        inside = (path.relative_to(root) for path in excluded if path != root and path.is_relative_to(root))
+        self.excluded = sorted({".cco", *(path.as_posix() for path in inside)})
 
-    # ------------------------------------------------------------------------------------------------
-    # Before the first session
-    # ------------------------------------------------------------------------------------------------
-
-    def dirty(self) -> list[str]:
-        """Paths with uncommitted changes, those of the kit and the mission excepted."""
-        return [line[3:] for line in self._status("--untracked-files=normal", "--", *self._but_never())]
-
-    def head(self) -> str:
-        """The commit that is checked out, "" in an empty repository."""
-        return self._git("rev-parse", "--verify", "--quiet", "HEAD", may_fail=True)
-
-    def branch(self) -> str:
-        """The branch that is checked out, "" when HEAD is detached."""
-        return self._git("symbolic-ref", "--quiet", "HEAD", may_fail=True).removeprefix("refs/heads/")
-
-    def unfinished(self) -> list[str]:
-        """What was begun in this work tree and not ended: a merge, a rebase and the like."""
-        return [name for name, sign in UNFINISHED.items() if self._git_path(sign).exists()]
-
-    def switch(self, branch: str) -> None:
-        """Check out the branch, made from what is checked out now if it does not exist yet. Raises GitError."""
-        if (top := Path(self._git("rev-parse", "--show-toplevel"))).resolve() != self.root.resolve():
-            raise GitError(f"{self.root} is no repository of its own, git takes {top} for it: its .git is damaged")
-        self._git("check-ref-format", "--branch", branch)
-        if self.branch() == branch:
-            return
-        self._git("checkout", "--quiet", *([] if self.head_of(branch) else ["-b"]), branch, "--")
-
-    def last_iteration(self, mission: str) -> int:
-        """The highest iteration of the mission among the commits of HEAD, 0 if there is none."""
-        return max((number for number, _ in self._iterations(mission)), default=0)
-
-    def head_of(self, branch: str) -> str:
-        """The commit that a branch points to, "" if there is none."""
-        return self._git("rev-parse", "--verify", "--quiet", f"refs/heads/{branch}", may_fail=True)
-
-    def commit_after(self, base: str, mission: str, iteration: int) -> Commit | None:
-        """The commit of this iteration when it is HEAD and the next one after `base`: it was made before a crash."""
-        head = self.head()
-        if not head or self._git("rev-parse", "--verify", "--quiet", f"{head}^", may_fail=True) != base:
-            return None
-        if next(iter(self._iterations(mission)), None) != (iteration, head):
-            return None
-        changed = ["diff-tree", "--no-commit-id", "--root", "-r", "--no-renames", "--name-only", "-z", head]
-        return Commit(head, self.names(*changed))
-
-    def submodules(self) -> list[Path]:
-        """The `.git` of each submodule that is checked out: who writes it decides what git runs there."""
-        paths = (self.root / name / ".git" for mode, _, name in self.tracked() if mode == GITLINK)
-        return [path for path in paths if path.exists()]
-
-    def module_folders(self) -> list[Path]:
-        """Where git keeps the objects and settings of each submodule that is checked out."""
-        return [Repo(path.parent).folder() for path in self.submodules()]
-
-    def tracked(self) -> list[tuple[str, str, str]]:
-        """Mode, object and path of everything in the index."""
-        entries = (line.partition("\t") for line in self.names("ls-files", "--stage", "-z"))
-        return [(*fields.split()[:2], name) for fields, _, name in entries]  # type: ignore[misc]
-
-    def files(self, commit: str) -> dict[str, str]:
-        """Path and object of every file in a commit that is work: no link, nothing of the kit or the mission."""
-        if not commit:
-            return {}
-        entries = (line.partition("\t") for line in self.names("ls-tree", "-r", "-z", "--full-tree", commit))
-        plain = ((fields.split(), name) for fields, _, name in entries if fields.startswith("100"))
-        return {name: fields[2] for fields, name in plain if not self._is_never(name)}
-
-    def diff(self, base: str, commit: str) -> str:
-        """What changed between two commits, the kit and the mission excepted; "" stands for no commit yet."""
-        start, end = base or self._empty_tree(), commit or self._empty_tree()
-        plain = ("--no-ext-diff", "--no-textconv", "--no-color")
-        return self._git("diff", *plain, start, end, "--", *self._but_never())
-
-    def left_behind(self) -> dict[str, str]:
-        """What is in the work tree and not in the commit that is checked out, with the reason."""
-        lines = self._status("--untracked-files=normal", "--ignored", "--", *self._but_never())
-        return {line[3:].rstrip("/"): "git ignores it" if line.startswith("!!") else "not committed" for line in lines}
-
-    def keep(self, content: bytes) -> str:
-        """Make git keep some bytes; the name of the object, which `git cat-file blob` prints again."""
-        return self.git("hash-object", "-w", "--stdin", stdin=content).decode().strip()
+    @cached_property
+    def git_dir(self) -> Path:
+        """Git's folder of this work tree. Raises GitError."""
+        return Path(self._text("rev-parse", "--absolute-git-dir", env=self.plain))
 
     def folder(self) -> Path:
-        """Where git keeps its objects and settings: `.git`, or that of the main work tree."""
-        return Path(os.path.normpath(self.root / self._git("rev-parse", "--git-common-dir")))
+        """Return where git keeps objects, branches and settings: `.git`, or that of the main work tree."""
+        link = self.git_dir / "commondir"  # asked several times an iteration, so git is not
+        return (self.git_dir / link.read_text().strip()).resolve() if link.exists() else self.git_dir
 
-    def remember(self, name: str, target: str) -> None:
-        """Point refs/cco/NAME to an object, so that git keeps it and it is found again."""
-        self._git("update-ref", f"refs/cco/{name}", target)
+    def head(self) -> str:
+        """Return the commit that is checked out, "" in an empty repository."""
+        return self._text("rev-parse", "--verify", "--quiet", "HEAD", may_fail=True)
 
-    def remembered(self, name: str) -> str:
-        """The object that refs/cco/NAME points to, "" if there is none."""
-        return self._git("rev-parse", "--verify", "--quiet", f"refs/cco/{name}", may_fail=True)
+    def branch(self) -> str:
+        """Return the branch that is checked out, "" when HEAD is detached."""
+        return self._text("symbolic-ref", "--quiet", "HEAD", may_fail=True).removeprefix("refs/heads/")
 
-    def go_back(self, commit: str, title: str, mission: str, protect: Sequence[str]) -> str:
-        """Make a commit on top of HEAD whose files are those of an earlier one; the commits in between stay.
+    def head_of(self, branch: str) -> str:
+        """Return the commit that a branch points to, "" if there is none."""
+        return self._text("rev-parse", "--verify", "--quiet", f"refs/heads/{branch}", may_fail=True)
 
-        protect: globs of files that stay as they are, like the kit and the mission. Raises GitError.
-        """
-        apart = [f":(exclude,glob){pattern}" for pattern in protect]
-        self._git("restore", f"--source={commit}", "--staged", "--worktree", "--", *self._but_never(), *apart)
-        if self.names("diff", "--cached", "--name-only", "-z"):
-            self._write_commit(_message(title, "", {MISSION: mission}), hooks=False)
-        return self.head()
+    def unfinished(self) -> list[str]:
+        """Return the names by which git remembers what was begun and not ended: a merge, a rebase and the like."""
+        return [what for name, what in UNFINISHED.items() if (self.git_dir / name).exists()]
 
-    def snapshot(self) -> str:
-        """Changes whenever HEAD or anything that git does not ignore changes."""
-        lines = self._status("--untracked-files=all", "--", *self._but_never())
-        stats = []
-        for path in (self.root / line[3:] for line in lines):
-            status = path.lstat() if path.exists() else None
-            stats.append((status.st_size, status.st_mtime_ns) if status else ())
-        return hashlib.sha256(repr((self.head(), lines, stats)).encode("utf-8", "replace")).hexdigest()
+    def status(self) -> dict[str, str]:
+        """Return path and letters of `git status` of what differs from HEAD, excluded paths and caches left out."""
+        return {path: letters for path, (letters, _) in self._look().items() if not self._is_excluded(path)}
 
-    def _empty_tree(self) -> str:
-        return self._git("hash-object", "-t", "tree", "/dev/null")
+    def _look(self) -> dict[str, tuple[str, str]]:
+        """Return path, two letters, and what there is of a submodule, of all that differs from HEAD."""
+        changes: dict[str, tuple[str, str]] = {}
+        look = ("--porcelain=v2", "--no-renames", "--untracked-files=all", "--ignore-submodules=none", "-z")
+        for line in self.names("status", *look):
+            if line.startswith("? "):
+                changes.setdefault(line[2:], ("??", ""))
+            else:  # 1 XY sub mH mI mW hH hI path; u XY sub m1 m2 m3 mW h1 h2 h3 path
+                _, letters, module, *_, path = line.split(" ", 8 if line[0] == "1" else 10)
+                changes[path] = (letters, module)
+        return changes
 
-    def _git_path(self, name: str) -> Path:
-        return self.root / self._git("rev-parse", "--git-path", name)
+    def _is_excluded(self, path: str) -> bool:
+        return bool({*path.split("/")} & TOOLS) or self._is_own(path) or _is_cache(path)
 
-    def remove_stale_locks(self) -> None:
-        """Remove the locks of a git that died: of the index, of HEAD, of branches. Only when no git of ours runs.
+    def _is_own(self, path: str) -> bool:
+        return any(f"{path}/".startswith(f"{name}/") for name in self.excluded)
 
-        As long as any git works here, and without /proc for STALE seconds, a lock is taken for its own.
-        """
-        folder, own = self.folder(), self._git_path("index.lock").parent
-        locks = {lock for place in (folder, own) for name in LOCKS for lock in place.glob(name)}
-        if locks and any(processes.working_in(place, "git") for place in (self.root, folder.parent)):
-            return
-        for lock in sorted(locks):
-            if processes.LINUX or not 0 < time.time() - lock.stat().st_mtime < STALE:
-                log.warn(f"removed {lock}, which a git that died left behind")
-                lock.unlink()
+    def submodules(self) -> list[Path]:
+        """Return the `.git` of each submodule that is checked out, nested ones too. Who writes it decides what runs."""
+        gits = [self.root / name / ".git" for name, (mode, *_) in self.tracked().items() if mode == GITLINK]
+        gits = [git for git in gits if git.exists()]
+        return gits + [inner for git in gits for inner in Repo(git.parent).submodules()]
 
-    def remove_placeholders(self) -> None:
-        """Remove the empty read-only files that a killed sandbox leaves behind; git tracks none of them."""
-        untracked = self.names("ls-files", "--others", "-z", "--", *(f":(literal){name}" for name in PLACEHOLDERS))
-        for path in (self.root / name for name in untracked if name in PLACEHOLDERS):  # not what is in a folder
-            status = path.lstat()
-            if status.st_size == 0 and status.st_mode & 0o777 == 0o444:
-                path.unlink()
+    def tracked(self, *pathspecs: str, env: Env | None = None) -> dict[str, list[str]]:
+        """Return path, and mode, object and stage, of what is in the index."""
+        entries = (e.partition("\t") for e in self.names("ls-files", "--stage", "-z", "--", *pathspecs, env=env))
+        return {name: facts.split() for facts, _, name in entries}
 
-    # ------------------------------------------------------------------------------------------------
-    # After each session
-    # ------------------------------------------------------------------------------------------------
+    def files(self, commit: str) -> dict[str, str]:
+        """Return path and blob of every file in a commit but links and excluded paths; of "" nothing."""
+        lines = self.names("ls-tree", "-r", "-z", "--full-tree", commit) if commit else []
+        entries = (line.partition("\t") for line in lines if line.startswith("100"))
+        return {name: facts.split()[2] for facts, _, name in entries if not self._is_excluded(name)}
+
+    def read(self, blob: str) -> str | None:
+        """Return the text of a blob, None when it is no text."""
+        content = self.git("cat-file", "blob", blob)
+        return None if b"\0" in content else content.decode("utf-8", "replace")
+
+    def diff(self, base: str, commit: str) -> str:
+        """Return what changed between two commits, excluded paths left out; "" stands for no commit yet."""
+        return self._text("diff", "--no-ext-diff", "--no-textconv", *self._trees(base, commit), "--", *self._scope())
+
+    def recent(self, base: str, commit: str, count: int) -> list[str]:
+        """Return the last commits since `base` with what they changed, one line each, newest first."""
+        look = ("--shortstat", "--format=%x00%h %s", f"-n{count}", commit, *[f"^{base}"] * bool(base))
+        return [" ".join(entry.split()) for entry in (self._text("log", *look) if commit else "").split("\0")[1:]]
+
+    def statistics(self, base: str) -> dict[str, int]:
+        """Return files modified, lines of code added and tests created since a commit."""
+        look = ("--no-ext-diff", "-M", "--numstat", "--summary", *self._trees(base, self.head() or base))
+        lines = self._text("diff", *look).splitlines()
+        rows = [line.split("\t") for line in lines if line[0] != " "]  # "-" counts the lines of what is no text
+        new = [line.split(" ", 4)[4].strip('"') for line in lines if line.startswith(" create mode ")]
+        added, tests = sum(int(row[0]) for row in rows if row[0] != "-"), sum(map(bool, map(TEST_FILE.search, new)))
+        return {"files_modified": len(rows), "lines_of_code_added": added, "tests_created": tests}
+
+    def _trees(self, *commits: str) -> list[str]:
+        return [commit or self._text("hash-object", "-t", "tree", "/dev/null") for commit in commits]
+
+    def iterations(self, mission: str) -> list[tuple[int, str]]:
+        """Return number and commit of the mission's iterations among the commits of HEAD, newest first."""
+        fields = ("%H", *(f"%(trailers:key={key},valueonly,separator=%x2C)" for key in (MISSION, ITERATION)))
+        ours = re.compile(rf"([0-9a-f]+)\x1f{re.escape(mission)}\x1f([0-9]{{1,9}})")  # anybody may write a trailer
+        look = ("-z", f"--grep=^{MISSION}: {mission}$", f"--format={'%x1f'.join(fields)}", "HEAD")
+        rows = self.names("log", *look) if self.head() else []
+        return [(int(match[2]), match[1]) for row in rows if (match := ours.fullmatch(row))]
+
+    def commit_after(self, base: str, mission: str, iteration: int) -> Commit | None:
+        """Return the commit of an iteration where it is HEAD and follows `base`: it was made before a crash."""
+        head, parent = self.head(), self._text("rev-parse", "--verify", "--quiet", "HEAD^", may_fail=True)
+        if not head or parent != base or self.iterations(mission)[:1] != [(iteration, head)]:
+            return None
+        return Commit(head, self.names("diff", "--name-only", "--no-renames", "-z", *self._trees(base, head)))
+
+    def switch(self, branch: str) -> None:
+        """Check out a branch, made from what is checked out if it does not exist yet. Raises GitError."""
+        if self.branch() != branch:
+            self.git("checkout", "--quiet", *([] if self.head_of(branch) else ["-b"]), branch, "--")
 
     def commit(
-        self, base: str, branch: str, title: str, body: str, trailers: dict[str, str], max_size: int, hooks: bool
+        self, base: str, branch: str, title: str, body: str, trailers: Mapping[str, str], max_size: int, hooks: bool
     ) -> Commit:
         """Put everything that changed since `base` into one commit on the branch.
 
         max_size: bytes of the largest file that is committed. hooks: run the repository's own; if they refuse, the
         commit is made without them and the log says so. Raises GitError.
         """
+        self.remove_placeholders()
         self._return_to(base, branch)
-        left_out = self._stage(max_size)
-        changed = self.names("diff", "--cached", "--no-renames", "--name-only", "-z")
-        if not changed:
-            return Commit(base, left_out=left_out)
+        reasons = {path: self._objection(path, *facts, max_size) for path, facts in self._look().items()}
+        left_out = {path.rstrip("/"): reason for path, reason in reasons.items() if reason}
+        if not (changed := sorted(path for path, reason in reasons.items() if reason == "")):
+            return Commit(base, [], left_out)
+        links = {path for path in changed if (self.root / path).is_symlink()}  # to add one removes what is below it
+        paths = "".join(f"{p}\0" for p in changed if not links.intersection(map(str, PurePosixPath(p).parents)))
+        self._text("update-index", "--add", "--remove", "--replace", "-z", "--stdin", stdin=paths)
         self._write_commit(_message(title, body, trailers), hooks)
         return Commit(self.head(), changed, left_out)
 
-    def statistics(self, base: str) -> dict[str, int]:
-        """Files modified, lines of code added and tests created since a commit."""
-        start = base or self._empty_tree()
-        if not self.head():
-            return {"files_modified": 0, "lines_of_code_added": 0, "tests_created": 0}
-        rows = [
-            line.split("\t") for line in self._git("diff", "--no-ext-diff", "--numstat", start, "HEAD").splitlines()
-        ]
-        new = self.names("diff", "--no-renames", "--name-only", "--diff-filter=A", "-z", start, "HEAD")
-        return {
-            "files_modified": len(rows),
-            "lines_of_code_added": sum(int(row[0]) for row in rows if row[0].isdigit()),
-            "tests_created": sum(bool(TEST_FILE.search(name)) for name in new),
-        }
-
     def _return_to(self, base: str, branch: str) -> None:
-        """HEAD at the accepted commit on our branch, the work tree as the worker left it."""
-        head = self.head()
+        """Point HEAD to the accepted commit on our branch; the work tree stays as the worker left it."""
+        head, here = self.head(), self.branch()
         if head != base:
-            if base and self.branch() != branch and self._git("merge-base", base, head, may_fail=True) != base:
-                raise GitError(f"{self.root} was moved to a commit without the accepted one: git checkout {branch}")
-            log.warn("the worker committed by itself; its changes go into this session's commit")
-        for command in HALF_DONE:  # else our commit would have its parents or its author
-            self._git(command, "--quit", may_fail=True)
-        self._git("symbolic-ref", "HEAD", f"refs/heads/{branch}")
-        if base:
-            self._git("update-ref", "HEAD", base)
-            self._git("reset", "--quiet", "--mixed")  # what the worker had staged, or told git to skip, is forgotten
-        elif self.head():
-            self._git("update-ref", "-d", f"refs/heads/{branch}")
+            if base and here != branch and (not head or self._text("merge-base", base, head, may_fail=True) != base):
+                reason = f"was moved to a commit without the accepted one: git checkout {branch}"
+                raise GitError(proc.CANNOT, f"{self.root} {reason}")
+            log.warn(f"{head[:12]} was committed by the worker, or by you; its changes go into this session's commit")
+        for name in UNFINISHED:  # else our commit would get their parents or their author
+            delete(self.git_dir / name)
+        if here != branch:
+            self.git("symbolic-ref", "HEAD", f"refs/heads/{branch}")
+        if head and not base:
+            self.git("update-ref", "-d", f"refs/heads/{branch}")
+        self.git("reset", "--quiet", "--mixed", *[base] * bool(base))  # what the worker staged does not count
 
-    def _stage(self, max_size: int) -> dict[str, str]:
-        """Add everything that a commit may hold to the index; what it may not hold, with the reason.
-
-        Raises GitError when git did not add what it should have added.
-        """
-        failed = ""
-        try:
-            sparse = self._git("config", "--bool", "core.sparseCheckout", may_fail=True) == "true"
-            self._git("add", "--all", "--ignore-errors", *["--sparse"] * sparse, "--", *self._but_never())
-        except GitError as error:
-            failed = str(error)
-        raw = self.names("diff", "--cached", "--raw", "--no-renames", "-z")
-        staged = dict(zip(raw[1::2], raw[::2], strict=True))  # path: ":OLD-MODE NEW-MODE ..."
-        left_out = {name: why for name, modes in staged.items() if (why := self._objection(name, modes, max_size))}
-        if left_out:
-            paths = "".join(f"{name}\0" for name in left_out)
-            unstage = ("--literal-pathspecs", "reset", "--quiet", "--pathspec-from-file=-", "--pathspec-file-nul")
-            self._git(*unstage, stdin=paths)
-        return left_out | self._not_added(left_out, failed)
-
-    def _not_added(self, left_out: Mapping[str, str], failed: str) -> dict[str, str]:
-        """What stays changed in the work tree although it was to be added, with the reason."""
-        reasons = {}
-        for line in self._status("--untracked-files=all"):
-            name, path = line[3:].rstrip("/"), self.root / line[3:]
-            if line[1] == " " or name in left_out or self._is_never(name):
-                continue
-            if (path / ".git").exists():
-                reasons[name] = OWN_REPOSITORY
-            elif failed and path.exists() and os.access(path, os.R_OK):
-                raise GitError(failed)
-            elif failed:
-                reasons[name] = "it cannot be read"
-        for name in (line[3:] for line in self._status("--untracked-files=all", "--", *TOOL_FOLDERS)):
-            if not name.startswith(".cco/"):  # which is the kit's own, and no news
-                reasons[name] = TOOLS_OWN
-        return reasons
-
-    def _is_never(self, name: str) -> bool:
-        inside = any(name == never or name.startswith(f"{never}/") for never in self.never)
-        return inside or bool({*name.split("/")} & {*NEVER})
-
-    def _objection(self, name: str, modes: str, max_size: int) -> str:
-        if self._is_never(name):
-            return "it belongs to the kit, the mission or a tool's settings"
-        if modes.split()[1] == GITLINK and modes.split()[0] != f":{GITLINK}":
-            return OWN_REPOSITORY
+    def _objection(self, name: str, letters: str, module: str, max_size: int) -> str | None:
+        """Return why a path is not committed, "" when it is; None for what need not be named."""
         path = self.root / name
-        link = os.readlink(path) if path.is_symlink() else ""
-        if log.holds_secret(f"{name} {link}".encode("utf-8", "surrogateescape")):
-            return "its name or target holds a known secret"
-        if path.is_symlink() or not path.is_file():
+        if self._is_own(name) or (_is_cache(name) and letters[1] != "D"):
+            return None
+        if {*name.split("/")} & TOOLS:
+            return "a tool's own settings"
+        if name.endswith("/") or (module.startswith("S.") and letters == ".M"):  # it stands at its commit
+            return "a repository of its own: what is inside it is not committed"
+        if path.is_symlink() or path.is_dir() or not path.exists():
             return ""
+        if not path.is_file() or not os.access(path, os.R_OK):
+            return "it cannot be read"
         if (size := path.stat().st_size) > max_size:
             return f"{size} bytes are more than claude_code.max_file_size allows ({max_size})"
-        if size <= SCAN and log.holds_secret(path.read_bytes()):
-            return "it holds a known secret"
-        return ""
+        return "it holds a known secret" if log.holds_secret(path.read_bytes()) else ""
 
     def _write_commit(self, message: str, hooks: bool) -> None:
-        unknown = [f"{key}={value}" for key, value in IDENTITY.items() if not self._git("config", key, may_fail=True)]
-        identity = [part for setting in unknown for part in ("-c", setting)]
-        command = [*identity, "commit", "--quiet", "--cleanup=whitespace", "--file=-"]
+        user = self._text("config", "--get-regexp", r"^user\.(name|email)$", may_fail=True)
+        identity = () if "user.name " in user and "user.email " in user else IDENTITY
+        command = (*identity, "commit", "--quiet", "--allow-empty", "--cleanup=whitespace", "--file=-")
         if hooks:
             try:
-                self._git(*command, stdin=message, quiet=QUIET[1:])
+                self._text(*command, stdin=message, env=self.plain)
                 return
             except GitError as error:
                 log.warn(f"the repository's commit hooks refused; committed without them: {error}")
-        self._git(*command, stdin=message)
+        self._text(*command, stdin=message)
 
-    # ------------------------------------------------------------------------------------------------
-    # Git itself
-    # ------------------------------------------------------------------------------------------------
+    def restore(self, commit: str, title: str, mission: str, protect: Sequence[str]) -> str:
+        """Make a commit on top of HEAD whose files are those of an earlier one; return it.
 
-    def _iterations(self, mission: str) -> list[tuple[int, str]]:
-        """(iteration, commit) of the mission's commits, newest first."""
-        if not self.head():
-            return []
-        fields = ("%H", *(f"%(trailers:key={key},valueonly,separator=%x2C)" for key in (MISSION, ITERATION)))
-        ours = re.compile(rf"([0-9a-f]+)\x1f{re.escape(mission)}\x1f([0-9]{{1,9}})")  # anybody may write a trailer
-        log_of = ["log", "-z", f"--grep=^{MISSION}: {mission}$", f"--format={'%x1f'.join(fields)}", "HEAD"]
-        return [(int(found[2]), found[1]) for row in self.names(*log_of) if (found := ours.fullmatch(row))]
-
-    def _but_never(self) -> list[str]:
-        """Pathspecs of everything but what is never committed, wherever a tool puts its folder."""
-        anywhere = [f":(exclude,glob)**/{name}/**" for name in NEVER]
-        return [".", *(f":(exclude,literal){name}" for name in self.never), *anywhere]
-
-    def names(self, *args: str) -> list[str]:
-        """What a git command prints with -z, one by one."""
-        return [name for name in self._git(*args).split("\0") if name]
-
-    def _status(self, *args: str) -> list[str]:
-        """Lines `XY path` of git status; never of what lies inside another repository."""
-        return self.names("status", "--porcelain=v1", "-z", "--no-renames", *args)
-
-    def _git(self, *args: str, stdin: str = "", may_fail: bool = False, quiet: Sequence[str] = QUIET) -> str:
-        printed = self.git(*args, stdin=stdin.encode("utf-8", "surrogateescape"), may_fail=may_fail, quiet=quiet)
-        return printed.decode("utf-8", "surrogateescape").rstrip("\n")
-
-    def git(self, *args: str, stdin: bytes = b"", may_fail: bool = False, quiet: Sequence[str] = QUIET) -> bytes:
-        """What a git command prints, to the byte; nothing when it may fail and did.
-
-        Raises GitError, OSError for what the machine lacks.
+        protect: globs of files that stay as they are, like excluded paths. Raises GitError.
         """
-        settings = [part for setting in quiet for part in ("-c", setting)]
-        place = [f"--git-dir={self.git_folder}", f"--work-tree={self.root}"] if self.git_folder else []
-        argv = [surroundings.find("git", self.root) or "git", "--no-pager", *settings, *place, *args]
-        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            result = proc.run(
-                argv,
-                cwd=self.root,
-                env=self._environment(),
-                output=out,
-                errors=err,
-                limits=proc.Limits(TIMEOUT),
-                stdin=stdin,
-                shielded=True,
-            )
-            out.seek(0)
-            printed = out.read()
-            said = proc.tail(err, 2000).strip()
-        log.trace("git", argv=argv, code=result.code, said=said)
-        if result.code == 0:
-            return printed
-        self._require_machine(result, said if quiet is QUIET else "")  # a hook may say whatever it likes
-        if may_fail and (result.code in (NO, USAGE) or (result.code == FATAL and not UNREADABLE.search(said))):
-            return b""
-        why = result.error or result.stopped or said or "failed"
-        raise GitError(f"git {' '.join(args)[:60]} in {self.root}: {why}")
+        if aside := self._text(*IDENTITY, "stash", "create"):  # what is uncommitted, so that nothing is lost
+            self.remember({f"{mission}/uncommitted": aside})
+            log.warn(f"uncommitted changes are kept as refs/cco/{mission}/uncommitted (git stash apply {aside[:12]})")
+        scope = [*self._scope(), *_pathspecs(protect, "exclude,")]
+        self.git("restore", f"--source={commit}", "--staged", "--worktree", "--", *scope)
+        if self.names("diff", "--cached", "--name-only", "-z"):
+            self._write_commit(_message(title, "", {MISSION: mission}), hooks=False)
+        return self.head()
 
-    def _require_machine(self, result: proc.Result, said: str) -> None:
-        """Raise OSError where git may have failed for what the machine lacks: that is no answer."""
-        if not self.root.is_dir():
-            raise FileNotFoundError(errno.ENOENT, "this folder is gone", str(self.root))
-        if lack := machine.lack(result.errno, said):
-            raise OSError(lack.errno, lack.strerror, str(self.root))
-        machine.require_room(tempfile.gettempdir())  # where it prints to
-        if forbidden := self._forbidden():
-            machine.require_room(forbidden)  # which says so where it is the file system that is read-only
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(forbidden))
+    def remember(self, objects: Mapping[str, str]) -> None:
+        """Point refs/cco/NAME to objects, so that git keeps them and they are found again."""
+        self._text("update-ref", "--stdin", stdin="".join(f"update refs/cco/{n} {o}\n" for n, o in objects.items()))
 
-    def _forbidden(self) -> Path | None:
-        """The first folder of git's that we have no rights to: what is in it looks like nothing."""
-        inside = ("", ".git", ".git/objects", ".git/refs", ".git/refs/heads") if self.git_folder is None else ()
-        places = (self.root / name for name in inside)
-        return next((p for p in places if os.path.isdir(p) and not os.access(p, os.R_OK | os.W_OK | os.X_OK)), None)
+    def remove_stale_locks(self) -> None:
+        """Remove the locks of a git that died, while no git works here. Only Linux says whether one does."""
+        patterns = ("*.lock", "refs/**/*.lock")
+        locks = {lock for place in (self.folder(), self.git_dir) for name in patterns for lock in place.glob(name)}
+        busy = not proc.LINUX or any(proc.working_in(place, "git") for place in (self.root, self.folder().parent))
+        for lock in () if busy else sorted(locks):
+            log.warn(f"removed {lock}, which a git that died left behind")
+            lock.unlink()
 
-    def _environment(self) -> dict[str, str]:
-        """No variable of a surrounding git command, no look at a repository around this one, no question, English.
+    def remove_placeholders(self) -> None:
+        """Remove the empty read-only dot files on which a killed sandbox had mounted something; git tracks none."""
+        files = [path for pattern in (".*", ".claude/*") for path in self.root.glob(pattern)]
+        empty = {str(path.relative_to(self.root)) for path in files if _version(path)[:2] == (stat.S_IFREG | 0o444, 0)}
+        look = ("ls-files", "--others", "-z", "--", *(f":(literal){name}" for name in empty))
+        for name in empty.intersection(self.names(*look) if empty else ()):
+            (self.root / name).unlink()
 
-        And nothing that `git replace` puts in the place of what is committed: a clone would not have it.
-        """
-        env = {n: v for n, v in surroundings.clean_env(os.environ).items() if not n.startswith("GIT_")}
-        ceiling = {"GIT_CEILING_DIRECTORIES": str(self.root.resolve().parent), "GIT_NO_REPLACE_OBJECTS": "1"}
-        path = {"PATH": surroundings.trusted_first(env.get("PATH", os.defpath), self.root)}
-        mark = {processes.MARKER: self.marker} if self.marker else {}  # by which a git is found that outlived the kit
-        return {**env, **path, **ceiling, **mark, "GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+    def _scope(self) -> list[str]:
+        """Return pathspecs of everything but excluded paths."""
+        tools = [f":(exclude,glob)**/{name}/**" for name in sorted(TOOLS)]
+        return [".", *(f":(exclude,literal){name}" for name in self.excluded), *tools]
+
+    def names(self, *args: str, env: Env | None = None) -> list[str]:
+        """Return what a git command prints with -z, one by one."""
+        return [name for name in self._text(*args, env=env).split("\0") if name]
+
+    def _text(self, *args: str, stdin: str = "", may_fail: bool = False, env: Env | None = None) -> str:
+        return os.fsdecode(self.git(*args, stdin=os.fsencode(stdin), may_fail=may_fail, env=env)).rstrip("\n")
+
+    def git(self, *args: str, stdin: bytes = b"", may_fail: bool = False, env: Env | None = None) -> bytes:
+        """Return what a git command prints; with may_fail nothing where it says no (exit code 1). Raises GitError."""
+        argv = [proc.find("git", self.root) or "git", "--no-pager", *args]
+        env = self.fixed if env is None else env
+        path = {"PATH": proc.trusted_path(env.get("PATH", os.defpath), self.root)}
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:  # a hook's child keeps no pipe open
+            running = proc.Running(argv, self.root, {**env, **path}, out, TIMEOUT, errors=err, stdin=stdin)
+            with closing(running):
+                while not running.over(TIMEOUT.timeout):
+                    pass
+            result = running.result
+            printed, errors = proc.read(out, 0, result.size), proc.tail(err, 2000).strip()
+        log.trace("git", argv=argv, code=result.code, errors=errors)
+        if result.code == 0 or (may_fail and result.code == 1):
+            return b"" if result.code else printed
+        reason = result.error or result.stopped or errors or f"exit code {result.code}"
+        proc.require_space(self.root, Path(tempfile.gettempdir()))  # git does not always say that it found no room
+        raise GitError(proc.CANNOT, f"git {' '.join(args)[:60]} in {self.root}: {reason}")
+
+    @cached_property
+    def plain(self) -> dict[str, str]:
+        """The environment of hooks: no variable of a surrounding git, no question, English, nothing replaced."""
+        env = {name: value for name, value in proc.clean_env(os.environ).items() if not name.startswith("GIT_")}
+        env |= {"GIT_CEILING_DIRECTORIES": str(self.root.resolve().parent), "GIT_NO_REPLACE_OBJECTS": "1"}
+        env |= {"GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+        return {**env, **({proc.MARKER: self.marker} if self.marker else {}), **_settings(SETTINGS)}
+
+    @cached_property
+    def fixed(self) -> dict[str, str]:
+        """The environment of every other git: no hooks, and whatever the settings say this work tree and its folder."""
+        places = {"GIT_DIR": str(self.git_dir), "GIT_WORK_TREE": str(self.root)}
+        return {**self.plain, **places, **_settings(f"{SETTINGS} {NO_HOOKS}")}
 
 
-def _message(title: str, body: str, trailers: dict[str, str]) -> str:
-    """Title, the worker's words indented so that none of them can pose as a trailer, and the trailers."""
-    words = log.printable(" ".join(title.split()))[:TITLE].strip() or "Work on the mission"
+class Protected:
+    """The tracked files under some globs, compared with a commit.
+
+    An index of our own is compared, so it does not matter what the worker does to git's: flags, staging, commits.
+    """
+
+    def __init__(self, repo: Repo, globs: Sequence[str], commit: str, anew: bool = True):
+        """anew: no worker ran since the last comparison, so what is untracked now is the user's. Raises GitError."""
+        self.repo, self.root, self.globs = repo, repo.root, globs
+        self.tracked: dict[str, list[str]] = {}  # path -> mode, object, stage
+        self.ignored: set[str] = set()  # untracked paths of the user
+        if not globs:
+            return
+        index, record = self.root / ".cco" / "protected.index", self.root / ".cco" / "protected.untracked"
+        index.parent.mkdir(mode=0o700, exist_ok=True)
+        index.with_name("protected.index.lock").unlink(missing_ok=True)  # of a git that died
+        modes = repo.git("config", "--type=bool", "--default=true", "core.fileMode").decode().strip()
+        self.env = {**repo.fixed, **_settings(f"{SETTINGS} {NO_HOOKS} {STRICT} core.fileMode={modes}")}
+        self.env |= {"GIT_INDEX_FILE": str(index), "GIT_OPTIONAL_LOCKS": "1"}  # git remembers there what it compared
+        repo.git("read-tree", commit or "--empty", env=self.env)
+        self.tracked = repo.tracked(*_pathspecs(globs), env=self.env)
+        if anew or not record.exists():
+            state.write(record, os.fsencode("\0".join(n for n, what in self.changes().items() if what == "new")))
+        self.ignored = {*os.fsdecode(record.read_bytes()).split("\0")} - {""}
+
+    def untracked(self) -> list[str]:
+        """Return what is not protected: globs under which git tracks nothing, submodules, untracked files."""
+        empty = [glob for glob in self.globs if not self.repo.tracked(*_pathspecs([glob]), env=self.env)]
+        names = [name for name, facts in self.tracked.items() if facts[0] == GITLINK] + sorted(self.ignored)
+        return [*empty, *names[:20], *[f"what else is untracked ({len(names) - 20} files)"] * (len(names) > 20)]
+
+    def paths(self) -> list[Path]:
+        """Return what a sandbox makes read-only: folders that a glob names, and tracked files under the others."""
+        folders = [glob.rstrip("/").removesuffix("/**") for glob in self.globs]
+        folders = [name for name in folders if (self.root / name).is_dir()]
+        files = [name for name in self.tracked if not any(PurePosixPath(name).is_relative_to(f) for f in folders)]
+        return [self.root / name for name in (*folders, *files) if (self.root / name).exists()]
+
+    def changes(self) -> dict[str, str]:
+        """Return path and what became of it: changed, deleted or new."""
+        if not self.globs:
+            return {}
+        look = ("--porcelain=v1", "--no-renames", "--untracked-files=all", "--ignored", "--ignore-submodules=all", "-z")
+        lines = self.repo.names("status", *look, "--", *_pathspecs(self.globs), env=self.env)
+        words = {"D": "deleted", "?": "new", "!": "new"}  # else it has another content, mode or type
+        changes = {line[3:].rstrip("/"): words.get(line[1], "changed") for line in lines if line[1] != " "}
+        caches = {name for name in changes.keys() - self.tracked.keys() if {*name.split("/")} & CACHES}
+        hidden = {name for name in changes if self.repo._is_own(name)} | caches | self.ignored
+        return {name: what for name, what in changes.items() if name not in hidden}
+
+    def restore(self, changes: Mapping[str, str], kept: Path) -> None:
+        """Move the changed versions to a new folder in `kept`, and write the committed ones."""
+        kept = kept / str(time.time_ns())  # none is overwritten
+        for name in changes:
+            _set_aside(self.root, name, kept)
+        if committed := "".join(f"{name}\0" for name, what in changes.items() if what != "new"):
+            self.repo.git("checkout-index", "--force", "-uz", "--stdin", stdin=os.fsencode(committed), env=self.env)
+
+
+class Kit:
+    """The kit's own files, compared with what they were when this was made."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.files = {name: (_version(folder / name), _content(folder / name)) for name in self._names()}
+
+    def changes(self) -> dict[str, str]:
+        """Return name and what became of it: changed, deleted or new. Only what has another time or size is read."""
+        now, changes = {*self._names()}, {}
+        for name in sorted({*self.files, *now}):
+            path, before = f"{self.folder}/{name}", self.files.get(name)  # no Path: it is asked after each check
+            if before is None or name not in now:
+                changes[name] = "deleted" if before else "new"
+            elif _version(path) != before[0] and _content(Path(path)) != before[1]:
+                changes[name] = "changed"
+        return changes
+
+    def restore(self, changes: Mapping[str, str], kept: Path) -> None:
+        """Move the changed versions to a new folder in `kept`, and write what was."""
+        kept = kept / str(time.time_ns())  # none is overwritten
+        for name, what in changes.items():
+            _set_aside(self.folder, name, kept)
+            if what != "new":
+                path, (mode, content) = self.folder / name, self.files[name][1]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+                path.chmod(mode)
+
+    def _names(self) -> Iterator[str]:
+        for place, folders, files in os.walk(self.folder):
+            above = os.path.relpath(place, self.folder)
+            whole = above.split("/")[0] in KIT_FOLDERS
+            kind = KIT_FILES if above == "." else PACKAGE
+            folders[:] = [name for name in folders if name[0] != "." and name not in CACHES and (whole or above == ".")]
+            yield from (os.path.normpath(f"{above}/{name}") for name in files if whole or kind.fullmatch(name))
+
+
+def _settings(settings: str) -> dict[str, str]:
+    """Return the variables by which git takes settings over those of any file."""
+    pairs = [setting.split("=", 1) for setting in settings.split()]
+    keys = {f"GIT_CONFIG_KEY_{number}": key for number, (key, _) in enumerate(pairs)}
+    values = {f"GIT_CONFIG_VALUE_{number}": value for number, (_, value) in enumerate(pairs)}
+    return {"GIT_CONFIG_COUNT": str(len(pairs)), **keys, **values}
+
+
+def _pathspecs(globs: Iterable[str], magic: str = "") -> list[str]:
+    """Return pathspecs for globs; one that means a folder means all that is in it."""
+    return [f":({magic}glob){spec}" for glob in globs for spec in (glob.rstrip("/"), f"{glob.rstrip('/')}/**")]
+
+
+def _is_cache(path: str) -> bool:
+    return bool({*path.split("/")} & CACHES) or path.endswith((".pyc", ".pyo"))
+
+
+def _set_aside(root: Path, name: str, kept: Path) -> None:
+    """Move away what is at a path, or what took the place of a folder above it."""
+    for place in (*(str(parent) for parent in [*reversed(PurePosixPath(name).parents)][1:]), name):
+        path = root / place
+        if path.is_symlink() or (os.path.lexists(path) and (place == name or not path.is_dir())):
+            (kept / place).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            shutil.move(path, kept / place)
+            return
+
+
+def _version(path: str | Path) -> tuple[int, ...]:
+    """Return what changes with a file, and () for a folder or nothing. Only the kernel sets the last of its times."""
+    try:
+        s = os.lstat(path)
+    except OSError:
+        return ()
+    return () if stat.S_ISDIR(s.st_mode) else (s.st_mode, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino)
+
+
+def _content(path: Path) -> tuple[int, bytes]:
+    """Return mode and bytes of a file; of what cannot be read neither."""
+    readable = path.is_file() and os.access(path, os.R_OK)
+    return (stat.S_IMODE(path.stat().st_mode), path.read_bytes()) if readable else (0, b"")
+
+
+class Checkout:
+    """A commit as a colleague would clone it: with branches, tags, remotes and submodules, and nothing untracked.
+
+    Objects are shared with the repository; settings, filters, hooks and ignore rules of its `.git` alone are missing.
+    No git runs here from outside once a command may have changed what it reads.
+    """
+
+    def __init__(self, repo: Repo, commit: str, folder: Path):
+        """Check out below the folder; of commit "" nothing. Raises GitError."""
+        self.root, self.commit, self.copy = folder / "tree", commit, folder / "copy"
+        self.sources: list[Path] = []  # folders of the repository that the commands have to read
+        self.root.mkdir()
+        if commit:
+            self._add(repo, self.root, commit)
+
+    def _add(self, source: Repo, root: Path, commit: str) -> None:
+        """Check a repository out, and its submodules as far as they are there."""
+        repo, origin = Repo(root, marker=source.marker), source.folder()
+        form = source.git("rev-parse", "--show-object-format").decode().strip()
+        source.git("init", "--quiet", f"--object-format={form}", "--template=", "--", str(root), env=source.plain)
+        (root / ".git/objects/info/alternates").write_text(f"{origin / 'objects'}\n")
+        (root / ".git/packed-refs").write_bytes(source.git("for-each-ref", "--format=%(objectname) %(refname)", *REFS))
+        if (origin / "shallow").exists():
+            shutil.copy(origin / "shallow", root / ".git")
+        remotes = os.fsdecode(source.git("config", "--local", "-z", "--get-regexp", CLONED, may_fail=True))
+        settings = [*remotes.split("\0"), f"lfs.storage\n{origin / 'lfs'}" if (origin / "lfs").is_dir() else ""]
+        for key, _, value in (setting.partition("\n") for setting in settings if setting):
+            repo.git("config", "--add", key, value)
+        repo.git("checkout", "--quiet", "--force", "--detach", commit)
+        self.sources += [folder for name in ("objects", "lfs") if (folder := origin / name).is_dir()]
+        for name, (mode, sha, _) in repo.tracked().items():
+            if mode == GITLINK and (source.root / name / ".git").exists():
+                (root / name).mkdir(parents=True, exist_ok=True)
+                self._add(Repo(source.root / name, marker=source.marker), root / name, sha)
+
+    def keep(self) -> None:
+        """Let everything that is here now be here after each reset: setup has run. Raises OSError."""
+        delete(self.copy)
+        _system("cp", "-a", "--", str(self.root), str(self.copy))
+        self.made = self._versions()
+
+    def reset(self) -> None:
+        """Make everything what it was when it was kept, times included, which a build compares. Raises OSError."""
+        self.root.mkdir(exist_ok=True)
+        _system("find", str(self.root), *GIVE_RIGHTS)
+        now = self._versions()
+        wrong = sorted(name for name in {*now, *self.made} if now.get(name) != self.made.get(name))
+        for name in wrong:
+            delete(self.root / name)
+        for name in (name for name in wrong if name in self.made):
+            if self.made[name]:
+                shutil.copy2(self.copy / name, self.root / name, follow_symlinks=False)
+                self.made[name] = _version(self.root / name)
+            else:
+                (self.root / name).mkdir()
+
+    def _versions(self) -> dict[str, tuple[int, ...]]:
+        """Return all that is here, with what changes when it does."""
+        walk = os.walk(self.root)
+        paths = [os.path.join(folder, name) for folder, folders, files in walk for name in (*folders, *files)]
+        return {os.path.relpath(path, self.root): _version(path) for path in paths}
+
+
+def scratch(marker: str, name: str) -> Path:
+    """Return a new temporary folder of a run's."""
+    return Path(tempfile.mkdtemp(prefix=f"{_prefix(marker)}{name}-"))
+
+
+def remove_scratch(marker: str) -> None:
+    """Remove the temporary folders that a killed run left. Only when nothing of it runs."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_prefix(marker)}*"):
+        delete(path)
+
+
+def _prefix(marker: str) -> str:
+    return f"cco-{hashlib.sha256(os.fsencode(marker)).hexdigest()[:12]}-"
+
+
+def delete(path: Path) -> None:
+    """Remove a file or a whole folder, also where a command took away the rights to do so, however deep it is."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    try:
+        shutil.rmtree(path)
+    except (OSError, RecursionError):
+        _system("find", str(path), *GIVE_RIGHTS)
+        _system("rm", "-rf", "--", str(path))
+
+
+def _system(name: str, *args: str) -> None:
+    """Run a program of the system, not one that a worker put on PATH. Raises OSError with what it says."""
+    done = subprocess.run([name, *args], env={"PATH": os.defpath}, capture_output=True)
+    if done.returncode:
+        raise OSError(os.fsdecode(done.stderr).strip()[-300:])
+
+
+def _message(title: str, body: str, trailers: Mapping[str, str]) -> str:
+    """Return title, the worker's report indented so that no line of it can pose as a trailer, and the trailers."""
+    subject = log.printable(" ".join(title.split()))[:TITLE].strip() or "Work on the mission"
     report = "\n".join(f"    {line}".rstrip() for line in log.printable(body).strip()[:BODY].splitlines())
     ends = "\n".join(f"{name}: {value}" for name, value in trailers.items())
-    return "\n\n".join(part for part in (words, report, ends) if part) + "\n"
+    return "\n\n".join(part for part in (subject, report, ends) if part) + "\n"

@@ -1,344 +1,205 @@
-"""The walls around a command that runs what a worker wrote: bubblewrap.
+"""The sandbox for checks, which run what a worker wrote: bubblewrap.
 
-    if why := sandbox.obstacle(root): ...              # it cannot be used here; sandbox.remedy() says what to do
-    with tempfile.TemporaryDirectory() as scratch:
-        walls = sandbox.Walls(root, sealed=(tests,), hidden=(state,), writable=(), network=False)
-        argv = sandbox.command(sandbox.capped(["bash"], "npm test", 10**9), walls, Path(scratch))
-        proc.run(argv, ...)
+    if why := sandbox.obstacle(root): ...              it cannot start here; sandbox.remedy() says what to do
+    argv = sandbox.command(sandbox.capped(["bash"], "npm test", 10**9), Sandbox(root, (tests,), (), False), scratch)
 
-The command sees the machine as it is, but may write only in the repository, in the caches of build tools and in a
-/tmp of its own. Its processes are in a world of their own: they see no others, and end with it or with the kit.
-Of two walls, the one whose path is longer holds: a folder in a hidden one may be shown, a file in a sealed one written.
-
-What is not covered: a symbolic link in the repository may be replaced even when what it leads to is sealed; so may
-what is sealed but does not exist. A file with a second name (hard link) may be written by that. What the command puts
-into a tool's cache, other builds of this user run. With the network on, it reaches every service of this machine that
-listens on loopback or an abstract socket. A timeout ends it with SIGKILL, since bubblewrap does not pass SIGTERM on.
+A check sees the machine as it is, but writes only in the repository, in caches of build tools and in a /tmp of its own;
+it sees no other processes, and ends with all it started. Of two places the rule of the inner one holds. Limitations:
+a protected link, or one that does not exist, can be replaced, the folder around a protected file renamed, and a second
+hard link written; with the network on, a check reaches every service of this machine; what it writes in a hidden folder
+is lost. A timeout is SIGKILL in there: bubblewrap does not pass SIGTERM on.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import pwd
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import log
-import machine
 import proc
-import processes
-import surroundings
 
-MOUNTS = 400  # for what is sealed; each costs time, and 2000 of them seconds
-BLOCK = 512  # bytes in which every `sh` counts `ulimit -f`; bash by its own name counts 1024
-PROBE_TIME = 30  # seconds
-SYSCTL = Path("/proc/sys")
 PROGRAM = "bwrap"
+MOUNTS = 200  # protected paths that are mounted; each costs time, and the rest is compared anyway
+BLOCK = 1024  # bytes in which bash counts `ulimit -f`
 TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")  # all the same folder
-# A session of its own, or `kill 0` would end bubblewrap. No terminal is in reach: proc.run's session has none either.
+# A session of its own, or `kill 0` would end bubblewrap.
 ALONE = ("--unshare-pid", "--unshare-ipc", "--unshare-uts", "--die-with-parent", "--new-session")
 PROBE = ("--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", *ALONE, "--unshare-net", "true")
-# Root keeps what it needs for files and users, not what takes walls down; others have no powers to begin with.
-POWERS = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID")
-SECRET_PLACES = (
-    "~/.ssh",
-    "~/.aws",
-    "~/.azure",
-    "~/.gnupg",
-    "~/.netrc",
-    "~/.pgpass",
-    "~/.pypirc",
-    "~/.git-credentials",
-    "~/.config/git/credentials",
-    "~/.config/gh",
-    "~/.config/glab-cli",
-    "~/.config/gcloud",
-    "~/.config/doctl",
-    "~/.config/rclone",
-    "~/.config/op",
-    "~/.config/sops",
-    "~/.kube",
-    "~/.docker",
-    "~/.config/containers/auth.json",
-    "~/.vault-token",
-    "~/.terraform.d/credentials.tfrc.json",
-    "~/.cargo/credentials",
-    "~/.cargo/credentials.toml",
-    "~/.gem/credentials",
-    "~/.composer/auth.json",
-    "~/.config/composer/auth.json",
-    "~/.cache/huggingface/token",
-    "~/.password-store",
-    "~/.local/share/keyrings",
-    "~/.mozilla",
-    "~/.thunderbird",
-    "~/.config/google-chrome",
-    "~/.config/chromium",
-    "~/.config/microsoft-edge",
-    "~/.config/BraveSoftware",
-    "~/.claude/.credentials.json",
-)
-OURS = ("~/.claude", "~/.claude.json", "~/.config/cco")  # no business of a check
-# Files that tools read in any case: hidden only with a login in them.
-CONFIGS = ("~/.npmrc", "~/.yarnrc.yml", "~/.m2/settings.xml", "~/.gradle/gradle.properties", "~/.config/pip/pip.conf")
+# Root keeps what it needs for files and users, not what ends a sandbox; others have no capabilities to begin with.
+CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID")
+# Logins, as VARIABLE=PLACE:NAME. The variable moves the place; only the name in there is secret, else all of it.
+SECRETS = """
+    ~/.ssh ~/.git-credentials ~/.pypirc ~/.vault-token ~/.terraform.d/credentials.tfrc.json ~/.gem/credentials
+    NETRC=~/.netrc PGPASSFILE=~/.pgpass GNUPGHOME=~/.gnupg PASSWORD_STORE_DIR=~/.password-store
+    AWS_SHARED_CREDENTIALS_FILE=~/.aws AWS_CONFIG_FILE=~/.aws AZURE_CONFIG_DIR=~/.azure KUBECONFIG=~/.kube
+    CLOUDSDK_CONFIG=~/.config/gcloud GOOGLE_APPLICATION_CREDENTIALS=~/.config/gcloud DOCKER_CONFIG=~/.docker
+    REGISTRY_AUTH_FILE=~/.config/containers/auth.json GH_CONFIG_DIR=~/.config/gh GLAB_CONFIG_DIR=~/.config/glab-cli
+    CARGO_HOME=~/.cargo:credentials CARGO_HOME=~/.cargo:credentials.toml COMPOSER_HOME=~/.composer:auth.json
+    HF_HOME=~/.cache/huggingface:token XDG_CACHE_HOME=~/.cache:huggingface/token XDG_DATA_HOME=~/.local/share:keyrings
+    XDG_CONFIG_HOME=~/.config:git/credentials XDG_CONFIG_HOME=~/.config:gh XDG_CONFIG_HOME=~/.config:glab-cli
+    XDG_CONFIG_HOME=~/.config:gcloud XDG_CONFIG_HOME=~/.config:doctl XDG_CONFIG_HOME=~/.config:rclone
+    XDG_CONFIG_HOME=~/.config:op XDG_CONFIG_HOME=~/.config:sops XDG_CONFIG_HOME=~/.config:containers/auth.json
+    XDG_CONFIG_HOME=~/.config:composer/auth.json XDG_CONFIG_HOME=~/.config:google-chrome
+    XDG_CONFIG_HOME=~/.config:chromium XDG_CONFIG_HOME=~/.config:microsoft-edge
+    XDG_CONFIG_HOME=~/.config:BraveSoftware ~/.mozilla ~/.thunderbird CLAUDE_CONFIG_DIR=~/.claude:.credentials.json
+"""
+# Files that tools read in any case: secret only with a login in them.
+CONFIGS = """
+    NPM_CONFIG_USERCONFIG=~/.npmrc ~/.yarnrc.yml ~/.m2/settings.xml GRADLE_USER_HOME=~/.gradle:gradle.properties
+    PIP_CONFIG_FILE=~/.config/pip/pip.conf
+"""
 LOGIN = re.compile(rb"_auth|authtoken|password|://[^/\s:@]+:[^/\s@]+@", re.I)
+CLAUDE = "CLAUDE_CONFIG_DIR=~/.claude ~/.claude.json XDG_CONFIG_HOME=~/.config:cco"  # no business of a check
 # Whoever listens there would run a command outside.
-SOCKETS = (
-    f"/run/user/{os.getuid()}",
-    "/run/docker.sock",
-    "/run/docker",
-    "/run/podman",
-    "/run/containerd",
-    "/run/crio",
-    "/run/buildkit",
-    "/run/dbus",
-    "/run/systemd/private",
-    "/run/snapd.socket",
-    "/run/libvirt",
-    "/run/screen",
-    "/var/lib/lxd/unix.socket",
-    "/var/lib/incus/unix.socket",
-    "/var/snap/lxd/common/lxd/unix.socket",
-)
+SOCKETS = """
+    /run/docker.sock /run/docker /run/podman /run/containerd /run/crio /run/buildkit /run/dbus /run/systemd/private
+    /run/snapd.socket /run/libvirt /run/screen /var/lib/lxd/unix.socket /var/lib/incus/unix.socket
+    /var/snap/lxd/common/lxd/unix.socket
+"""
 # Only what is fetched and built: no settings that later builds would follow, no folders for programs.
-CACHES = (
-    "~/.cache",
-    "~/.npm",
-    "~/.yarn/berry",
-    "~/.pnpm-store",
-    "~/.local/share/pnpm/store",
-    "~/.bun/install/cache",
-    "~/.cargo/registry",
-    "~/.cargo/git",
-    "~/go/pkg",
-    *(f"~/.gradle/{name}" for name in ("caches", "daemon", "native", "notifications", "workers", "wrapper", ".tmp")),
-    "~/.m2/repository",
-    "~/.m2/wrapper",
-    "~/.ivy2/cache",
-    "~/.ivy2/local",
-    "~/.sbt/boot",
-    "~/.nuget/packages",
-    "~/.pub-cache/hosted",
-    "~/.pub-cache/git",
-    "~/.composer/cache",
-)
-
-READ, WRITE, HIDE, OWN, DEV, PROC = "--ro-bind", "--bind", "hide", "own", "--dev", "--proc"  # kinds of wall
+CACHES = """
+    ~/.cache ~/.npm ~/.yarn/berry ~/.local/share/pnpm/store ~/.bun/install/cache ~/.cargo/registry ~/.cargo/git
+    ~/go/pkg ~/.gradle/caches ~/.gradle/daemon ~/.gradle/native ~/.gradle/notifications ~/.gradle/workers
+    ~/.gradle/wrapper ~/.gradle/.tmp ~/.m2/repository ~/.m2/wrapper ~/.ivy2/cache ~/.ivy2/local ~/.sbt/boot
+    ~/.nuget/packages ~/.pub-cache/hosted ~/.pub-cache/git ~/.composer/cache
+"""
+READ, WRITE, HIDE, OWN, DEV, PROC = "--ro-bind", "--bind", "hide", "own", "--dev", "--proc"  # kinds of mount
 
 
-@dataclass(frozen=True)
-class Walls:
-    """What a command may reach."""
+@dataclass(eq=False)
+class Sandbox:
+    """What checks may reach. Which of the places exist is looked up once for each object."""
 
-    root: Path
-    """The checkout: its working directory, which it may write."""
-    sealed: tuple[Path, ...]
-    """What it may only read, although it lies in there; elsewhere, what it is shown although it lies below /tmp."""
-    hidden: tuple[Path, ...]
-    """Files and folders that it is not to see: a folder shows up empty, and so does a file."""
-    writable: tuple[Path, ...]
-    """Further places that it may write, or talk to."""
-    network: bool
-    """Whether it has the host's network; without, it has a loopback of its own."""
+    root: Path  # the checkout: its working directory, which it may write
+    protected: tuple[Path, ...]  # what it may only read, and is shown although it lies below /tmp
+    writable: tuple[str | Path, ...]  # further places that it may write, or talk to
+    network: bool  # whether it has the host's network; else a loopback of its own
+    hidden: tuple[Path, ...] = ()  # what it is not to see: a folder shows up empty, and so does a file
 
 
-# --------------------------------------------------------------------------------------------------------
-# Whether there can be walls
-# --------------------------------------------------------------------------------------------------------
-
-
+@functools.lru_cache
 def obstacle(root: Path) -> str:
-    """Why bubblewrap does not work here, in one line; "" when it does. root: what its files offer does not count.
+    """Return why bubblewrap does not work here, in one line, or "". root: what its files offer does not count.
 
-    Raises OSError for what the machine lacks only for now: no check is to run without walls for that.
+    Raises OSError where it cannot even be started, which may be so only for now.
     """
-    if not processes.LINUX:
+    if not proc.LINUX:
         return "bubblewrap needs Linux"
-    program = surroundings.find(PROGRAM, root)
+    program = proc.find(PROGRAM, root)
     if not program:
         return "bubblewrap is not installed"
-    env, limits = surroundings.clean_env(os.environ), proc.Limits(PROBE_TIME)
-    with tempfile.TemporaryFile() as out:
-        result = proc.run([program, *PROBE], cwd=Path("/"), env=env, output=out, limits=limits)
-        said = " ".join(proc.tail(out, 500).split())
-    if result.code != 0 and (lack := machine.lack(result.errno, said, machine.SCARCE)):
-        raise lack
-    return "" if result.code == 0 else f"bubblewrap says: {said or result.error or result.stopped or result.code}"
+    env, limits = proc.clean_env(os.environ), proc.Limits(30.0)
+    with tempfile.TemporaryFile() as output:
+        result = proc.run([program, *PROBE], cwd=Path("/"), env=env, output=output, limits=limits)
+        text = " ".join(proc.tail(output, 500).split())
+    if result.errno:
+        raise OSError(result.errno, result.error)
+    return "" if result.code == 0 else f"bubblewrap says: {text or result.stopped or result.code}"
 
 
 def remedy() -> str:
-    """What would mend it: the package, or which of the usual limits on user namespaces stands in the way."""
-
-    def setting(name: str) -> str:
-        try:
-            return (SYSCTL / name).read_text().strip()
-        except OSError:
-            return ""
-
+    """Return what helps: the package, or what else allows it user namespaces."""
     if not shutil.which(PROGRAM):
         return "sudo apt install bubblewrap"
-    if setting("kernel/apparmor_restrict_unprivileged_userns") == "1":
-        return (
-            "AppArmor forbids user namespaces (kernel.apparmor_restrict_unprivileged_userns=1, the default since Ubuntu"
-            " 24.04). Add a profile that allows them for /usr/bin/bwrap, see https://code.claude.com/docs/en/sandboxing"
-        )
-    if setting("kernel/unprivileged_userns_clone") == "0":
-        return "the kernel forbids user namespaces: sudo sysctl kernel.unprivileged_userns_clone=1"
-    if setting("user/max_user_namespaces") == "0":
-        return "the kernel allows no user namespace: sudo sysctl user.max_user_namespaces=10000"
-    if any(os.path.exists(sign) for sign in ("/.dockerenv", "/run/.containerenv")) or os.environ.get("container"):
-        return "this container may not make user namespaces: start it with --security-opt seccomp=unconfined"
-    return "allow unprivileged user namespaces for bwrap on this machine"
+    with suppress(OSError):
+        if Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns").read_text().strip() == "1":
+            return (
+                "AppArmor forbids user namespaces (the default since Ubuntu 24.04). Add a profile that allows them for"
+                " /usr/bin/bwrap, see https://code.claude.com/docs/en/sandboxing"
+            )
+    return (
+        "allow user namespaces: sudo sysctl kernel.unprivileged_userns_clone=1 user.max_user_namespaces=10000;"
+        " in a container: --security-opt seccomp=unconfined"
+    )
 
 
-# --------------------------------------------------------------------------------------------------------
-# The walls
-# --------------------------------------------------------------------------------------------------------
-
-
-def command(argv: Sequence[str], walls: Walls, scratch: Path) -> list[str]:
-    """The same command within the walls. scratch: an empty folder for its /tmp, on disk since a tmpfs is memory."""
+def command(argv: Sequence[str], sandbox: Sandbox, scratch: Path) -> list[str]:
+    """Return the command that runs another one in the sandbox. scratch: an empty folder, on disk, for its /tmp."""
+    scratch = scratch.resolve()
     (scratch / "tmp").mkdir(exist_ok=True)
     (scratch / "tmp").chmod(0o1777)
     (scratch / "empty").touch()
-    kinds = _pinned(_needed(_kinds(walls)))
-    options = [word for place, kind in kinds.items() for word in _option(kind, place, scratch.resolve())]
-    # Last, for nothing can be mounted in a folder that may not be written. Without it both would hold files in memory.
-    options += [
-        word for place, kind in kinds.items() if _in_memory(kind, place) for word in ("--remount-ro", str(place))
-    ]
-    options += ALONE if walls.network else [*ALONE, "--unshare-net"]
+    options = [word for place, kind in _mounts(sandbox).items() for word in _option(kind, place, scratch)]
+    options += ALONE if sandbox.network else [*ALONE, "--unshare-net"]
     if os.geteuid() == 0:
-        options += ["--cap-drop", "ALL", *(word for power in POWERS for word in ("--cap-add", f"CAP_{power}"))]
-    options += ["--setenv", "TMPDIR", "/tmp", "--chdir", str(walls.root.resolve())]
-    return [surroundings.find(PROGRAM, walls.root) or PROGRAM, *options, "--", *argv]
+        options += ["--cap-drop", "ALL", *(word for name in CAPABILITIES for word in ("--cap-add", f"CAP_{name}"))]
+    options += ["--setenv", "TMPDIR", "/tmp", "--chdir", str(sandbox.root.resolve())]
+    return [proc.find(PROGRAM, sandbox.root) or PROGRAM, *options, "--", *argv]
 
 
 def capped(shell: Sequence[str], command: str, file_size: int | None) -> list[str]:
-    """What runs a line of shell with limits it cannot lift: no core files, no file of more bytes than file_size."""
-    limits, blocks = "ulimit -c 0", "" if file_size is None else str(file_size // BLOCK)
-    if blocks:
-        limits += '; ulimit -f "$1" 2>/dev/null'  # where a lower one is in force already, that one stays
-    return ["/bin/sh", "-c", f'{limits}; shift; exec "$@"', "sh", blocks, *shell, "-c", command]
+    """Return what runs a line of shell with limits it cannot lift: no core files, no file of more bytes than that."""
+    limits = "ulimit -c 0; "  # on the command's own first line, so that the shell's line numbers stay right
+    if file_size is not None:  # where a lower one is in force already, that one stays
+        limits += f"ulimit -f {file_size // BLOCK} 2>/dev/null || :; "
+    return [*shell, "-c", f"{limits}{command}"]
+
+
+def secret_places() -> list[str]:
+    """Return the files and folders with logins that no command is to read, also where a variable moved them."""
+    configs = [path for path in _existing(_places(CONFIGS)) if path.is_file() and os.access(path, os.R_OK)]
+    with_login = [path for path in configs if LOGIN.search(path.read_bytes())]
+    return [str(path) for path in (*_existing(_places(SECRETS)), *with_login)]
 
 
 def caches() -> list[Path]:
-    """The caches of build tools that exist in the home directory."""
-    return _existing(place.replace("~", home, 1) for home in _homes()[:1] for place in CACHES)
+    """Return the caches of build tools in the home directory; one whose folder is there is made."""
+    for place in map(Path, map(os.path.expanduser, CACHES.split())):
+        if place.parent.is_dir() and not place.exists():
+            with suppress(OSError):
+                place.mkdir(mode=0o700)
+    return _existing(CACHES.split())
 
 
-def key_places() -> list[str]:
-    """Where the key that seals the states may be."""
-    given = os.environ.get("XDG_STATE_HOME")
-    states = [*([given] if given else []), *(os.path.join(home, ".local", "state") for home in _homes())]
-    return [os.path.abspath(os.path.join(place, "cco")) for place in states]
-
-
-def _kinds(walls: Walls) -> dict[Path, str]:
-    """The kind of wall at each place; a later one replaces an earlier one at the same place."""
-    path, stores = os.environ.get("PATH", os.defpath).split(os.pathsep), set(caches())
-    tools = [place for place in _existing(filter(os.path.isabs, path)) if not stores.isdisjoint(place.parents)]
-    writable = [*_existing(walls.writable), walls.root.resolve()]
-    return {
-        **dict.fromkeys([Path("/")], READ),
-        **dict.fromkeys([Path("/dev")], DEV),
-        **dict.fromkeys([Path("/proc")], PROC),
-        # bubblewrap 0.8 leaves it writable for root; for others this would only forbid walls within walls.
-        **dict.fromkeys([SYSCTL] if os.geteuid() == 0 else [], READ),
-        **dict.fromkeys(_existing(TEMPORARY), OWN),
-        **dict.fromkeys(_secrets(), HIDE),
-        **dict.fromkeys(stores, WRITE),
-        **dict.fromkeys(tools, READ),
-        **dict.fromkeys(writable, WRITE),
-        **dict.fromkeys(_sealed(_existing(walls.sealed), writable), READ),
-        **dict.fromkeys(_existing(walls.hidden), HIDE),
-    }
-
-
-def _needed(kinds: dict[Path, str]) -> dict[Path, str]:
-    """Outer folders first, since a mount covers what is in it, and without those that change nothing."""
-    kept: dict[Path, str] = {}
-    for place in _outer_first(kinds):
-        if kept.get(_around(place, kept)) != kinds[place]:
-            kept[place] = kinds[place]
-    return kept
-
-
-def _pinned(kinds: dict[Path, str]) -> dict[Path, str]:
-    """With the folders above each wall as mounts of their own: else they could be renamed, and the wall with them."""
-    pins: dict[Path, str] = {}
-    for place in kinds:
-        around = _around(place, kinds)
-        if kinds[around] == WRITE:
-            pins.update((parent, WRITE) for parent in place.parents if around in parent.parents)
-    kinds = {**kinds, **pins}
-    return {place: kinds[place] for place in _outer_first(kinds)}
-
-
-def _around(place: Path, kinds: Mapping[Path, str]) -> Path:
-    """The innermost folder above a place that has a wall of its own."""
-    return next((parent for parent in place.parents if parent in kinds), Path("/"))
-
-
-def _outer_first(places: Iterable[Path]) -> list[Path]:
-    return sorted(places, key=lambda place: (len(place.parts), place))
+@functools.lru_cache(maxsize=8)
+def _mounts(sandbox: Sandbox) -> dict[Path, str]:
+    """Return the kind of mount at each place, outer folders first, since a mount covers what is in it."""
+    protected = sorted(_existing(sandbox.protected), key=lambda place: len(place.parts))
+    rules: list[tuple[str, Sequence[str | Path]]] = [  # of two for one place the later one holds
+        (READ, ["/"]),
+        (DEV, ["/dev"]),
+        (PROC, ["/proc"]),
+        # bubblewrap 0.8 leaves it writable for root; for others this would only forbid a sandbox in the sandbox
+        (READ, ["/proc/sys"] if os.geteuid() == 0 else []),
+        (OWN, TEMPORARY),
+        (HIDE, [*secret_places(), *_places(CLAUDE), *SOCKETS.split(), f"/run/user/{os.getuid()}"]),
+        (WRITE, caches()),
+        (WRITE, sandbox.writable),
+        (WRITE, [sandbox.root]),
+        (READ, protected[:MOUNTS]),
+        (HIDE, sandbox.hidden),
+    ]
+    kinds = {place: kind for kind, places in rules for place in _existing(places)}
+    return dict(sorted(kinds.items(), key=lambda item: len(item[0].parts)))
 
 
 def _option(kind: str, place: Path, scratch: Path) -> list[str]:
-    """What tells bubblewrap of one wall."""
-    if kind in (READ, WRITE):
-        return [kind, str(place), str(place)]
     if kind == OWN:
         return [WRITE, str(scratch / "tmp"), str(place)]
     if kind == HIDE:
         return ["--tmpfs", str(place)] if place.is_dir() else [READ, str(scratch / "empty"), str(place)]
-    return [kind, str(place)]
+    return [kind, str(place)] if kind in (DEV, PROC) else [kind, str(place), str(place)]
 
 
-def _in_memory(kind: str, place: Path) -> bool:
-    return kind == DEV or (kind == HIDE and place.is_dir())
-
-
-def _sealed(places: Iterable[Path], writable: Iterable[Path]) -> list[Path]:
-    """The outermost of what is sealed, as far as there are mounts for it and for the folders above it."""
-    kinds = _needed({**dict.fromkeys(writable, WRITE), **dict.fromkeys(places, READ)})
-    outermost = [place for place, kind in kinds.items() if kind == READ]
-    taken: set[Path] = set()
-    for number, place in enumerate(outermost):
-        taken |= {place, *(parent for parent in place.parents if _around(place, kinds) in parent.parents)}
-        if len(taken) > MOUNTS:
-            log.debug(f"{len(outermost) - number} of {len(outermost)} sealed paths are only compared: too many mounts")
-            return outermost[:number]
-    return outermost
-
-
-def _secrets() -> list[Path]:
-    """What belongs to the user alone, and what takes commands for the outside."""
-    at_home = [place.replace("~", home, 1) for home in _homes() for place in (*SECRET_PLACES, *OURS)]
-    configs = [place.replace("~", home, 1) for home in _homes() for place in CONFIGS]
-    return _existing([*at_home, *key_places(), *filter(_holds_login, configs), *SOCKETS])
-
-
-def _holds_login(path: str) -> bool:
-    try:
-        return bool(LOGIN.search(Path(path).read_bytes()))
-    except OSError as error:
-        return error.errno in machine.LACKS
-
-
-def _homes() -> list[str]:
-    """The home directory, and the one that the user database knows, where they differ."""
-    homes = [os.path.expanduser("~")]
-    with suppress(KeyError):  # a container may run as a user that has no entry
-        homes.append(pwd.getpwuid(os.getuid()).pw_dir)
-    return [home for home in dict.fromkeys(homes) if os.path.isabs(home)]
+def _places(table: str) -> Iterable[str]:
+    """Yield the places of a table like SECRETS: by default, also in the home that the account has, and as moved."""
+    with suppress(KeyError):  # a container may run as a user without an account
+        table = f"{table} {table.replace('~', pwd.getpwuid(os.getuid()).pw_dir)}"
+    for word in table.split():
+        variable, _, rest = word.rpartition("=")
+        default, _, name = rest.partition(":")
+        for base in filter(None, [default, *os.environ.get(variable, "").split(os.pathsep)]):
+            yield os.path.abspath(os.path.join(os.path.expanduser(base), name))
 
 
 def _existing(places: Iterable[str | Path]) -> list[Path]:
-    """Those that exist, where they really are: nothing can be mounted on a symbolic link."""
-    return [Path(os.path.realpath(place)) for place in places if os.path.exists(place)]
+    """Return those that exist, where they really are: nothing can be mounted on a symbolic link."""
+    paths = map(os.path.expanduser, places)
+    return [Path(os.path.realpath(path)) for path in paths if os.path.exists(path)]

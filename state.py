@@ -1,140 +1,588 @@
-"""The mission's memory: one JSON document in one file, written atomically, and one lock per repository.
+"""The state of a mission: one JSON file, and every function that changes it.
 
-    with state.Lock(folder / "lock"):
-        document = state.load(folder / "api.json")
-        state.save(folder / "api.json", document)
+    state = load(folder / "api.json")
+    state.record_results(verdicts)
+    save(folder / "api.json", state)
 
-A save either happened or did not, also when the power fails in between: it is written whole to a file beside the
-old one, synced, and renamed over it. What the document means is the caller's; its shape is schema/state.json.
+A save either happened or did not, also when the power fails: the file is written whole beside the old one, synced, and
+renamed over it. Other modules read the attributes; what changes them stands here. The words in which the modules speak
+with each other (Plan, Outcome, Verdict, Usage) are here too, beside the state that records them.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
-import hmac
 import json
 import os
+import random
+import re
+import tempfile
 import time
+import uuid
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
 
-TYPE_CHECKING = False  # `typing` and `pathlib` cost 10 ms, which `status` does not pay
-if TYPE_CHECKING:
-    from pathlib import Path
-    from typing import Any
+import log
+from mission import Limits, Mission
+from proc import CANNOT, USAGE, Stop
 
-VERSION, OLDER = 4, 3  # of the document; a newer kit's file is refused, never guessed at
-MAX_SIZE = 100_000  # bytes; saved answers, then the oldest history are dropped above this; it lives on in the totals
-LEAST_HISTORY = 10  # entries that are kept whatever the size
-PATIENCE = 1.0  # seconds for which those who only ask for the lock's holder can keep it from us
-# A password like `password` may be part of a name; masked, the name would name nothing.
-VERBATIM = [
-    "mission",
-    "mission_id",
-    "settings",
-    "repository",
-    "branch",
-    "start_branch",
-    "completed_tasks",
-    "pending_tasks",
-]
-# Why no key can be kept at all, other than for now.
-NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
-SCHEMA = os.path.join(os.path.dirname(os.path.realpath(__file__)), "schema", "state.json")
-
-
-class StateError(Exception):
-    """The file cannot be read as a state: damaged, of another version, or of the wrong shape."""
-
-
-class Forged(StateError):
-    """The file was changed by somebody who does not have the key that it was sealed with."""
+TOTALS = (  # numbers; most are named by the specification's metrics
+    "api_calls_total api_calls_avoided calls_of_unknown_cost session_count error_recoveries successful_actions"
+    " failed_actions files_modified lines_of_code_added tests_created estimated_cost manager_cost worker_seconds"
+    " check_seconds claims_made claims_false tampered"
+).split()
+VERBATIM = {"mission_id", "mission_path", "mission_text", "repository", "settings_path", "branch", "start_branch"}
+TOKENS = {"input": 0, "output": 0, "cache_read": 0, "cache_creation": 0}
+VERSION = 5  # of the file's format
+HERE = Path(__file__).resolve().parent
+MAX_SIZE = 100_000  # bytes of the file; the oldest history is dropped above this
+MAX_HISTORY, MAX_TAMPERING = 200, 20  # iterations and changes of protected files that are kept; totals go on
+MAX_REPORT = 4000  # characters of the worker's last words
+STALLS = (2, 4, 6)  # stalls at which another approach, setting aside, and asking the user are due
+ATTEMPTS = 5  # sessions on a criterion with changing failures that weigh as much as one stall
+ALERTS = (100, 80, 50)  # percent of a limit at which there is a warning
+BACKOFF = (30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)  # seconds after each failure in a row, the last one for ever
+LONGEST_WAIT = 8 * 86400.0  # seconds; no limit of the API lasts longer
 
 
-class Busy(Exception):
-    """Another orchestrator holds the lock. `holder` is what it wrote about itself, for people only."""
+@dataclass
+class Usage:
+    """What asking an LLM cost."""
 
-    def __init__(self, holder: dict[str, Any]):
-        super().__init__(f"another orchestrator works here: pid {holder.get('pid', '?')}")
-        self.holder = holder
+    cost_usd: float = 0.0
+    calls: int = 0  # requests that were sent
+    unknown: int = 0  # answers whose cost nobody says
+    tokens: dict[str, int] = field(default_factory=dict)  # input, output, cache_read
+
+    def add(self, other: Usage) -> None:
+        """Add another usage to this one."""
+        self.cost_usd += other.cost_usd
+        self.calls += other.calls
+        self.unknown += other.unknown
+        self.tokens = dict(Counter(self.tokens) + Counter(other.tokens))
 
 
-# --------------------------------------------------------------------------------------------------------
-# The file
-# --------------------------------------------------------------------------------------------------------
+@dataclass
+class Plan:
+    """What the worker does next."""
+
+    focus: str  # id of the criterion that it works on
+    title: str  # one line, for the commit
+    instruction: str
+    strategy: str = "retry_modified"  # retry_modified, alternative, partial or escalate
+    session: str = "resume"  # "resume" or "fresh"
+    tier: str | None = None  # economy, standard or strong; None: as the settings say
+    encouragement: str | None = None  # a sentence for the worker
+    question: str | None = None  # for the user, with escalate
+    decided_by: str = "rules"  # "rules", or the model that answered
+    usage: Usage = field(default_factory=Usage)
+    avoided: int = 0  # calls of the LLM that were not needed
+    unreachable: bool = False  # the LLM should have decided and could not be reached
+    until: float | None = None  # epoch seconds from which on it can be reached again
 
 
-def load(path: Path | str, validate: bool = True, sealed: bool = True) -> dict[str, Any]:
-    """The document in the file. validate=False (for a quick look) skips the schema, sealed=False the seal.
+@dataclass
+class Outcome:
+    """How a session ended."""
 
-    Raises StateError with the file and the reason for anything that `save` did not write (Forged for what somebody
-    else wrote in its shape), OSError if unreadable.
-    """
+    kind: str  # see design "The worker": ended, limit, auth, credit, overloaded, context_full, turn_cap, ...
+    message: str = ""  # what claude or the kit said about it
+    report: str = ""  # the worker's last words
+    claimed: list[str] | None = None  # ids after "Met:"; None: the report has no such line
+    resets_at: float | None = None  # epoch seconds, when a limit ends
+    limited: str = ""  # family of the only model that a limit is of; "": of all of them
+    turns: int = 0
+    tools: int = 0  # tool calls
+    cost_usd: float = 0.0  # of this run, by claude's own estimate
+    tokens: dict[str, int] = field(default_factory=dict)  # input, output, cache_read, cache_creation, of this run
+    spent: dict[str, float] = field(default_factory=dict)  # the same totals (and usd) of the whole session
+    context: float = 0.0  # share of the model's window that the conversation fills, 0 to 1
+    window: int = 200_000  # tokens of that window
+    denials: list[str] = field(default_factory=list)  # tool calls that the sandbox or a rule refused
+    seconds: float = 0.0
+    swept: list[str] = field(default_factory=list)  # command lines of processes that it left behind
+    model: str = ""
+    version: str = ""  # of Claude Code
+
+
+@dataclass
+class Verdict:
+    """What a check, a judge or the user says of one criterion."""
+
+    id: str
+    verdict: str  # met, unmet, broken, timeout, flaky, tampered or unjudged
+    code: int | None = None  # exit code; negative: a signal
+    seconds: float = 0.0  # all runs together
+    digest: str = ""  # SHA-256 of the output
+    tail: str = ""  # the end of the output, or the reason
+    failure: str = ""  # fingerprint, by which a failure is recognised; "" when met
+    runs: int = 0  # how often it ran; 0: remembered
+    flaky: bool = False  # it gave different results on the same tree
+    where: str = "tree"  # "tree", "checkout", "judge" or "user"
+    evidence: dict[str, Any] | None = None  # of a judge or the user: by, reason, quotes
+
+
+@dataclass
+class CriterionState:
+    """One criterion: what is known of it."""
+
+    criteria: str
+    priority: str
+    check_digest: str  # of what decides it; another one makes it a new criterion
+    verdict: str = "unjudged"
+    since: int = 0  # iteration in which it got this verdict
+    first_met: int | None = None  # iteration; 0: met before the first session
+    failure: str = ""  # fingerprint of the failing output
+    stalls: int = 0  # sessions on it in a row that changed nothing in its failure
+    attempts: int = 0  # sessions on it since it was met last
+    recent_failures: list[str] = field(default_factory=list)  # fingerprints, newest last
+    failed_instructions: list[str] = field(default_factory=list)  # digests of what did not make it true
+    doubt: str = ""  # the question that the manager would ask the user, if it comes again
+    flaky: bool = False
+    seen_failing: bool = False
+    fails_when_empty: bool = False  # its check fails in an empty folder, so passing proves something
+    fails_in_clean_checkout: bool = False
+    proof: dict[str, Any] | None = None  # exit code, seconds, digest, runs, where, commit, at; or evidence
+    judged_at: str = ""  # commit on which the judge said "unmet"
+    cost_usd: float = 0.0
+
+
+@dataclass
+class Iteration:
+    """One turn of the loop; number 0 is the baseline."""
+
+    number: int
+    focus: str = ""  # "": no session, the checks ran by themselves
+    strategy: str = ""
+    decided_by: str = ""
+    outcome: str = ""  # Outcome.kind; "": no session has ended yet
+    commit: str = ""  # "": nothing changed
+    session_id: str = ""  # Claude Code's
+    changed: dict[str, str] = field(default_factory=dict)  # criterion -> new verdict
+    broke: list[str] = field(default_factory=list)  # of these, what was met before
+    met: int = 0  # criteria met afterwards
+    turns: int = 0
+    tools: int = 0  # tool calls
+    cost_usd: float = 0.0
+    manager_usd: float = 0.0
+    seconds: float = 0.0
+    claimed: list[str] = field(default_factory=list)
+    false_claims: list[str] = field(default_factory=list)
+    tampered: list[str] = field(default_factory=list)
+    report: str = ""
+
+
+@dataclass
+class Session:
+    """A conversation of Claude Code."""
+
+    id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    first: int = 0  # iteration in which it began
+    begun: bool = False  # claude may know this id
+    context: float = 0.0
+    window: int = 200_000
+    spent: dict[str, float] = field(default_factory=dict)
+    process: dict[str, Any] | None = None  # proc.identity of what runs
+    failures: int = 0  # overloads and crashes in a row
+    limits: int = 0  # usage limits in a row
+    lost: bool = False  # it replaces one that claude did not know
+    seen: str = ""  # of the repository, when the user was asked to carry it out by hand
+
+
+@dataclass
+class Wait:
+    """What is waited for."""
+
+    since: float  # epoch seconds
+    until: float
+    kind: str  # limit, failure or judge
+    why: str
+
+
+@dataclass
+class Best:
+    """The commit with the most criteria met so far."""
+
+    commit: str
+    met: int
+    iteration: int
+    since: int = 0  # iteration in which so many were met first
+    returns: int = 0  # times that its files were restored
+    returned: int = 0  # iteration in which that happened last
+
+
+@dataclass
+class State:
+    """All that is known of a mission. Facts that follow from others are properties and are not saved."""
+
+    mission_id: str
+    repository: str
+    mission_path: str
+    mission_text: str
+    version: int = VERSION
+    session_id: str = field(default_factory=lambda: str(uuid.uuid4()))  # of the mission's run
+    cc_instance_id: str = ""
+    settings_path: str = ""
+    accepted: dict[str, str] = field(default_factory=dict)  # "mission", "settings" -> SHA-256 of what counts
+    rejected: list[str] = field(default_factory=list)  # SHA-256 of versions that appeared while a worker ran
+    branch: str = ""
+    start_branch: str = ""
+    base_commit: str = ""  # where the mission's branch began; "" in an empty repository
+    commit: str = ""  # the last accepted one
+    current_phase: str = "validation"  # the baseline comes before the first session
+    iterations: int = 0
+    criteria: dict[str, CriterionState] = field(default_factory=dict)
+    history: list[Iteration] = field(default_factory=list)
+    plan: Plan | None = None
+    current: Iteration | None = None  # the iteration that carries the plan out
+    last: Outcome | None = None  # how the last session ended
+    session: Session | None = None
+    wait: Wait | None = None
+    asked: dict[str, dict[str, float]] = field(default_factory=dict)  # "manager", "judge" -> failures, until
+    limited_models: dict[str, float] = field(default_factory=dict)  # model or family -> epoch seconds of its reset
+    alerts: dict[str, int] = field(default_factory=dict)  # limit -> percent that was warned of
+    blocked: dict[str, str] | None = None  # question, and the digest of what the user may change
+    answered: int = 0  # iteration in which the user answered last
+    failed: str = ""  # digest of the failure that was reported last, so that cron does not repeat it
+    notes: list[str] = field(default_factory=list)  # files of inbox/ that the instruction carries
+    best: Best | None = None
+    returning: str = ""  # commit whose files are being restored
+    confirmed: dict[str, Any] | None = None  # commit, where, at, seconds, setup
+    tampering: list[dict[str, Any]] = field(default_factory=list)  # iteration, path, what, kept
+    not_committed: dict[str, str] = field(default_factory=dict)  # path -> why it is in no commit
+    untracked: list[str] = field(default_factory=list)  # uncommitted paths after the checks: not the user's
+    totals: dict[str, Any] = field(default_factory=lambda: {**dict.fromkeys(TOTALS, 0), "token_usage": {**TOKENS}})
+
+    @property
+    def met(self) -> list[str]:
+        """Ids of the criteria that are met."""
+        return [id for id, criterion in self.criteria.items() if criterion.verdict == "met"]
+
+    @property
+    def open(self) -> list[str]:
+        """Ids of the criteria that are not met."""
+        return [id for id, criterion in self.criteria.items() if criterion.verdict != "met"]
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a worker was at work when this was saved."""
+        return self.current_phase == "execution" and bool(self.session and self.session.process)
+
+    @property
+    def has_worked(self) -> bool:
+        """Whether a session of this iteration has done something that is not checked yet."""
+        return bool(self.current and self.current.outcome)
+
+    @property
+    def sessions(self) -> list[Iteration]:
+        """The iterations in which a worker ran."""
+        return [entry for entry in self.history if entry.focus]
+
+    def broken_by(self, id: str) -> str:
+        """Say who broke a criterion that is not met; "" when nobody did."""
+        broken = [entry for entry in self.history if id in entry.broke]
+        if self.criteria[id].verdict == "met" or not broken:
+            return ""
+        last = broken[-1]
+        who = f"while working on {last.focus}" if last.focus else "outside of the sessions"
+        return f"broken in iteration {last.number}, commit {last.commit or 'none'}, {who}"
+
+    def is_set_aside(self, id: str) -> bool:
+        """Whether so many sessions on a criterion changed nothing that the others come first."""
+        return self.criteria[id].stalls >= STALLS[1]
+
+    def adopt(self, mission: Mission) -> None:
+        """Take a mission's text as the accepted one; criteria that are decided otherwise now begin anew."""
+        self.mission_path, self.mission_text = str(mission.path), mission.text
+        self.accepted["mission"] = mission.digest
+        before, self.criteria, self.best = self.criteria, {}, None
+        for criterion in mission.criteria:
+            known = before.get(criterion.id)
+            if known is None or known.check_digest != criterion.digest:
+                known = CriterionState("", "", criterion.digest)
+            known.criteria, known.priority = criterion.criteria, criterion.priority
+            self.criteria[criterion.id] = known
+        if self.has_worked or self.is_running:  # what it did is checked
+            self.current_phase, self.wait = "committing", None
+        elif self.current_phase != "validation" or not self.plan:
+            self.iterations -= self.current is not None
+            self.plan = self.current = None
+            self.unblock()
+
+    def unblock(self) -> None:
+        """Begin with the checks, and count anew: the user did something."""
+        self.current_phase, self.blocked, self.wait = "validation", None, None
+        self.answered, self.asked = self.iterations, {}
+        for known in self.criteria.values():
+            known.stalls = known.attempts = 0
+            known.recent_failures, known.doubt, known.judged_at = [], "", ""
+
+    def distrust(self) -> None:
+        """Forget what is called proven: the run that said so ended uncleanly."""
+        self.confirmed = None
+        for known in self.criteria.values():
+            known.proof = None
+        if not (self.plan and self.current and self.session):
+            self.plan, self.current, self.blocked, self.current_phase = None, None, None, "validation"
+        elif self.current_phase not in ("committing", "validation"):
+            self.blocked, self.current_phase = None, "waiting" if self.wait else "execution"
+
+    def record_plan(self, plan: Plan) -> None:
+        """Remember what the manager decided, and what that cost."""
+        self.totals["api_calls_avoided"] += plan.avoided
+        self.pay(plan.usage, [plan.focus])
+        if plan.usage.calls or plan.unreachable:
+            self.record_asked("manager", not plan.unreachable, plan.until)
+        self.plan = plan
+
+    def begin_iteration(self) -> Session:
+        """Begin to carry out the plan, in the session that it asks for."""
+        plan = self.plan
+        assert plan
+        self.iterations += 1
+        if plan.session == "fresh" or not self.session:
+            self.session = Session(first=self.iterations)
+        self.current = Iteration(self.iterations, plan.focus, plan.strategy, plan.decided_by)
+        self.current.manager_usd = round(plan.usage.cost_usd, 4)
+        return self.session
+
+    def record_outcome(self, outcome: Outcome) -> None:
+        """Add what a session cost and how it ended."""
+        session, current, totals = self.session, self.current, self.totals
+        assert session and current
+        totals["session_count"] += 1
+        totals["worker_seconds"] = round(totals["worker_seconds"] + outcome.seconds, 1)
+        self.pay(Usage(outcome.cost_usd, tokens=outcome.tokens), [current.focus])
+        if outcome.kind == "ended":
+            totals["successful_actions"] += 1
+            totals["error_recoveries"] += bool(self.last and self.last.kind not in ("ended", "limit"))
+            self.failed = ""
+        elif outcome.kind != "limit":  # which is nobody's error
+            totals["failed_actions"] += 1
+        current.outcome, current.session_id = outcome.kind, session.id
+        current.turns += outcome.turns
+        current.tools += outcome.tools
+        current.cost_usd = round(current.cost_usd + outcome.cost_usd, 4)
+        current.seconds = round(current.seconds + outcome.seconds, 1)
+        current.claimed = outcome.claimed or []
+        current.report = log.mask_personal(" ".join(outcome.report.split()))[:120]
+        session.context = outcome.context or session.context
+        session.window, session.spent = outcome.window, outcome.spent
+        self.last = outcome
+        outcome.report, outcome.message = outcome.report[-MAX_REPORT:], outcome.message[:200]
+        outcome.denials, outcome.swept = outcome.denials[:10], outcome.swept[:10]
+
+    def pay(self, usage: Usage, criteria: Sequence[str]) -> None:
+        """Add a cost to the totals and, in equal shares, to the criteria that it was paid for."""
+        totals, cost = self.totals, usage.cost_usd
+        totals["estimated_cost"] = round(totals["estimated_cost"] + cost, 6)
+        for name, count in usage.tokens.items():
+            totals["token_usage"][name] += count
+        if usage.calls:
+            totals["api_calls_total"] += usage.calls
+            totals["calls_of_unknown_cost"] += usage.unknown
+            totals["manager_cost"] = round(totals["manager_cost"] + cost, 6)
+        for known in (self.criteria[id] for id in criteria if id in self.criteria):
+            known.cost_usd = round(known.cost_usd + cost / len(criteria), 6)
+
+    def record_tampering(self, changes: Mapping[str, str]) -> None:
+        """Remember which protected files were changed. changes: path -> what became of it."""
+        number, kept = self.iterations, f".cco/kept/{self.iterations:04d}"
+        found = [{"iteration": number, "path": path, "what": what, "kept": kept} for path, what in changes.items()]
+        self.tampering = [*self.tampering, *found][-MAX_TAMPERING:]
+        self.totals["tampered"] += len(found)
+        if self.current:
+            self.current.tampered = list(dict.fromkeys([*self.current.tampered, *changes]))[:MAX_TAMPERING]
+
+    def record_results(self, verdicts: Mapping[str, Verdict], seconds: float = 0.0) -> list[str]:
+        """Take in what checks, judge and user say now; return a line for each change of verdict. seconds: it took."""
+        self.totals["check_seconds"] = round(self.totals["check_seconds"] + seconds, 1)
+        entry, lines = self.current or Iteration(self.iterations, commit=self.commit[:12]), []
+        for id, verdict in verdicts.items():
+            known = self.criteria[id]
+            self._record_failure(id, verdict)
+            known.flaky |= verdict.flaky
+            known.seen_failing |= verdict.verdict in ("unmet", "timeout", "flaky")  # a broken command shows nothing
+            if verdict.where == "checkout":
+                known.fails_in_clean_checkout = verdict.verdict != "met"
+            self._record_proof(known, verdict)
+            if verdict.verdict != known.verdict:
+                is_failing = verdict.verdict not in ("met", "unjudged")  # what runs last is unjudged, nothing broke it
+                was_met = known.first_met is not None and known.verdict in ("met", "unjudged")
+                broke = was_met and is_failing and verdict.where != "checkout"
+                entry.changed[id] = verdict.verdict
+                entry.broke += [id] if broke else []
+                before, known.verdict, known.since = known.verdict, verdict.verdict, self.iterations
+                if verdict.verdict == "met" and known.first_met is None:
+                    known.first_met = self.iterations
+                lines.append(f"criterion {id}: {before} -> {verdict.verdict}{' (regression)' if broke else ''}")
+        entry.met = len(self.met)
+        if self.current is None and entry.changed:
+            self.history = [*self.history, entry][-MAX_HISTORY:]
+        if entry.met and entry.met >= (self.best.met if self.best else 0):
+            best = self.best if self.best and entry.met == self.best.met else Best("", 0, 0, since=self.iterations)
+            self.best = Best(self.commit, entry.met, self.iterations, best.since, best.returns)
+        return lines
+
+    def _record_failure(self, id: str, verdict: Verdict) -> None:
+        """Count the sessions that changed nothing in a failure or brought back an earlier one; slowly all others."""
+        known, worked_on = self.criteria[id], self.plan is not None and self.plan.focus == id
+        if verdict.verdict == "unjudged":
+            known.attempts += worked_on
+            return
+        if verdict.verdict == "met":
+            known.stalls = known.attempts = 0
+            known.failure, known.doubt = "", ""
+            known.recent_failures, known.failed_instructions = [], []
+            return
+        if worked_on and self.plan:
+            given = digest(self.plan.instruction)
+            known.failed_instructions = [*(one for one in known.failed_instructions if one != given), given][-8:]
+        if verdict.failure != known.failure:
+            known.doubt = ""  # the checks say that something moved
+        unchanged = verdict.failure in (known.failure, *known.recent_failures)
+        known.attempts += worked_on
+        known.stalls = max(known.stalls + worked_on if unchanged else 0, known.attempts // ATTEMPTS)
+        others = (one for one in known.recent_failures if one != verdict.failure)
+        known.recent_failures = [*others, verdict.failure][-4:]
+        known.failure = verdict.failure
+
+    def _record_proof(self, known: CriterionState, verdict: Verdict) -> None:
+        here = {"where": verdict.where, "commit": self.commit, "at": now()}
+        if verdict.evidence is not None and verdict.verdict == "met":
+            known.proof = {**here, **verdict.evidence}
+        elif verdict.where == "judge" and verdict.verdict == "unmet":
+            known.proof, known.judged_at = None, self.commit
+        elif verdict.runs:
+            shown = {name: getattr(verdict, name) for name in ("code", "seconds", "digest", "runs")}
+            known.proof = {**here, **shown}
+
+    def finish_iteration(self, statistics: Mapping[str, int]) -> list[str]:
+        """Hold the worker's claims against the verdicts and add the iteration to the history; return the false ones."""
+        current = self.current
+        assert current
+        judged = [id for id in current.claimed if id in self.criteria and self.criteria[id].verdict != "unjudged"]
+        current.false_claims = [id for id in judged if self.criteria[id].verdict != "met"]
+        self.totals["claims_made"] += len(judged)
+        self.totals["claims_false"] += len(current.false_claims)
+        self.totals.update(statistics)
+        self.history = [*self.history, current][-MAX_HISTORY:]
+        self.plan = self.current = None
+        return current.false_claims
+
+    def record_return(self, commit: str) -> None:
+        """Remember that the files of the best commit were restored in this new commit; they are checked next."""
+        assert self.best
+        self.best.returns, self.best.returned = self.best.returns + 1, self.iterations
+        self.commit, self.session, self.returning, self.current_phase = commit, None, "", "validation"
+        for known in self.criteria.values():
+            known.stalls = 0
+
+    def wait_for(self, seconds: float, kind: str, why: str) -> None:
+        """Wait from now on. kind: limit, failure or judge."""
+        self.wait = Wait(time.time(), time.time() + min(seconds, LONGEST_WAIT), kind, why)
+        self.current_phase = "waiting"
+
+    def wait_left(self) -> float:
+        """Return the seconds to wait, 0 when it is over; never more than planned, wherever the clock was set."""
+        return max(0.0, min(self.wait.until - time.time(), self.wait.until - self.wait.since)) if self.wait else 0.0
+
+    def end_wait(self) -> None:
+        """Forget the wait."""
+        self.wait = None
+        self.current_phase = "execution" if self.plan else "validation"
+
+    def may_ask(self, who: str) -> bool:
+        """Whether the "manager" or "judge" LLM may be asked: not for a while after it could not be reached."""
+        return time.time() >= self.asked.get(who, {}).get("until", 0.0)
+
+    def record_asked(self, who: str, answered: bool, until: float | None = None) -> None:
+        """Remember whether an LLM gave an answer. until: epoch seconds before which it will not."""
+        if answered:
+            self.asked.pop(who, None)
+            return
+        failures = int(self.asked.get(who, {}).get("failures", 0)) + 1
+        end = time.time() + backoff(failures)
+        if until is not None and until < time.time() + 26 * 3600:  # a daily quota; credit may come sooner than a month
+            end = max(end, until)
+        self.asked[who] = {"failures": failures, "until": end}
+
+    def limit_model(self, model: str | None, family: str, seconds: float) -> None:
+        """Remember that a model, and with it its family, is used up. model: None for claude's default."""
+        names = dict.fromkeys(((model or "").lower(), family.lower()), time.time() + seconds)
+        self.limited_models = {
+            name: until for name, until in self.limited_models.items() if until > time.time()
+        } | names
+
+    def used(self) -> dict[str, float]:
+        """Return what was used of what the mission may limit."""
+        totals, tokens = self.totals, self.totals["token_usage"]
+        hours = (totals["worker_seconds"] + totals["check_seconds"]) / 3600
+        used = {"cost_usd": totals["estimated_cost"], "iterations": self.iterations, "hours": round(hours, 4)}
+        return {**used, "tokens": tokens["input"] + tokens["output"], "max_iterations": self.iterations}
+
+    def limit_alerts(self, limits: Limits) -> list[str]:
+        """Return a line for each limit of which half, four fifths or all is used since this was last asked."""
+        lines = []
+        for name, (used, limit) in limits.compare(self.used()).items():
+            step = next((step for step in ALERTS if used * 100 >= limit * step), 0)
+            if step > self.alerts.get(name, 0):
+                lines.append(f"{step} % of {name} is used: {round(used, 4)} of {limit}")
+            self.alerts[name] = step  # lower again when the user has raised the limit
+        return lines
+
+
+def backoff(failures: int) -> float:
+    """Return the seconds to wait after so many failures in a row, 1 or more."""
+    return BACKOFF[min(failures, len(BACKOFF)) - 1] * random.uniform(1, 1.1)
+
+
+def now() -> str:
+    """Return the time in UTC, for people; nothing is decided by it."""
+    return datetime.fromtimestamp(time.time(), timezone.utc).isoformat(timespec="seconds")
+
+
+def digest(text: str) -> str:
+    """Return a short digest of a text, whatever its spacing, case and punctuation."""
+    return hashlib.sha256(" ".join(re.findall(r"\w+", text.lower())).encode("utf-8", "replace")).hexdigest()[:16]
+
+
+def load(path: Path, validate: bool = True) -> State:
+    """Read a state file. validate=False skips the schema, for a quick look. Raises Stop, OSError."""
     try:
-        with open(path, "rb") as file:
-            data = file.read()
-        document = json.loads(data, object_pairs_hook=_no_duplicates, parse_constant=_number, parse_float=_number)
-        if isinstance(document, dict) and document.get("version") == OLDER:
-            document = _upgraded(document, path, sealed)
-        if not isinstance(document, dict) or document.get("version") != VERSION:
-            found = document.get("version") if isinstance(document, dict) else type(document).__name__
-            raise StateError(f"{path}: expected a state of version {VERSION}, found {found!r:.50}")
+        data = json.loads(path.read_bytes())
+        if (found := data.get("version")) != VERSION:
+            remedy = "finish it with the CCO that began it, or move the file away to start anew"
+            raise Stop(USAGE, f"{path}: a state of version {found!r:.20}, and this CCO reads {VERSION}: {remedy}")
         if validate:
-            _check_shape(document, path)
-        if sealed:
-            _check_seal(document, path)
-    except (ValueError, RecursionError) as error:  # ValueError: also bad UTF-8 and integers of 5000 digits
-        raise StateError(f"{path}: not a readable state: {error}") from error
-    return document
+            from jsonschema import Draft202012Validator
+
+            schema = json.loads((HERE / "schema" / "state.json").read_text("utf-8"))
+            for problem in Draft202012Validator(schema).iter_errors(data):
+                raise ValueError(f"{problem.json_path}: {problem.message[:200]}")
+        return _from_json(data)
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
+        raise Stop(CANNOT, f"{path}: not a readable state: {error}") from error
 
 
-def _upgraded(before: dict[str, Any], path: Path | str, sealed: bool) -> dict[str, Any]:
-    """A document of the version before, with what it could not know yet as it is at a mission's beginning.
+def save(path: Path, state: State) -> str:
+    """Write the state durably, masked; return its SHA-256. Raises OSError.
 
-    So a kit that is replaced in the middle of a mission forgets no cost, no verdict and no person's word.
+    An error before the rename changed nothing; after it, the state is in place but may not survive a power cut.
     """
-    if sealed:
-        _check_seal(before, path)
-    was_sealed = is_sealed(before)  # what is in it is changed below
-    nobody = {"failures": 0, "since": 0, "until": 0, "useless": 0}
-    document = {**before, "version": VERSION, "manager": nobody, "judge": dict(nobody), "answers": {}}
-    try:
-        for known in document["criteria"].values():
-            known.update(failed=[], cost_usd=0.0)
-        for entry in document["history"]:
-            entry["manager_usd"] = 0.0
-        document["metrics"].update(api_calls_avoided=0, calls_of_unknown_cost=0, manager_cost=0)
-        if plan := document["plan"]:
-            kept = {name: value for name, value in plan.items() if name not in ("tokens", "unreachable")}
-            document["plan"] = {**kept, "tier": None, "encouragement": None}
-    except (KeyError, AttributeError, TypeError) as error:
-        raise StateError(f"{path}: not a readable state of version {OLDER}: {error}") from error
-    return {**document, "seal": _seal(document)} if was_sealed else document
-
-
-def save(path: Path, document: dict[str, Any]) -> str:
-    """Write the document durably, masked except for what the next start depends on to the letter; its SHA-256.
-
-    Raises OSError. Before the rename nothing has changed. After it (only the directory's sync can fail then) the
-    new state is in place, but may not survive a power cut: do not repeat what it records, save again or stop.
-    """
-    document["version"] = VERSION
-    history = document.get("history", [])
-    while len(text := _text(document)) > MAX_SIZE:
-        if document.get("answers"):
-            document["answers"].clear()  # which cost little to ask for again
-        elif (spare := len(history) - LEAST_HISTORY) > 0:
-            del history[: min(spare, 1 + int(len(history) * (1 - MAX_SIZE / len(text))))]
-        else:
-            break
+    while len(text := _to_json(state)) > MAX_SIZE and len(state.history) > 10:
+        del state.history[: max(1, int(len(state.history) * (1 - MAX_SIZE / len(text))))]
     write(path, text)
     return hashlib.sha256(text).hexdigest()
 
 
 def write(path: Path, content: bytes) -> None:
-    """Replace a file as `save` does, readable for its owner alone. Raises OSError, see there."""
-    import tempfile  # with `log` 15 ms, which a reader of the state does not pay
-
+    """Replace a file durably, readable for its owner alone. Raises OSError, see save."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with open(handle, "wb") as file:
@@ -145,203 +593,57 @@ def write(path: Path, content: bytes) -> None:
     except BaseException:
         os.unlink(name)
         raise
-    _sync_folder(path.parent)
-
-
-def remove_stale(folder: Path) -> None:
-    """Remove what a killed `save` left behind. Only under the lock."""
-    for stale in folder.glob(".*.tmp"):
-        stale.unlink(missing_ok=True)
-
-
-def _text(document: dict[str, Any]) -> bytes:
-    import log
-
-    shown = {key: value if key in VERBATIM else log.mask_tree(value) for key, value in document.items()}
-    shown = {"version": VERSION, **shown}
-    return _dump({**shown, "seal": _seal(shown)})
-
-
-def _dump(document: dict[str, Any]) -> bytes:
-    lines = (f"{json.dumps(name)}: {json.dumps(value, allow_nan=False)}" for name, value in document.items())
-    return ("{\n" + ",\n".join(lines) + "\n}\n").encode("ascii")
-
-
-# --------------------------------------------------------------------------------------------------------
-# The seal
-# --------------------------------------------------------------------------------------------------------
-
-
-def is_sealed(document: dict[str, Any]) -> bool:
-    """Whether this machine's key proves that the kit wrote it; not so where the state came from another machine."""
-    return bool(document.get("seal")) and document["seal"] == _seal(document)
-
-
-def _check_seal(document: dict[str, Any], path: Path | str) -> None:
-    """Raise Forged for a document that our key did not seal; without a key, it may be another machine's."""
-    if os.path.exists(key_path()) and (ours := _seal(document)) and document.get("seal") != ours:
-        raise Forged(f"{path}: it was changed by somebody else than CCO, or comes from another user or machine")
-
-
-def _seal(document: dict[str, Any]) -> str:
-    """The HMAC of all but the seal; "" where no key can be kept."""
-    if not (key := _key()):
-        return ""
-    text = _dump({name: value for name, value in document.items() if name != "seal"})
-    return hmac.new(key, text, "sha256").hexdigest()
-
-
-def _key() -> bytes:
-    """This user's key, made when first needed, where no worker in its sandbox and no check can read it.
-
-    b"" where none can be kept. Raises OSError for a passing reason not to get it: unsealed, the state would be forged.
-    """
-    path = key_path()
+    folder = os.open(path.parent, os.O_RDONLY)
     try:
-        return _read(path) or _make_key(path)
-    except OSError as error:
-        if error.errno in NO_PLACE:
-            return b""
-        raise
-
-
-def key_path() -> str:
-    """Where this user's key is, or will be."""
-    return os.path.abspath(
-        os.path.join(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"), "cco", "key")
-    )
-
-
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except FileNotFoundError:
-        return b""
-
-
-def _make_key(path: str) -> bytes:
-    """Whoever gets the lock first makes it; nobody takes one that is half written."""
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        if not (key := file.read()):
-            key = os.urandom(32)
-            file.write(key)
-            file.flush()
-            os.fsync(file.fileno())
-    return key
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
+        os.fsync(folder)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot sync a folder
             raise
     finally:
-        os.close(handle)
+        os.close(folder)
 
 
-def _check_shape(document: dict[str, Any], path: Path | str) -> None:
-    from jsonschema import Draft202012Validator
-
-    with open(SCHEMA, encoding="utf-8") as file:
-        validator = Draft202012Validator(json.load(file))
-    for problem in validator.iter_errors(document):
-        raise StateError(f"{path}: {problem.json_path}: {problem.message[:200]}")
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return found
-
-
-def _number(text: str) -> float:
-    if not float("-inf") < (number := float(text)) < float("inf"):
-        raise ValueError(f"{text[:20]} is no number")
-    return number
+def _to_json(state: State) -> bytes:
+    """Return the state as JSON, one top-level key a line; all but VERBATIM, which a start depends on, is masked."""
+    data = asdict(state)
+    failed = [f"{entry.number}: {entry.outcome}" for entry in state.sessions if entry.outcome not in ("ended", "limit")]
+    met, total, cost = len(state.met), len(state.criteria), state.totals["estimated_cost"]
+    share, each = round(100 * met / max(1, total), 1), round(cost / met, 4) if met else 0
+    data["totals"] |= {"total_iterations": state.iterations, "dod_criteria_completed": met, "dod_criteria_total": total}
+    data["totals"] |= {"completion_percentage": share, "cost_per_criteria": each}
+    data |= {"completed_tasks": state.met, "pending_tasks": state.open, "errors": failed[-20:], "timestamp": now()}
+    data["artifacts"] = [{"type": "commit", "path": state.branch, "version": state.commit}]
+    shown = {"version": VERSION, **{key: v if key in VERBATIM else log.mask_tree(v) for key, v in data.items()}}
+    lines = (f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in shown.items())
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode("ascii")
 
 
-# --------------------------------------------------------------------------------------------------------
-# The lock
-# --------------------------------------------------------------------------------------------------------
+def _from_json(data: dict[str, Any]) -> State:
+    known = {one.name for one in fields(State)}
+    state = State(**{name: value for name, value in data.items() if name in known})
+    state.criteria = {id: CriterionState(**value) for id, value in data["criteria"].items()}
+    state.history = [Iteration(**entry) for entry in data["history"]]
+    for name, kind in (("current", Iteration), ("last", Outcome), ("session", Session), ("wait", Wait), ("best", Best)):
+        if data[name] is not None:
+            setattr(state, name, kind(**data[name]))
+    if data["plan"] is not None:
+        state.plan = Plan(**{**data["plan"], "usage": Usage(**data["plan"]["usage"])})
+    return state
 
 
-class Lock:
-    """Held while an orchestrator runs. The kernel frees it when the holder dies, however it dies.
-
-    The file is never removed or replaced, or two could each hold a lock of their own; what is written in it is
-    for people, and nothing is ever decided by it.
-    """
-
-    def __init__(self, path: Path, about: dict[str, Any]):
-        """path: the lock file, made if missing. about: what to tell whoever finds the lock taken."""
-        self.path, self.about = path, about
-        self.handle = -1
-
-    def __enter__(self) -> Lock:
-        handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+def load_all(folder: Path) -> tuple[list[State], list[str]]:
+    """Return every state in a `.cco` folder, last saved last, and a line for each that cannot be read."""
+    states, problems = [], []
+    files = [path for path in folder.glob("[!.]*.json") if path.is_file()]
+    for path in sorted(files, key=lambda path: path.stat().st_mtime):
         try:
-            if not self._take(handle):
-                raise Busy(holder(self.path) or {})
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, json.dumps(self.about).encode(), 0)
-        except BaseException:
-            os.close(handle)
-            raise
-        self.handle = handle
-        return self
-
-    def _take(self, handle: int) -> bool:
-        end = time.monotonic() + PATIENCE
-        while not _flock(handle, fcntl.LOCK_EX):
-            if not _flock(handle, fcntl.LOCK_SH) or time.monotonic() > end:
-                return False  # an orchestrator has it
-            _flock(handle, fcntl.LOCK_UN)  # a `holder` of a curious process has it, for a moment
-            time.sleep(0.001)
-        return self._is_there(handle)
-
-    def keep(self) -> None:
-        """Take it anew where the file was removed or replaced under us. Raises Busy when another one was faster."""
-        if self.handle >= 0 and not self._is_there(self.handle):
-            lost = self.handle
-            self.__enter__()
-            os.close(lost)
-
-    def _is_there(self, handle: int) -> bool:
-        return os.path.exists(self.path) and os.path.samestat(os.fstat(handle), os.stat(self.path))
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            os.ftruncate(self.handle, 0)
-        except OSError:  # the disk is read-only by now; what is written in it is for people only
-            pass
-        os.close(self.handle)
+            states.append(load(path, validate=False))
+        except (Stop, OSError) as error:
+            problems.append(str(error))
+    return states, problems
 
 
-def _flock(handle: int, operation: int) -> bool:
-    try:
-        fcntl.flock(handle, operation | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def holder(path: Path | str) -> dict[str, Any] | None:
-    """Who holds the lock, by its own words; None when nobody does. For showing, not for deciding."""
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except OSError:
-        return None
-    try:
-        if _flock(handle, fcntl.LOCK_SH):
-            return None
-        return dict(json.loads(os.read(handle, 10_000)))
-    except (OSError, ValueError, TypeError):  # the holder has not written it yet, or somebody else did
-        return {}
-    finally:
-        os.close(handle)
+def choose(states: Sequence[State], name: str) -> list[State]:
+    """Return the states of a mission id or session id, else of those that begin so."""
+    exact = [one for one in states if name in (one.mission_id, one.session_id)]
+    return exact or [one for one in states if one.mission_id.startswith(name) or one.session_id.startswith(name)]

@@ -1,159 +1,138 @@
-"""One Claude Code session: its arguments, its walls, its stream, and what became of it.
+"""One Claude Code session: its arguments, its settings, its environment, and what became of it.
 
     outcome = worker.run(worker.Task(...), settings)
 
-Runs `claude -p --output-format stream-json --verbose` with the prompt on stdin. What claude says about itself is
-read from the events and never from the prose: `Outcome.kind` says how the session ended, not whether the work is
-done. The stream is kept in a file without a name while it is written, so only masked lines reach the disk's folders.
-
-What is not covered: the sandbox is Claude Code's own. It walls Bash and the file tools, not MCP servers or hooks of
-the user's settings.
+Runs `claude -p --output-format stream-json --verbose` with the prompt on stdin. `Outcome.kind` says how the session
+ended, not whether the work is done. Limitation: the sandbox is Claude Code's own. It holds Bash and the file tools, not
+MCP servers and hooks; without it (`claude_code.sandbox: off`) commands see claude's whole environment.
 """
 
 from __future__ import annotations
 
-import errno
-import gzip
 import json
 import os
+import random
 import re
-import select
-import shutil
-import sys
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import log
-import machine
 import proc
-import processes
 import sandbox
-import surroundings
-from stream import Outcome, Stream, classify
+import state
+from mission import Settings
+from proc import CANNOT, Stop
+from state import Outcome
+from stream import Stream, claimed, classify
 
-MAX_STREAM = 300_000_000  # bytes of a session's output; it is ended above this
-MAX_WALLS = 120_000  # bytes of settings; Linux takes 131,071 in one argument
+HERE = Path(__file__).resolve().parent
+RULES = HERE / "prompts" / "rules.md"  # appended to the system prompt, so that compaction does not lose it
+SETTINGS = ".claude-settings.json"  # in .cco; begins with a dot, since what does not is a state
+MAX_OUTPUT = 300_000_000  # bytes of a session; it is ended above this
+MAX_PROTECTED = 2500  # paths; Claude Code's sandbox takes about 3000 mounts, and refuses every command above that
 USUAL_PLACES = ("~/.local/bin", "~/.claude/local", "/usr/local/bin", "/opt/homebrew/bin")  # not on cron's PATH
-OWN_LOGIN = ("ANTHROPIC_*", "CLAUDE_CODE_OAUTH_TOKEN")  # what claude gets of the secrets in the environment
-LOGIN_VARIABLES = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN")  # its settings may set them
-CLOUD_LOGIN = {"CLAUDE_CODE_USE_BEDROCK": ("AWS_*",), "CLAUDE_CODE_USE_VERTEX": ("GOOGLE_*", "CLOUDSDK_*")}
-
-
-class CannotRun(Exception):
-    """No session can be started here. The message says what is missing and what to do."""
+SWITCHES = ("DISABLE_AUTOUPDATER", "CLAUDE_CODE_DISABLE_BACKGROUND_TASKS", "CLAUDE_CODE_DISABLE_CRON")
+# Commands by which claude gets credentials. It runs those of a repository's settings, too, also of one without trust.
+HELPERS = ("apiKeyHelper", "awsAuthRefresh", "awsCredentialExport", "gcpAuthRefresh", "otelHeadersHelper")
+MARGIN, SPREAD = 60.0, 60.0  # seconds waited after a reset, and at most added by chance
+NO_RESET = 3600.0  # seconds waited for a limit that names no reset
+LOGINS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN")  # the user's settings may set them
 
 
 @dataclass(frozen=True)
 class Task:
-    """What one session is to do, and within which walls."""
+    """What one session is to do, and what it may not touch."""
 
     prompt: str
-    """The instruction, whole."""
-    rules: Path
-    """File whose text is appended to the system prompt (it survives compaction)."""
-    session: str
-    """Claude's session id, a UUID."""
-    resume: bool
-    """Whether that session exists and is continued."""
-    root: Path
-    """The repository: working directory, and the only place that may be written."""
-    sealed: tuple[Path, ...]
-    """Files and folders that may not be written although they lie in the repository."""
-    network: tuple[str, ...]
-    """Host names that sandboxed commands may reach."""
-    budget_usd: float | None
-    """What this run may cost, None for no cap."""
-    model: str | None
-    """Which model works; None for Claude Code's own choice."""
-    timeout: float
-    """Seconds that it may run."""
-    window: int
-    """Tokens of the model's context window, as far as it is known."""
-    spent: Mapping[str, float]
-    """`Outcome.session` after the session's last run: claude reports totals of the whole session."""
-    marker: str
-    """Value of CCO_RUN for everything it starts."""
-    stream: Path
-    """Where the masked stream is kept."""
-
-
-# --------------------------------------------------------------------------------------------------------
-# Before a session
-# --------------------------------------------------------------------------------------------------------
+    session: str  # claude's session id, a UUID
+    resume: bool  # that session exists and is continued
+    root: Path  # the repository: working directory, and the only place that may be written
+    protected: Sequence[Path]  # files and folders that may not be written although they lie in it
+    network: Sequence[str]  # host names that its commands may reach
+    budget_usd: float | None  # what this run may cost; None: no cap
+    model: str | None  # None: Claude Code's own choice
+    timeout: float  # seconds
+    window: int  # tokens of the context window, as far as it is known
+    spent: Mapping[str, float]  # `Outcome.spent` of the session's last run
+    marker: str  # value of CCO_RUN for everything that it starts
+    stream: Path  # gzip file to which the masked stream is appended
+    criteria: Sequence[str] = ()  # ids that its report may name as met
 
 
 def find(command: str | None, root: Path) -> str:
-    """Path of the claude program: `claude_code.command`, or `claude` on PATH or where its installer puts it.
+    """Return the path of claude: `claude_code.command`, or `claude` on PATH or where its installer puts it.
 
-    root: the repository; what its files offer on PATH does not count. Raises CannotRun.
+    root: the repository; what its files offer on PATH does not count. Raises Stop.
     """
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), *map(os.path.expanduser, USUAL_PLACES)])
-    if found := surroundings.find(os.path.expanduser(command or "claude"), root, path):
-        return found
+    if program := proc.find(os.path.expanduser(command or "claude"), root, path):
+        return program
     wanted = f"claude_code.command is {command!r}, which" if command else "claude"
-    raise CannotRun(
-        f"{wanted} is not an executable file on PATH ({path}).\n"
-        "Install it (npm install -g @anthropic-ai/claude-code), or set claude_code.command to its full path."
-    )
+    install = "Install it (npm install -g @anthropic-ai/claude-code), or set claude_code.command to its full path."
+    raise Stop(CANNOT, f"{wanted} is not an executable file on PATH ({path}).\n{install}")
 
 
-def environment(settings: Any, root: Path, marker: str) -> dict[str, str]:
-    """What claude is given of the environment: its own login and no other secret, and only programs that are trusted.
+def require(settings: Settings, root: Path) -> None:
+    """Raise Stop where no session can be started here, with the missing program, package or right."""
+    if settings.claude_code.mode != "automatic":
+        return
+    find(settings.claude_code.command, root)
+    if not settings.claude_code.sandbox or not proc.LINUX:  # macOS brings its own
+        return
+    packages = {"bubblewrap": "bwrap", "socat": "socat"}
+    missing = " ".join(package for package, program in packages.items() if not proc.find(program, root))
+    if reason := f"missing: {missing}" if missing else sandbox.obstacle(root):
+        remedy = f"sudo apt install {missing}" if missing else sandbox.remedy()
+        raise Stop(
+            CANNOT,
+            f"the worker's sandbox cannot start; {reason}\nTo fix it: {remedy}\n"
+            "Or choose to run without: claude_code.sandbox: off. Then nothing holds the worker's commands inside the"
+            " repository, so do it only in a container or a virtual machine that you can lose.",
+        )
 
-    settings: the kit's settings. root: the repository; what it offers on PATH comes last. marker: value of CCO_RUN.
+
+def environment(settings: Settings, root: Path, marker: str) -> dict[str, str]:
+    """Return claude's environment: the user's, so that every login works, less what is the kit's own.
+
+    root: the repository; what it offers on PATH comes last, since claude starts bwrap and git outside of any sandbox.
     """
-    cloud = [name for switch, names in CLOUD_LOGIN.items() if os.environ.get(switch) for name in names]
-    env = surroundings.clean_env(os.environ, keep=[*OWN_LOGIN, *cloud])
+    key = settings.openrouter.api_key
+
+    def is_own(name: str, value: str) -> bool:
+        if name in proc.NESTED or name == "OPENROUTER_API_KEY" or name.startswith("CCO_"):
+            return True
+        return value == key and not name.startswith(("ANTHROPIC_", "CLAUDE_"))  # with these it is claude's login, too
+
+    env = {name: value for name, value in os.environ.items() if not is_own(name, value)}
     if settings.claude_code.api_key:
         env["ANTHROPIC_API_KEY"] = settings.claude_code.api_key
-    switches = ("DISABLE_AUTOUPDATER", "CLAUDE_CODE_DISABLE_BACKGROUND_TASKS", "CLAUDE_CODE_DISABLE_CRON")
-    # claude starts bwrap and git from its PATH, outside of any sandbox
-    path = {"PATH": surroundings.trusted_first(env.get("PATH", os.defpath), root)}
-    return {**env, **path, **dict.fromkeys(switches, "1"), processes.MARKER: marker}
+    path = proc.trusted_path(env.get("PATH", os.defpath), root)
+    return {**env, **dict.fromkeys(SWITCHES, "1"), "PATH": path, proc.MARKER: marker}
 
 
-def require_sandbox(root: Path) -> None:
-    """Raise CannotRun, saying which package or right is missing, when Claude Code's sandbox cannot start here."""
-    if not processes.LINUX:
-        return  # macOS brings its own
-    packages = {"bubblewrap": "bwrap", "socat": "socat"}
-    lacking = [package for package, program in packages.items() if not surroundings.find(program, root)]
-    if lacking:
-        raise CannotRun(_no_sandbox(f"missing: {' '.join(lacking)}", f"sudo apt install {' '.join(lacking)}"))
-    if obstacle := sandbox.obstacle(root):
-        raise CannotRun(_no_sandbox(obstacle, sandbox.remedy()))
+def run(task: Task, settings: Settings, started: Callable[[int], None] | None = None) -> Outcome:
+    """Run one session until it ends or has to be ended. Raises Stop where it cannot run, OSError.
 
-
-def _no_sandbox(reason: str, remedy: str) -> str:
-    return (
-        f"the worker's sandbox cannot start; {reason}\n"
-        f"To mend it: {remedy}\n"
-        "Or choose to run without: claude_code.sandbox: off. Then nothing holds the worker's commands inside the"
-        " repository, so do it only in a container or a virtual machine that you can lose."
-    )
-
-
-# --------------------------------------------------------------------------------------------------------
-# The session
-# --------------------------------------------------------------------------------------------------------
-
-
-def run(task: Task, settings: Any, started: Callable[[int], None] | None = None) -> Outcome:
-    """Run one session until it ends or has to be ended. Raises CannotRun, see `command_line`.
-
-    settings: the kit's settings. started: called with claude's pid as soon as there is one.
+    started: called with claude's pid. A signal to the kit ends the session, too: then the outcome is "interrupted",
+    `proc.stopping` is set and no signal raises any more.
     """
-    argv = command_line(task, settings)
-    machine.require_room(task.root)
-    if not os.access(task.root, os.R_OK | os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(task.root))
-    limits = proc.Limits(task.timeout, settings.claude_code.idle_timeout, MAX_STREAM)
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        with open(task.stream, "a", encoding="utf-8", opener=log.private) as kept:
-            stream = Stream(out, kept)
+    log.trace("worker prompt", prompt=task.prompt)
+    proc.require_space(task.root, Path(tempfile.gettempdir()))
+    settings_file = task.root / ".cco" / SETTINGS
+    argv = command_line(task, settings, settings_file)
+    state.write(settings_file, json.dumps(restrictions(task, settings)).encode())
+    limits = proc.Limits(task.timeout, settings.claude_code.idle_timeout, MAX_OUTPUT)
+    with (
+        tempfile.TemporaryFile() as out,  # without a name: what is not masked yet is in no folder
+        tempfile.TemporaryFile() as err,
+        open(task.stream, "ab", opener=log.private) as archive,
+    ):
+        stream = Stream(out, archive)
+        try:
             result = proc.run(
                 argv,
                 cwd=task.root,
@@ -165,100 +144,98 @@ def run(task: Task, settings: Any, started: Callable[[int], None] | None = None)
                 tick=stream.tick,
                 started=started,
             )
-            stream.in_time = bool(stream.result)
-            if result.stopped != "size":  # what is too much is not read to its end either
-                stream.finish()
+        except proc.Interrupted as interrupted:
+            if interrupted.result is None:  # before claude was started
+                raise
+            result = interrupted.result
+        stream.finish()
         outcome = classify(stream, result, proc.tail(err, 4000).strip(), task.spent, task.window)
-    if outcome.kind == "crashed":  # where nothing can be written, it is not claude that fails
-        machine.require_room(tempfile.gettempdir(), task.stream.parent, task.root)
+    outcome.claimed = claimed(outcome.report, task.criteria)
     log.live("")
-    log.debug(f"session {outcome.kind}", code=result.code, stopped=result.stopped, swept=result.swept)
+    log.debug(f"session {outcome.kind}", code=result.code, stopped=result.stopped)
     return outcome
 
 
-def run_by_hand(task: Task, path: Path) -> Outcome:
-    """Manual mode: show the instruction and wait until a person says that it was done.
-
-    Raises proc.Interrupted on a signal.
-    """
-    show_instruction(task, path)
-    print("Press Enter when it has been done.", flush=True)
-    while not select.select([sys.stdin], [], [], proc.STEP)[0]:
-        if proc.stopping:
-            raise proc.Interrupted
-    if not sys.stdin.readline():  # the terminal is gone, nobody pressed anything
-        raise CannotRun("nobody is at the terminal any more: start again on another one")
-    return Outcome("ended", report="(carried out by hand)")
-
-
-def show_instruction(task: Task, path: Path) -> None:
-    """Print the instruction for a person and write it to `path`."""
-    with open(path, "w", encoding="utf-8", opener=log.private) as file:
-        file.write(task.prompt)
-    print(f"\n{log.printable(task.prompt)}\nGive this to Claude Code; it also stands in {path}.")
-
-
-def compress(stream: Path) -> None:
-    """Replace a finished stream by its gzip file; the parts of a session that was interrupted follow each other."""
-    if not stream.exists():  # a worker without a sandbox may have removed it
-        return
-    with (
-        open(stream, "rb") as source,
-        open(f"{stream}.gz", "ab", opener=log.private) as target,
-        gzip.GzipFile(fileobj=target, mode="wb") as packed,
-    ):
-        shutil.copyfileobj(source, packed)
-    stream.unlink()
-
-
-def command_line(task: Task, settings: Any) -> list[str]:
-    """The arguments of claude. Nothing secret and nothing of the prompt is in them.
-
-    Raises CannotRun when there is no claude, or when more is sealed than it can be told.
-    """
-    claude, walls = settings.claude_code, json.dumps(_walls(task, settings))
-    if len(walls) > MAX_WALLS:
-        raise CannotRun(
-            f"{len(task.sealed)} files are more than Claude Code can be told to protect one by one.\n"
-            "Under `protect`, name their folders instead of files: tests/** counts as one."
-        )
+def command_line(task: Task, settings: Settings, settings_file: Path) -> list[str]:
+    """Return the arguments of claude, in which nothing is secret and nothing of the prompt. Raises Stop."""
+    claude = settings.claude_code
     argv = [find(claude.command, task.root), "-p", "--output-format", "stream-json", "--verbose"]
     argv += [f"--resume={task.session}" if task.resume else f"--session-id={task.session}"]
-    argv += ["--permission-mode", claude.permission_mode, "--setting-sources", "user", "--strict-mcp-config"]
-    argv += ["--settings", walls, "--append-system-prompt-file", str(task.rules)]
+    argv += ["--permission-mode", claude.permission_mode, "--setting-sources", "user,project"]
+    argv += ["--settings", str(settings_file), "--append-system-prompt-file", str(RULES), "--strict-mcp-config"]
+    argv += ["--mcp-config", str(_mcp_config(task, settings))] if claude.mcp_config else []
     argv += [f"--model={task.model}"] if task.model else []
     argv += [f"--max-turns={claude.max_turns}"] if claude.max_turns else []
     argv += [f"--max-budget-usd={task.budget_usd:.4f}"] if task.budget_usd is not None else []
     return argv
 
 
-def _walls(task: Task, settings: Any) -> dict[str, Any]:
-    """Claude Code settings that keep the worker in its repository and away from what is sealed.
+def restrictions(task: Task, settings: Settings) -> dict[str, Any]:
+    """Return the Claude Code settings that keep the worker in its repository, and from protected files and secrets.
 
-    Measured: an Edit rule holds for file tools and sandboxed commands alike, but is void for a path with brackets, so
-    each path also stands in denyWrite. Without `allow: Bash` a plain `for` loop is refused although it is sandboxed.
+    Measured with 2.1.329: an Edit rule holds for file tools and sandboxed commands alike, but is void for a path with
+    brackets, so each path is in denyWrite, too. Without `allow: Bash` a plain `for` loop is refused. Raises Stop.
     """
-    walled = settings.claude_code.sandbox
-    environ = environment(settings, task.root, task.marker)
-    hidden = sorted({*LOGIN_VARIABLES, *filter(log.is_secret_name, environ)})
-    sealed = sorted({str(path) for given in task.sealed for path in (given, given.resolve())})
-    places = [*map(os.path.expanduser, sandbox.SECRET_PLACES), *sandbox.key_places(), str(task.root / ".env")]
-    secrets = [path for path in places if os.path.exists(path)]
-    rules = [_rule("Edit", path) for path in sealed] + [_rule("Read", path) for path in secrets]
+    claude = settings.claude_code
+    own = [task.root / ".cco"]  # with these settings in it
+    own += [_mcp_config(task, settings)] if claude.mcp_config else []  # what it starts runs outside of the sandbox
+    protected = sorted({str(path) for given in (*task.protected, *own) for path in (given, given.resolve())})
+    if len(protected) > MAX_PROTECTED:
+        reason = f"{len(protected)} paths are more than Claude Code's sandbox can protect one by one."
+        raise Stop(CANNOT, f"{reason}\nUnder `protect`, name folders instead of files: tests/** counts as one.")
+    secrets = [path for path in (*sandbox.secret_places(), str(task.root / ".env")) if os.path.exists(path)]
+    hidden = sorted({*LOGINS, *filter(log.is_secret_name, environment(settings, task.root, task.marker))})
+    rules = [_rule("Edit", path) for path in protected] + [_rule("Read", path) for path in secrets]
     return {
-        "permissions": {"deny": rules, "allow": ["Bash"] if walled else []},
+        **({} if claude.hooks else _helpers()),
+        "disableAllHooks": not claude.hooks,
+        "permissions": {"deny": rules, "allow": ["Bash"] if claude.sandbox else []},
         "sandbox": {
-            "enabled": walled,
+            "enabled": claude.sandbox,
             "failIfUnavailable": True,
             "allowUnsandboxedCommands": False,
             "autoAllowBashIfSandboxed": True,
             "network": {"allowedDomains": list(task.network), "strictAllowlist": True},
-            "filesystem": {"denyWrite": sealed, "denyRead": secrets},
+            "filesystem": {"denyWrite": protected, "denyRead": secrets},
             "credentials": {"envVars": [{"name": name, "mode": "deny"} for name in hidden]},
         },
     }
 
 
+def _helpers() -> dict[str, str]:
+    """Return the helpers of the user's own settings, and "" for the others, which turns the repository's off."""
+    folder = os.environ.get("CLAUDE_CONFIG_DIR") or os.path.expanduser("~/.claude")
+    try:
+        own = dict(json.loads(Path(folder, "settings.json").read_bytes()))
+    except (OSError, ValueError, TypeError):  # there is none, or none that claude could read
+        own = {}
+    return {name: own.get(name, "") for name in HELPERS}
+
+
+def _mcp_config(task: Task, settings: Settings) -> Path:
+    return task.root / Path(settings.claude_code.mcp_config).expanduser()
+
+
 def _rule(tool: str, path: str) -> str:
     escaped = re.sub(r"([\[\]])", r"\\\1", path)  # the rule is a gitignore pattern; other characters hold as they are
     return f"{tool}(/{escaped}{'/**' if os.path.isdir(path) else ''})"
+
+
+def until_reset(resets_at: float | None) -> float:
+    """Return the seconds to wait for a usage limit that ends at this epoch time; None: it names none."""
+    left = NO_RESET if resets_at is None else max(0.0, resets_at - time.time()) + MARGIN
+    return left + random.uniform(0, SPREAD)  # not all who wait for one reset come at once
+
+
+def remove_old_streams(folder: Path, days: int) -> None:
+    """Remove the streams that are so many days older than the newest, whatever the clock says."""
+    written = {path: path.stat().st_mtime for path in folder.glob("*.jsonl.gz")}
+    oldest = max(written.values(), default=0.0) - days * 86400
+    for path in (path for path, when in written.items() if when < oldest):
+        path.unlink()
+
+
+def write_instruction(task: Task, path: Path) -> None:
+    """Write the instruction for a user who carries it out, and print it (claude_code.mode: manual)."""
+    state.write(path, task.prompt.encode("utf-8", "replace"))
+    print(f"\n{log.printable(task.prompt)}\nGive this to Claude Code; it is also in {path}.", flush=True)

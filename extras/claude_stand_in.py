@@ -254,7 +254,9 @@ class Run:
         """The cost is the session's, the usage this run's, as the real program counts them."""
         spent = self.spent()
         tokens = {"inputTokens": spent["input_tokens"], "outputTokens": spent["output_tokens"]}
-        model_usage = {self.model: {**tokens, "costUSD": cost(spent), "contextWindow": WINDOW}}
+        model_usage = (
+            {self.model: {**tokens, "costUSD": cost(spent), "contextWindow": WINDOW}} if any(spent.values()) else {}
+        )
         result = {"subtype": "success", "is_error": False, "num_turns": self.turns, "duration_ms": 1}
         result |= {"stop_reason": "end_turn", "total_cost_usd": cost(spent), "usage": self.used}
         result |= {"modelUsage": model_usage, "permission_denials": []}
@@ -296,21 +298,22 @@ def options_of(argv: list[str]) -> argparse.Namespace:
     for flag in ("output-format", "session-id", "resume", "model", "settings", "setting-sources", "permission-mode"):
         parser.add_argument(f"--{flag}")
     parser.add_argument("--append-system-prompt-file")
+    parser.add_argument("--mcp-config")
     parser.add_argument("--max-turns", type=int)
     parser.add_argument("--max-budget-usd", type=float)
     try:
         options, unknown = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
         refuse(f"error: {error}")
-    rules = options.append_system_prompt_file
     if unknown:
         refuse(f"error: unknown option '{unknown[0]}'")
     if options.output_format != "stream-json" or not options.verbose:
         refuse("Error: When using --print, --output-format=stream-json requires --verbose")
     if options.max_budget_usd is not None and options.max_budget_usd <= 0:
         refuse("error: option '--max-budget-usd <amount>' argument is invalid. It must be a number greater than 0")
-    if rules and not Path(rules).exists():
-        refuse(f"Error: Append system prompt file not found: {rules}")
+    for what, file in (("Settings", options.settings), ("Append system prompt", options.append_system_prompt_file)):
+        if file and not Path(file).exists():
+            refuse(f"Error: {what} file not found: {file}")
     return options
 
 

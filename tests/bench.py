@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,9 @@ from conftest import KIT, marked
 import state as store
 
 WRITES_A: list[dict[str, Any]] = [{"write": {"a": "1\n"}}, {"say": "wrote a"}]
+WRITES_B: list[dict[str, Any]] = [{"write": {"b": "1\n"}}, {"say": "wrote b"}]
+WORK: list[dict[str, Any]] = [{"write": {"a": "1\n", "b": "1\n"}}, {"say": "both are there"}]
+KILLED = -signal.SIGKILL
 TWO_CRITERIA = [
     {"id": "a", "criteria": "a is there", "check": "test -e a"},
     {"id": "b", "criteria": "b is there", "check": "test -e b"},
@@ -49,7 +54,7 @@ class Bench:
         return [sys.executable, str(self.kit / "cco.py"), *args]
 
     def run(self, *args: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-        options = {"env": self.environment, "cwd": self.project, "capture_output": True, "text": True, "timeout": 60}
+        options = {"env": self.environment, "cwd": self.project, "capture_output": True, "text": True, "timeout": 120}
         done = subprocess.run(self.command(*args), **{**options, **kwargs}, check=False)
         assert "Traceback" not in (done.stderr or ""), done.stderr
         return done
@@ -79,9 +84,9 @@ class Bench:
     def state(self) -> dict[str, Any]:
         return dict(json.loads((self.project / ".cco" / "demo.json").read_text()))
 
-    def remember(self, document: dict[str, Any]) -> None:
+    def save(self, document: dict[str, Any]) -> None:
         """Write a state as the kit does."""
-        store.save(self.project / ".cco" / "demo.json", document)
+        store.write(self.project / ".cco" / "demo.json", json.dumps(document).encode())
 
     def log(self) -> str:
         return (self.project / ".cco" / "logs" / "combined.log").read_text()
@@ -89,6 +94,16 @@ class Bench:
     def alive(self) -> dict[int, str]:
         """Processes that carry the mark of this repository."""
         return marked(str(self.project.resolve()))
+
+
+def said(done: subprocess.CompletedProcess[str]) -> str:
+    return done.stdout + done.stderr
+
+
+def over(bench: Bench) -> None:
+    """The time of the wait comes."""
+    state = bench.state()
+    bench.save({**state, "wait": {**state["wait"], "until": time.time()}})
 
 
 @pytest.fixture

@@ -9,18 +9,29 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-KIT = Path(__file__).resolve().parent.parent
+SOURCE = Path(__file__).resolve().parent.parent
+# The kit that the tests run: a copy, since a run restores what changes in its kit, edits of developers included.
+KIT = Path(tempfile.mkdtemp(prefix="cco-tests-")) / "kit"
+NOT_RUN = shutil.ignore_patterns(".git", ".venv", ".tools", ".*_cache", "__pycache__", "tests", "docs", "deploy")
+shutil.copytree(SOURCE, KIT, ignore=NOT_RUN)
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each run would compile it anew
 
 
 def pytest_ignore_collect(collection_path, config):
     """Stay out of the test run of a project that this kit was copied into."""
-    return True if config.rootpath != KIT else None
+    return True if config.rootpath != SOURCE else None
+
+
+def pytest_unconfigure():
+    """Remove the copy."""
+    shutil.rmtree(KIT.parent, ignore_errors=True)
 
 
 def need(present: object, reason: str) -> None:
@@ -52,13 +63,6 @@ def marked(marker: str) -> dict[int, str]:
     return found
 
 
-@pytest.fixture(autouse=True)
-def own_key(tmp_path_factory, monkeypatch) -> None:
-    """The key that seals states and the list of models have folders of their own, not the home directory."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.getbasetemp() / "state home"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache home")))  # a port may be used again
-
-
 @pytest.fixture
 def fresh_mask(monkeypatch) -> None:
     """A mask that knows no secret yet, and that forgets afterwards what the test told it."""
@@ -71,7 +75,7 @@ def fresh_mask(monkeypatch) -> None:
 @pytest.fixture(scope="session")
 def real_claude() -> Path:
     """The real CLI: .tools/ (where CI puts it), else the PATH."""
-    local = sorted((KIT / ".tools/node_modules/@anthropic-ai").glob("claude-code-*/claude"))
+    local = sorted((SOURCE / ".tools/node_modules/@anthropic-ai").glob("claude-code-*/claude"))
     found = str(local[0]) if local else shutil.which("claude")
     need(found, "the real claude is not installed (npm install --prefix .tools @anthropic-ai/claude-code)")
     return Path(str(found))

@@ -1,789 +1,749 @@
-"""The loop end to end: the real command line, real git and real checks, with a scripted stand-in for claude."""
+"""The loop end to end: the real command line, real git and real checks; claude is a stand-in, the LLM is on loopback.
+
+Where a test would wait for hours, `Clocked` starts the kit with a clock that each wait puts forward.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from bench import TWO_CRITERIA, WRITES_A
+from bench import KILLED, TWO_CRITERIA, WORK, WRITES_A, WRITES_B, Bench, over, said
 from bench import bench as bench
-from conftest import KIT
+from conftest import KIT, until
+from test_cco_llm import CASES
+from tools.openrouter_api import OpenRouterAPI
 
-from extras.openrouter_api import OpenRouterAPI
-from waiting import MARGIN, SPREAD
+from extras.claude_stand_in import cost
+
+A, B = TWO_CRITERIA
+IDLE: list[dict[str, Any]] = [{"say": "nothing done"}]
+LIMITED = {"limit": {"rateLimitType": "five_hour"}}  # names no reset, so that it is an hour
+OVERLOADED = {"error": {"assistant_error": "server_error", "text": "API Error: 529", "api_error_status": 529}}
+FULL = {"assistant_error": "invalid_request", "text": "Prompt is too long", "terminal_reason": "prompt_too_long"}
+LOST = {"result": {"subtype": "error_during_execution", "is_error": True, "errors": ["No conversation found"]}}
+DOWN = {"status": 402, "body": {"error": {"code": 402, "message": "Insufficient credits"}}}
+KEY = "sk-or-planted-5a7c90d1"
+WAYS_UP = ["retry_modified", "retry_modified", "alternative", "alternative"]
+TONE = {"id": "tone", "criteria": "the tone is friendly"}
+MET = {"id": "tone", "met": True, "reason": "It is.", "quotes": [{"path": "a", "text": "a friendly word"}]}
+CLOCK = """
+import os, sys, time
+sys.path.insert(0, {kit!r})
+import llm, loop, proc, state, worker
+real, file = time.time, open({folder!r} + "/skipped", "a+", buffering=1)
+file.seek(0)
+skipped = [float(line) for line in file]
+time.time = lambda: real() + sum(skipped)
+def skip(seconds):
+    skipped.append(seconds)
+    file.write("%r\\n" % seconds)
+def pause(seconds):
+    skip(9000.0 if seconds == 5.0 else seconds)  # the loop's are of 5 s, the LLM's are others
+    during = {folder!r} + "/during.%d" % len(skipped)
+    os.path.exists(during) and os.system("exec sh " + during)
+def save(path, document, save=state.save):
+    digest = save(path, document)
+    with open({folder!r} + "/saves", "a") as saves:
+        saves.write(path.read_text().replace("\\n", "") + "\\n")
+    return digest
+state.save, proc.pause = save, pause
+{more}
+import cco
+sys.exit(cco.main(sys.argv[1:]))
+"""
 
 
-def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    """Wait for something that can be observed; fail when it does not come."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
+class Clocked:
+    """A kit whose clock each wait puts forward, over all its starts, and which keeps every state that it saves."""
+
+    def __init__(self, bench: Bench, more: str = ""):
+        bench.kit = self.folder = bench.folder / "clocked"
+        self.folder.mkdir()
+        (self.folder / "cco.py").write_text(CLOCK.format(kit=str(KIT), folder=str(self.folder), more=more))
+
+    def during(self, number: int, command: str) -> None:
+        """In that wait the user runs this command."""
+        (self.folder / f"during.{number}").write_text(command)
+
+    def saves(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / "saves").read_text().splitlines()]
+
+    def waits(self) -> list[float]:
+        """How long each wait was to take, in seconds."""
+        waits = (one["wait"] for one in self.saves() if one["current_phase"] == "waiting")
+        return [wait["until"] - wait["since"] for wait in waits]
 
 
-# --------------------------------------------------------------------------------------------------------
-# To the end
-# --------------------------------------------------------------------------------------------------------
+def mission(bench: Bench, criteria: list[dict[str, Any]] = TWO_CRITERIA, **fields: Any) -> None:
+    """Write the mission. Its checks run without a sandbox, which is quicker; its messages are kept."""
+    notify = [{"command": f"cat > $(mktemp '{bench.folder}/messages/XXXXXX')"}]
+    settings = {"checks": {"sandbox": False}, "notify": notify, **fields.pop("settings", {})}
+    bench.write(criteria, settings=settings, **fields)
 
 
-def test_it_ends_done_only_when_every_check_passes_in_spite_of_a_lie_and_a_regression(bench, project, git):
-    bench.sessions(
-        [{"say": "Everything is complete, all tests pass."}],
-        WRITES_A,
-        [{"delete": "a"}, {"write": {"b": "2\n"}}, {"say": "b is there now"}],
-        [{"write": {"a": "3\n"}}, {"say": "both"}],
-    )
-    done = bench.start()
-    assert done.returncode == 0, done.stdout
-    assert "criterion a: met -> unmet (regression" in done.stdout
-    state = bench.state()
-    assert (state["current_phase"], state["iterations"], state["completed_tasks"]) == ("completed", 4, ["a", "b"])
-    assert [entry["iteration"] for entry in state["criteria"]["a"]["regressions"]] == [3]
-    assert bench.resumed() == [False, True, True, True]
-    assert len({call["cwd"] for call in bench.calls()}) == 1
-    assert git(project, "branch", "--show-current") == "cco/demo"
-    trailers = git(project, "log", "--format=%(trailers:key=CCO-Iteration,valueonly,separator=)", "main..cco/demo")
-    assert trailers.split() == ["4", "3", "2"]  # the first session changed nothing
-    assert git(project, "log", "--format=%s", "main") == "first"
-    assert git(project, "status", "--porcelain") == ""
-    assert not bench.alive()
+def messages(bench: Bench, *events: str) -> list[dict[str, Any]]:
+    """What the user's command got, of all events or of these, by iteration and event; they are sent side by side."""
+    found = [json.loads(path.read_text()) for path in (bench.folder / "messages").iterdir()]
+    found.sort(key=lambda one: (one["iteration"], one["event"], one["cost_usd"]))
+    return [one for one in found if not events or one["event"] in events]
 
 
-def test_a_finished_mission_says_so_and_starts_no_session(bench):
-    bench.sessions([{"write": {"a": "1", "b": "1"}}])
+def prompts(bench: Bench) -> list[str]:
+    return [call["prompt"] for call in bench.calls()]
+
+
+def history(bench: Bench, key: str) -> list[Any]:
+    """That of each iteration in which a worker ran."""
+    return [entry[key] for entry in bench.state()["history"] if entry["focus"]]
+
+
+def commits(bench: Bench, git: Any) -> list[str]:
+    """The iterations that have a commit, oldest first."""
+    form = "--format=%(trailers:key=CCO-Iteration,valueonly,separator=)"
+    return str(git(bench.project, "log", "--reverse", form, "main..cco/demo")).split()
+
+
+@pytest.fixture(autouse=True)
+def watched(bench):
+    """Quick checks before; afterwards no process is left, and status and report agree with the state."""
+    (bench.folder / "messages").mkdir()
+    mission(bench)
+    yield
+    left = bench.alive()
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
+    if (bench.project / ".cco" / "demo.json").exists():
+        state, named = bench.state(), ("--session", "demo")
+        shown = json.loads(bench.run("status", *named, "--json").stdout)
+        assert (shown["phase"], shown["cost_usd"]) == (state["current_phase"], state["totals"]["estimated_cost"])
+        assert all(shown[key] == state[key] for key in ("iterations", "branch", "commit", "tampering"))
+        assert (shown["wait_until"] is None, shown["blocked"] is None) == (not state["wait"], not state["blocked"])
+        assert bench.run("status", *named).stdout.startswith(f"demo: {state['current_phase']}")
+        verdict = "✔ Done" if state["current_phase"] == "completed" else "✘ Not done"
+        assert verdict in bench.run("report", *named).stdout
+
+
+def test_each_phase_saves_the_next_one_and_what_a_restart_needs_and_each_session_is_one_commit(bench, project, git):
+    clock = Clocked(bench)
+    bench.sessions(IDLE, WRITES_A, WRITES_B)
     assert bench.start().returncode == 0
-    again = bench.start()
-    assert (again.returncode, len(bench.calls())) == (0, 1)
-    assert "done: all 2 criteria are met" in again.stdout
-
-
-def test_a_boasting_worker_in_an_empty_repository_ends_with_a_question(bench, project, git):
-    bench.sessions(*[[{"say": "All criteria are met. Mission completed successfully."}]] * 9)
-    done = bench.start()
-    assert done.returncode == 3
-    assert "Is the check right, and what is the worker missing?" in done.stderr + done.stdout
-    assert git(project, "log", "--format=%s") == "first"
-    blocked = (project / ".cco" / "reports" / "demo.blocked.md").read_text()
-    assert "Mission completed successfully" in blocked
-    sessions = len(bench.calls())
-    assert sessions == 8  # four on each criterion, the last two with another approach
-    assert any("take another approach" in call["prompt"] for call in bench.calls())
-
-    again = bench.start()
-    assert (again.returncode, len(bench.calls())) == (3, sessions)
-
-    (project / "a").write_text("a person helped")
-    (project / "b").write_text("a person helped")
-    git(project, "add", "-A")
-    git(project, "commit", "-q", "-m", "help")
-    helped = bench.start()
-    assert (helped.returncode, len(bench.calls())) == (0, sessions)
-    assert git(project, "log", "-1", "--format=%s") == "help"
-
-
-def test_criteria_without_a_check_need_a_person_and_the_others_are_done_first(bench):
-    bench.write([TWO_CRITERIA[0], {"id": "pretty", "criteria": "It is pretty"}])
-    bench.sessions(WRITES_A)
-    done = bench.start()
-    assert done.returncode == 3
-    assert "Nothing here can prove pretty" in done.stdout + done.stderr
-    assert bench.state()["completed_tasks"] == ["a"]
-
-
-@pytest.mark.parametrize("kind", ("unborn", "detached", "worktree"))
-def test_it_works_in_every_kind_of_checkout(bench, project, git, tmp_path, kind):
-    if kind == "unborn":
-        bench.project = tmp_path / "empty"
-        bench.project.mkdir()
-        git(bench.project, "init", "-q", "-b", "main")
-    elif kind == "detached":
-        git(project, "checkout", "-q", "--detach")
-    else:
-        bench.project = tmp_path / "tree"
-        git(project, "worktree", "add", "-q", "--detach", str(bench.project))
-    bench.write(TWO_CRITERIA)
-    bench.sessions([{"write": {"a": "1", "b": "1"}}])
-    done = bench.start()
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert git(bench.project, "ls-tree", "--name-only", "cco/demo", "a", "b") == "a\nb"
-    assert git(bench.project, "branch", "--show-current") == "cco/demo"
-
-
-def test_it_works_without_a_git_identity(bench, project, git, tmp_path):
-    git(project, "config", "--unset", "user.name")
-    git(project, "config", "--unset", "user.email")
-    bench.environment |= {"HOME": str(tmp_path), "GIT_CONFIG_GLOBAL": "/dev/null", "XDG_CONFIG_HOME": str(tmp_path)}
-    bench.sessions([{"write": {"a": "1", "b": "1"}}])
-    assert bench.start().returncode == 0
-    assert git(project, "log", "-1", "--format=%an") == "CCO"
-
-
-def test_what_may_not_be_committed_stays_out_and_is_named(bench, project, git):
-    bench.environment["MY_SERVICE_TOKEN"] = "planted-4f9d2c77"
-    bench.write(TWO_CRITERIA, settings={"claude_code": {"max_file_size": "1KB"}})
-    files = {"a": "1", "b": "1", "big": "x" * 5000, "leak": "planted-4f9d2c77", ".claude/settings.json": "{}"}
-    bench.sessions([{"write": files}])
-    done = bench.start()
-    assert done.returncode == 0
-    assert git(project, "ls-tree", "-r", "--name-only", "HEAD") == "README.md\na\nb"
-    for name in ("big", "leak", ".claude/settings.json"):
-        assert f"not committed: {name}: " in bench.log()
-    assert "planted-4f9d2c77" not in bench.log() + done.stdout
-
-
-def test_background_processes_of_the_worker_are_ended_and_named(bench):
-    bench.sessions([{"spawn": "sleep 1000"}, {"write": {"a": "1", "b": "1"}}])
-    done = bench.start()
-    assert done.returncode == 0
-    assert "ended what the worker left behind: sleep 1000" in done.stdout
-    assert not bench.alive()
-
-
-# --------------------------------------------------------------------------------------------------------
-# Not to the end
-# --------------------------------------------------------------------------------------------------------
-
-
-def test_uncommitted_changes_are_refused_and_named_and_nothing_is_touched(bench, project, git):
-    (project / "README.md").write_text("changed")
-    (project / "new file").write_text("mine")
-    done = bench.start()
-    assert done.returncode == 2
-    assert "README.md" in done.stderr + done.stdout and "new file" in done.stderr + done.stdout
-    assert git(project, "branch", "--show-current") == "main"
-    assert not (project / ".cco" / "demo.json").exists() and bench.calls() == []
-
-
-@pytest.mark.parametrize(
-    ("limits", "said"),
-    [
-        ({"iterations": 2}, "limits.iterations is reached: 2 of 2"),
-        ({"cost_usd": 0.001}, "limits.cost_usd is reached"),
-        ({"tokens": 200}, "limits.tokens is reached"),
-    ],
-)
-def test_a_reached_limit_ends_with_5_and_says_what_would_lift_it(bench, limits, said):
-    bench.write(TWO_CRITERIA, limits=limits)
-    bench.sessions(*[[{"say": "nothing done"}]] * 5)
-    done = bench.start()
-    assert done.returncode == 5
-    assert said in done.stdout + done.stderr and "Raise it in the mission" in done.stdout + done.stderr
-    sessions = len(bench.calls())
-    assert bench.start().returncode == 5
-    assert len(bench.calls()) == sessions
-
-
-def test_what_is_left_of_the_budget_goes_to_the_worker(bench):
-    bench.write(TWO_CRITERIA, limits={"cost_usd": 1.5})
-    bench.sessions([{"usage": {"input_tokens": 250_000}}, {"say": "a dollar spent"}], [{"write": {"a": "1", "b": "1"}}])
-    assert bench.start().returncode == 0
-    caps = [next(word for word in call["argv"] if word.startswith("--max-budget-usd")) for call in bench.calls()]
-    assert caps[0] == "--max-budget-usd=1.5000"
-    assert float(caps[1].partition("=")[2]) < 0.51
-
-
-@pytest.mark.parametrize(
-    ("error", "remedy"),
-    [
-        ({"assistant_error": "authentication_failed", "text": "Not logged in · Please run /login"}, "log in again"),
-        ({"assistant_error": "billing_error", "text": "Credit balance is too low"}, "add credit"),
-    ],
-)
-def test_what_only_a_person_can_mend_ends_with_4_and_the_remedy(bench, error, remedy):
-    bench.sessions([{"error": error}], [{"write": {"a": "1", "b": "1"}}])
-    done = bench.start()
-    assert done.returncode == 4
-    assert error["text"] in done.stdout + done.stderr and remedy in done.stdout + done.stderr
-    assert bench.start().returncode == 0
-    assert bench.state()["iterations"] == 1
-
-
-def test_a_missing_claude_ends_with_4_before_anything_is_touched(bench, project, git):
-    bench.write(TWO_CRITERIA, settings={"claude_code": {"command": "no-such-claude"}})
-    done = bench.start()
-    assert done.returncode == 4
-    assert "no-such-claude" in done.stderr + done.stdout and "Install it" in done.stderr + done.stdout
-    assert git(project, "branch", "--show-current") == "main"
-
-
-def test_a_usage_limit_is_waited_for_and_is_neither_an_iteration_nor_a_stall(bench):
-    reset = time.time() + 3600
-    bench.sessions([{"limit": {"resetsAt": int(reset), "rateLimitType": "five_hour"}}])
-    done = bench.start("--no-wait")
-    assert done.returncode == 75
-    state = bench.state()
-    assert (state["current_phase"], state["iterations"]) == ("waiting", 1)
-    assert int(reset) + MARGIN <= state["wait_until"] <= int(reset) + MARGIN + SPREAD + 5
-    assert bench.start("--no-wait").returncode == 75
-    assert len(bench.calls()) == 1
-    status = json.loads(bench.run("status", "--json").stdout)
-    assert status["wait_until"] == state["wait_until"] and status["phase"] == "waiting"
-
-    state["wait_until"] = time.time() + 1  # the reset comes
-    bench.remember(state)
-    bench.sessions([{"write": {"a": "1", "b": "1"}}])
-    assert bench.start().returncode == 0
-    state = bench.state()
-    assert (state["iterations"], state["criteria"]["a"]["stalls"]) == (1, 0)
-    assert bench.resumed() == [False, True]
-
-
-def test_failures_in_a_row_are_backed_off_from_for_longer_each_time(bench):
-    bench.sessions([{"exit": 1}], [{"exit": 1}], [{"write": {"a": "1", "b": "1"}}])
-    for longest in (30, 60):
-        before = time.time()
-        assert bench.start("--no-wait").returncode == 75
-        state = bench.state()
-        assert longest - 1 < state["wait_until"] - before < longest + 20
-        state["wait_until"] = 0
-        bench.remember(state)
-    assert bench.start("--no-wait").returncode == 0
-    assert bench.state()["iterations"] == 1
-
-
-def test_a_full_context_costs_one_iteration_and_the_next_session_is_fresh(bench):
-    full = {"assistant_error": "invalid_request", "text": "Prompt is too long", "terminal_reason": "prompt_too_long"}
-    bench.sessions([{"write": {"a": "1"}}, {"error": full}], [{"write": {"b": "1"}}])
-    assert bench.start().returncode == 0
-    assert bench.resumed() == [False, False]
-    assert "# Mission: A demo" in bench.calls()[1]["prompt"]
-    assert bench.state()["iterations"] == 2
-
-
-def test_a_lost_session_is_replaced_within_the_same_iteration(bench):
-    bench.sessions(WRITES_A, [{"write": {"b": "1"}}])
-    assert bench.start("--once").returncode == 75
-    shutil.rmtree(f"{bench.script}.sessions")
-    assert bench.start().returncode == 0
-    assert bench.state()["iterations"] == 2
-
-
-def test_once_ends_after_one_iteration(bench):
-    bench.sessions(WRITES_A, [{"write": {"b": "1"}}])
-    assert bench.start("--once").returncode == 75
-    assert bench.state()["iterations"] == 1
-    assert bench.start("--once").returncode == 0
-
-
-def test_manual_mode_writes_the_instruction_and_checks_at_the_next_start(bench, project):
-    bench.write(TWO_CRITERIA, settings={"claude_code": {"mode": "manual"}})
-    done = bench.start()
-    assert done.returncode == 75
-    assert "a is there" in (project / ".cco" / "instruction.md").read_text()
-    (project / "a").write_text("1")
-    (project / "b").write_text("1")
-    assert bench.run("start", str(bench.mission), stdin=subprocess.DEVNULL).returncode == 0
-
-
-# --------------------------------------------------------------------------------------------------------
-# Interrupted
-# --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_in_mid_session_ends_everything_and_the_next_start_goes_on(bench, git, project, number, code):
-    bench.sessions([{"write": {"half": "1"}}, {"bash": "sleep 1000"}], [{"write": {"a": "1", "b": "1"}}])
-    running = bench.begin()
-    until(lambda: (project / "half").exists())
-    running.send_signal(number)
-    assert running.wait(20) == code, bench.output()
-    assert not bench.alive()
-    assert bench.state()["current_phase"] == "execution"
-    done = bench.start()
-    assert done.returncode == 0
-    assert bench.resumed() == [False, True]
-    assert bench.state()["iterations"] == 1
-    assert git(project, "rev-list", "--count", "main..cco/demo") == "1"
-
-
-def test_kill_9_in_mid_session_leaves_one_worker_and_loses_nothing(bench, git, project):
-    bench.sessions(
-        [{"spawn": "sleep 1000"}, {"write": {"half": "1"}}, {"ignore_term": True}, {"hang": True}],
-        [{"write": {"a": "1", "b": "1"}}],
-    )
-    running = bench.begin()
-    until(lambda: (project / "half").exists())
-    until(lambda: len(bench.alive()) >= 2)
-    running.kill()
-    running.wait()
-    assert bench.alive(), "kill -9 cannot clean up"
-    done = bench.start()
-    assert done.returncode == 0, done.stdout
-    assert "processes that an earlier run left behind" in done.stdout
-    assert not bench.alive()
-    assert bench.resumed() == [False, True]
-    assert bench.state()["iterations"] == 1
-    assert git(project, "rev-list", "--count", "main..cco/demo") == "1"
-
-
-def test_kill_9_after_the_commit_does_not_commit_twice(bench, git, project, tmp_path):
-    place = tmp_path / "gates"
-    place.mkdir()
-    gate = place / "open"
-    slow = {"id": "slow", "criteria": "slow", "check": f"test ! -e a || test -e '{gate}' || sleep 1000; test -e a"}
-    bench.write([slow], settings={"checks": {"writable": [str(place)]}})
-    bench.sessions(WRITES_A)
-    running = bench.begin()
-    until(lambda: "committed 1 file" in bench.output())
-    until(bench.alive)
-    running.kill()
-    running.wait()
-    gate.touch()
-    assert bench.start().returncode == 0
-    assert not bench.alive()
-    assert len(bench.calls()) == 1
-    assert git(project, "rev-list", "--count", "main..cco/demo") == "1"
-
-
-def test_a_second_orchestrator_ends_at_once_with_75_and_stop_ends_the_first_after_its_session(bench, tmp_path):
-    gate = tmp_path / "gate"
-    bench.sessions([{"write": {"a": "1"}}, {"wait_for": str(gate)}])
-    running = bench.begin()
-    until(lambda: (bench.project / "a").exists())
-    second = bench.start()
-    assert second.returncode == 75
-    assert f"pid {running.pid}" in second.stderr + second.stdout
-    assert "ends after the current session" in bench.run("stop").stdout
-    assert "(running)" in bench.run("status").stdout
-    gate.touch()
-    assert running.wait(20) == 130, bench.output()
-    assert bench.state()["completed_tasks"] == ["a"]
-    assert "nothing is running" in bench.run("stop").stdout
-
-
-def test_a_signal_ends_a_wait(bench):
-    bench.sessions([{"limit": {"resetsAt": int(time.time()) + 3600, "rateLimitType": "five_hour"}}])
-    running = bench.begin()
-    until(lambda: "waiting for the usage limit, until" in bench.output())
-    running.send_signal(signal.SIGTERM)
-    assert running.wait(20) == 143
-    assert bench.state()["current_phase"] == "waiting"
-
-
-@pytest.mark.parametrize("damage", ("torn", "gone"))
-def test_a_lost_state_is_rebuilt_from_git_and_never_overwritten(bench, project, damage):
-    bench.sessions(WRITES_A, [{"write": {"b": "1"}}])
-    assert bench.start("--once").returncode == 75
-    file = project / ".cco" / "demo.json"
-    if damage == "torn":
-        file.write_bytes(file.read_bytes()[:200])
-    else:
-        shutil.rmtree(project / ".cco")
-    done = bench.start()
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert bench.state()["iterations"] == 2
-    kept = list((project / ".cco").glob("demo.json.unreadable-*"))
-    assert [len(path.read_bytes()) for path in kept] == ([200] if damage == "torn" else [])
-
-
-# --------------------------------------------------------------------------------------------------------
-# Edits and tampering
-# --------------------------------------------------------------------------------------------------------
-
-
-def test_a_persons_edit_of_the_mission_is_taken_up_at_the_next_start(bench):
-    bench.sessions(WRITES_A)
-    assert bench.start("--once").returncode == 75
-    bench.write(TWO_CRITERIA[:1])
-    done = bench.start()
-    assert done.returncode == 0
-    assert "the mission was edited; adopted" in done.stdout
-
-
-def test_a_mission_that_the_worker_edits_is_not_adopted_without_a_persons_word(bench):
-    accepted = bench.mission.read_text()
-    easy = accepted.replace("test -e b", "test -e README.md")
-    bench.sessions([{"write": {"a": "1", str(bench.mission): easy}}, {"say": "all done"}], [{"say": "still done"}])
-    done = bench.start("--once")
-    assert done.returncode == 75
-    assert "the mission changed while the worker ran" in done.stdout + done.stderr
-    again = bench.start("--once")
-    assert again.returncode == 75
-    assert "what was accepted counts" in again.stdout + again.stderr
-    assert bench.state()["completed_tasks"] == ["a"]
-    assert bench.start("--accept").returncode == 0
-
-
-def test_settings_that_appear_while_the_worker_runs_are_not_used_without_a_persons_word(bench, project):
-    bench.sessions([{"write": {".cco/config.yaml": "claude_code: {permission_mode: bypassPermissions}\n"}}])
-    assert bench.start("--once").returncode == 75
-    done = bench.start("--once")
-    assert done.returncode == 3
-    assert "changed while a worker ran. Look at it" in done.stdout + done.stderr
-    (project / ".cco" / "config.yaml").unlink()
-    assert bench.start("--once").returncode == 75
-
-
-def test_commits_of_a_person_in_between_are_kept(bench, git, project):
-    bench.sessions(WRITES_A, [{"write": {"b": "1"}}])
-    assert bench.start("--once").returncode == 75
-    (project / "mine").write_text("1")
-    git(project, "add", "-A")
-    git(project, "commit", "-q", "-m", "mine")
-    assert bench.start().returncode == 0
-    assert git(project, "log", "--format=%s").splitlines()[1:] == ["mine", "a: a is there", "first"]
-
-
-# --------------------------------------------------------------------------------------------------------
-# The other commands, and a bad environment
-# --------------------------------------------------------------------------------------------------------
-
-
-def test_check_shows_the_verdicts_and_the_instruction_and_starts_nothing(bench, project, git):
-    (project / "a").write_text("1")
-    done = bench.run("check", str(bench.mission))
-    assert done.returncode == 0
-    assert "[x]  a" in done.stdout and "[ ]  b" in done.stdout
-    assert 'Make the criterion "b is there" (b) true.' in done.stdout
-    assert bench.calls() == [] and git(project, "branch", "--show-current") == "main"
-    assert not (project / ".cco" / "demo.json").exists()
-
-
-def test_resume_needs_a_name_when_there_are_several_missions(bench, tmp_path):
-    bench.sessions([{"write": {"a": "1"}}], [{"write": {"b": "1"}}])
-    assert bench.start("--once").returncode == 75
-    assert bench.run("resume", "--once", "--session", "nope").returncode == 2
-    other = tmp_path / "other.yaml"
-    other.write_text(bench.mission.read_text())
-    assert bench.run("start", str(other), "--once").returncode == 0  # a and b are there, in its own branch
-    several = bench.run("resume", stdin=subprocess.DEVNULL)
-    assert several.returncode == 2 and "demo, other" in several.stderr
-    assert bench.run("resume", "--session", "oth").returncode == 0
-    listed = json.loads(bench.run("status", "--json").stdout)
-    assert {entry["mission"] for entry in listed} == {"demo", "other"}
-
-
-@pytest.mark.parametrize("problem", ("file", "kit", "no git", "missing"))
-def test_where_nothing_can_be_done_the_error_says_what_to_do(bench, project, tmp_path, problem):
-    if problem == "file":
-        (project / ".cco").write_text("")
-    elif problem == "kit":
-        bench.project = KIT / "missions"
-    elif problem == "no git":
-        bench.project = tmp_path / "plain"
-        bench.project.mkdir()
-    bench.write(TWO_CRITERIA)
-    if problem == "missing":
-        bench.mission.unlink()
-    done = bench.start()
-    code, said = {
-        "file": (4, ".cco"),
-        "kit": (2, "Copy the kit as a folder"),
-        "no git": (2, "git init"),
-        "missing": (2, "no such file"),
-    }[problem]
-    assert (done.returncode, said in done.stderr + done.stdout) == (code, True), done.stderr + done.stdout
-
-
-def test_a_full_standard_output_does_not_end_a_mission(bench):
-    bench.sessions([{"write": {"a": "1", "b": "1"}}])
-    with Path("/dev/full").open("w") as full:
-        done = bench.run("start", str(bench.mission), capture_output=False, stdout=full, stderr=subprocess.PIPE)
-    assert done.returncode == 0
-
-
-def test_status_in_a_pipe_that_closes_early_is_quiet(bench):
-    bench.sessions([{"write": {"a": "1", "b": "1"}}])
-    bench.start()
-    command = " ".join(f"'{word}'" for word in bench.command("status"))
-    done = subprocess.run(["bash", "-c", f"{command} | true"], cwd=bench.project, capture_output=True, check=False)
-    assert done.stderr == b""
-
-
-def test_init_writes_settings_that_load_and_a_mission_and_keeps_what_is_there(bench, project):
-    done = bench.run("init", "--mission", "missions/my.yaml")
-    assert done.returncode == 0
-    assert (project / "missions" / "my.yaml").read_text() == (KIT / "missions" / "hello.yaml").read_text()
-    assert "claude_code:" in (project / ".cco" / "config.yaml").read_text()
-    assert bench.run("check", "missions/my.yaml").returncode == 0
-    (project / ".cco" / "config.yaml").write_text("# mine\n")
-    assert "kept" in bench.run("init").stdout
-    assert (project / ".cco" / "config.yaml").read_text() == "# mine\n"
-    assert bench.run("init", "--mission", "x.yaml", "--template", "nope").returncode == 2
-
-
-# --------------------------------------------------------------------------------------------------------
-# What a strict reader tried
-# --------------------------------------------------------------------------------------------------------
-
-
-def test_a_git_that_cannot_add_ends_with_4_and_not_with_done(bench, project, git):
-    bench.sessions([{"write": {"a": "1", "b": "1"}}, {"bash": "touch .git/index.lock"}])
-    done = bench.start()
-    assert done.returncode == 4
-    assert "index.lock" in done.stdout + done.stderr
-    (project / ".git" / "index.lock").unlink()
-    assert bench.start().returncode == 0
-    assert git(project, "ls-tree", "--name-only", "cco/demo", "a", "b") == "a\nb"
-    assert len(bench.calls()) == 1
-
-
-def test_the_worker_of_another_mission_that_was_killed_is_ended_first(bench, tmp_path):
-    bench.sessions([{"write": {"half": "1"}}, {"ignore_term": True}, {"hang": True}], [{"write": {"a": "1", "b": "1"}}])
-    running = bench.begin()
-    until(lambda: (bench.project / "half").exists())
-    running.kill()
-    running.wait()
-    (bench.project / "half").unlink()
-    assert bench.alive()
-    other = tmp_path / "other.yaml"
-    other.write_text(bench.mission.read_text())
-    done = bench.run("start", str(other))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "processes that an earlier run left behind" in done.stdout
-    assert not bench.alive()
-
-
-@pytest.mark.parametrize("change", ({"id": "mine"}, {"settings": {"claude_code": {"command": "/bin/evil"}}}, "gone"))
-def test_nothing_of_a_mission_that_the_worker_changed_is_used(bench, change):
-    bench.sessions(WRITES_A, [{"say": "nothing"}])
-    assert bench.start("--once").returncode == 75
-    changed = {**json.loads(bench.mission.read_text()), **(change if isinstance(change, dict) else {})}
-    steps = (
-        [{"delete": str(bench.mission)}] if change == "gone" else [{"write": {str(bench.mission): json.dumps(changed)}}]
-    )
-    bench.sessions(steps, [{"write": {"b": "1"}}])
-    assert bench.start("--once").returncode == 75
-    assert "the mission changed while the worker ran" in bench.log()
-    done = bench.start()
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert bench.state()["mission_id"] == "demo" and bench.state()["completed_tasks"] == ["a", "b"]
-
-
-def test_keys_that_the_worker_brings_in_a_dotenv_file_are_not_used(bench, git, project):
-    bench.sessions([{"write": {".env": "OPENROUTER_API_KEY=sk-or-attacker-0123456789\n"}}])
-    assert bench.start("--once").returncode == 75
-    done = bench.start("--once")
-    assert done.returncode == 3
-    assert "changed while a worker ran" in done.stdout + done.stderr
-    assert ".env" not in git(project, "log", "--all", "--name-only", "--format=")
-
-
-@pytest.mark.parametrize("begun", ("merge", "rebase"))
-def test_a_merge_or_rebase_of_the_user_is_refused_and_left_as_it_is(bench, project, git, begun):
-    for branch, text in (("other", "theirs"), ("main", "ours")):
-        git(project, "checkout", "-q", *(["-b"] if branch == "other" else []), branch)
-        (project / "README.md").write_text(text)
-        git(project, "commit", "-qam", branch)
-    subprocess.run(["git", begun, "other"], cwd=project, capture_output=True, check=False)
-    (project / "README.md").write_text("ours")
-    git(project, "add", "-A")
-    if begun == "rebase":
-        git(project, "reset", "-q", "--hard")
-    before = git(project, "status")
-    done = bench.start()
-    assert done.returncode == 2
-    assert f"in the middle of a {begun}" in done.stdout + done.stderr
-    assert git(project, "status") == before
-
-
-def test_a_folder_with_a_damaged_git_inside_another_repository_touches_neither(bench, project, git):
-    inner = project / "inner"
-    (inner / ".git").mkdir(parents=True)
-    bench.project = inner
-    bench.write(TWO_CRITERIA)
-    done = bench.start()
-    assert done.returncode == 4, done.stdout + done.stderr
-    assert git(project, "branch", "--format=%(refname:short)") == "main"
-
-
-def test_a_tag_named_like_the_branch_does_no_harm(bench, project, git):
-    git(project, "tag", "cco/demo")
-    bench.sessions([{"write": {"half": "1"}}, {"bash": "sleep 1000"}], [{"write": {"a": "1", "b": "1"}}])
-    running = bench.begin()
-    until(lambda: (project / "half").exists())
-    running.terminate()
-    assert running.wait(20) == 143
-    assert bench.start().returncode == 0
-
-
-def test_work_inside_a_nested_repository_is_not_done_and_is_named(bench):
-    bench.write([{"id": "a", "criteria": "a", "check": "test -e sub/a"}])
-    bench.sessions([{"bash": "git init -q sub"}, {"write": {"sub/a": "1"}}], [{"bash": "rm -rf sub/.git"}])
-    done = bench.start()
-    assert done.returncode == 0, done.stdout
-    assert len(bench.calls()) == 2
-    assert "sub (a repository of its own: what is inside it is not committed)" in bench.calls()[1]["prompt"]
-
-
-def test_a_worker_that_removes_the_state_folder_loses_nothing(bench, project):
-    bench.sessions([{"bash": "rm -rf .cco"}, {"write": {"a": "1"}}], [{"write": {"b": "1"}}])
-    done = bench.start()
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert bench.state()["iterations"] == 2
-
-
-def test_a_flood_of_lines_does_not_keep_a_signal_waiting(bench, project):
-    bench.sessions(
-        [
-            {"write": {"half": "1"}},
-            {"raw": "\n", "times": 30_000_000},
-            {"raw": "x\n", "times": 3_000_000},
-            {"hang": True},
-        ]
-    )
-    running = bench.begin()
-    until(lambda: (project / "half").exists())
-    running.terminate()
-    assert running.wait(30) == 143
-
-
-def test_what_a_person_changed_in_between_is_not_committed(bench, project, git):
-    bench.sessions(WRITES_A, [{"write": {"b": "1"}}])
-    assert bench.start("--once").returncode == 75
-    (project / "README.md").write_text("my own words\n")
-    done = bench.start()
-    assert done.returncode == 2
-    assert "README.md" in done.stdout + done.stderr
-    git(project, "checkout", "README.md")
-    assert bench.start().returncode == 0
-
-
-def test_what_the_checks_leave_in_the_tree_does_not_stop_the_next_start(bench):
-    checks = [{**TWO_CRITERIA[0], "check": "date +%N > report.xml; test -e a"}, TWO_CRITERIA[1]]
-    bench.write(checks)
-    bench.sessions(WRITES_A, [{"write": {"b": "1"}}])
-    assert bench.start("--once").returncode == 75
-    assert bench.start().returncode == 0
+    saves, turn = clock.saves(), ["execution", "execution", "committing", "validation", "planning"]
+    assert [one["current_phase"] for one in saves] == ["validation", "planning", *turn * 3][:-1] + ["completed"]
+    planned, started, committing, validation, planning = saves[2:7]
+    assert planned["plan"]["focus"] == planned["current"]["focus"] == "a" and not planned["session"]["begun"]
+    assert started["session"]["begun"] and started["session"]["process"]["pid"] > 0
+    assert committing["last"]["kind"] == committing["current"]["outcome"] == "ended"
+    assert validation["commit"] == validation["base_commit"]  # the first session changed nothing
+    assert (planning["plan"], planning["current"], planning["history"][-1]["number"]) == (None, None, 1)
+    assert saves[-1]["commit"] == saves[-1]["confirmed"]["commit"] == git(project, "rev-parse", "cco/demo")
+    assert bench.resumed() == [False, True, True] and {call["cwd"] for call in bench.calls()} == {str(project)}
+    form = "--format=%s|%(trailers:key=CCO-Mission,valueonly,separator=)|%an"
+    assert git(project, "log", form, "main..cco/demo", "-1") == "b: b is there|demo|Test"
+    assert commits(bench, git) == ["2", "3"] and git(project, "log", "--format=%s", "main") == "first"
+    assert git(project, "status", "--porcelain") == "" and git(project, "branch", "--show-current") == "cco/demo"
 
 
 def test_a_finished_mission_leaves_the_checkout_alone_and_its_merge_line_works(bench, project, git):
-    bench.sessions([{"write": {"a": "1", "b": "1"}}])
-    done = bench.start()
-    command = done.stdout.rpartition("to take the work: ")[2].strip()
-    assert command == "git checkout main && git merge cco/demo"
+    mission(bench, settings={"repository": {"branch": "feature/x"}})
+    bench.sessions(WORK)
+    command = bench.start().stdout.rpartition("to merge the result: ")[2].strip()
+    assert command == "git checkout main && git merge feature/x"
     subprocess.run(["bash", "-c", command], cwd=project, check=True, capture_output=True)
-    assert (project / "b").exists()
-    assert bench.start().returncode == 0
-    assert git(project, "branch", "--show-current") == "main"
+    again = bench.start()
+    assert (again.returncode, len(bench.calls())) == (0, 1) and "done: all 2 criteria are met" in again.stdout
+    assert git(project, "branch", "--show-current") == "main" and (project / "b").exists()
 
 
-def test_a_limit_that_is_over_and_a_session_that_is_lost_again_and_again_are_no_hot_loop(bench):
-    bench.sessions([{"limit": {"resetsAt": int(time.time()) - 900, "rateLimitType": "five_hour"}}])
-    assert bench.start("--no-wait").returncode == 75
-    assert bench.state()["wait_until"] > time.time() + 30
-
-    lost = {"result": {"subtype": "error_during_execution", "is_error": True, "errors": ["No conversation found"]}}
-    state = bench.state()
-    state["wait_until"] = 0
-    bench.remember(state)
-    bench.sessions(*[[{"init": False}, lost, {"exit": 1}]] * 9)
-    assert bench.start("--no-wait").returncode == 75
-    assert len(bench.calls()) == 3
-
-
-def test_a_claude_that_crashes_three_times_is_committed_checked_and_held_against_the_limits(bench):
-    bench.write(TWO_CRITERIA, limits={"iterations": 1})
-    bench.sessions([{"write": {"a": "1"}}, {"exit": 1}], *[[{"exit": 1}]] * 9)
+def test_by_hand_the_user_carries_out_the_instruction_and_nothing_is_counted_until_something_changed(bench, project):
+    mission(bench, settings={"claude_code": {"mode": "manual"}})
     for _ in range(3):
-        assert bench.start("--no-wait").returncode == 75
-        state = bench.state()
-        state["wait_until"] = 0
-        bench.remember(state)
-    assert bench.start("--no-wait").returncode == 5
-    assert bench.state()["completed_tasks"] == ["a"]
-
-
-def test_a_signal_does_not_wait_for_the_manager(bench, tmp_path):
-    with OpenRouterAPI([{"content": "{}", "drip": [600, 0.5]}]) as router:
-        bench.environment["OPENROUTER_API_KEY"] = "sk-or-planted-5a7c90d1"
-        bench.write(TWO_CRITERIA, settings={"openrouter": {"base_url": router.url}})
-        running = bench.begin()
-        until(lambda: router.calls)
-        begun = time.monotonic()
-        running.send_signal(signal.SIGTERM)
-        assert running.wait(20) == 143, bench.output()
-        assert time.monotonic() - begun < 10
-    assert bench.state()["current_phase"] == "planning"
-
-
-def test_stop_ends_a_wait(bench):
-    bench.sessions([{"limit": {"resetsAt": int(time.time()) + 3600, "rateLimitType": "five_hour"}}])
-    running = bench.begin()
-    until(lambda: "waiting for the usage limit, until" in bench.output())
-    assert bench.run("stop", str(bench.mission), cwd="/").returncode == 0
-    assert running.wait(20) == 130
-
-
-def test_manual_mode_under_cron_counts_nothing_until_something_changed(bench, project):
-    bench.write(TWO_CRITERIA, settings={"claude_code": {"mode": "manual"}})
-    for _ in range(6):
-        assert bench.start().returncode == 75
-    assert bench.state()["iterations"] == 1
+        assert (bench.start().returncode, bench.state()["iterations"]) == (75, 1)
+    assert "a is there" in (project / ".cco" / "instruction.md").read_text()
     (project / "a").write_text("1")
     assert bench.start().returncode == 75
-    assert (bench.state()["iterations"], bench.state()["completed_tasks"]) == (2, ["a"])
-
-
-def test_check_of_a_mission_that_is_met_says_so(bench, project):
-    (project / "a").write_text("1")
+    assert (bench.state()["iterations"], bench.state()["completed_tasks"], bench.calls()) == (2, ["a"], [])
     (project / "b").write_text("1")
-    done = bench.run("check", str(bench.mission))
-    assert done.returncode == 0
-    assert "nothing to do" in done.stdout
-
-
-def test_one_damaged_state_does_not_hide_the_other_missions(bench, project):
-    bench.sessions([{"write": {"a": "1", "b": "1"}}])
     assert bench.start().returncode == 0
-    (project / ".cco" / "other.json").write_text("{")
-    done = bench.run("status")
-    assert done.returncode == 0
-    assert "demo: completed" in done.stdout and "other.json: not a readable state" in done.stdout
-    assert bench.run("resume", "--session", "demo").returncode == 0
+
+
+# --- Limits, and how a session may end -----------------------------------------------------------------
+
+
+def test_a_usage_limit_is_waited_for_and_is_neither_an_iteration_nor_a_stall(bench):
+    reset = int(time.time()) + 3600
+    bench.sessions([*WRITES_A[:1], {"limit": {"resetsAt": reset, "rateLimitType": "five_hour"}}], WORK)
+    done = bench.start("--no-wait")
+    assert done.returncode == 75 and "waiting for the usage limit, until" in said(done)
+    wait = bench.state()["wait"]
+    assert reset + 60 <= wait["until"] <= reset + 125  # a minute more, and up to one by chance
+    assert bench.start("--no-wait").returncode == 75
+    assert (bench.state()["wait"], bench.state()["current_phase"], len(bench.calls())) == (wait, "waiting", 1)
+    assert json.loads(bench.run("status", "--json").stdout)["wait_until"] == wait["until"]
+    assert "waits for the usage limit until" in bench.run("status").stdout
+    over(bench)
+    assert bench.start("--no-wait").returncode == 0
+    assert (history(bench, "number"), bench.resumed()) == ([1], [False, True])
+    assert history(bench, "cost_usd") == [pytest.approx(bench.state()["totals"]["estimated_cost"], abs=1e-4)]
+
+
+def test_where_only_one_model_is_limited_another_goes_on_and_then_the_first_reset_is_waited_for(bench):
+    clock, now = Clocked(bench), int(time.time())
+    opus = {"limit": {"resetsAt": now + 5 * 3600, "rateLimitType": "seven_day_opus"}}
+    sonnet = {"limit": {"resetsAt": now + 9 * 3600, "rateLimitType": "seven_day_sonnet"}}
+    mission(bench, [A], settings={"claude_code": {"model": "sonnet", "models": {"strong": "opus"}, "fallbacks": []}})
+    bench.sessions(IDLE, IDLE, [opus], [sonnet], WRITES_A)
+    done = bench.start()
+    assert done.returncode == 0 and "waiting for the usage limit of each model" in done.stdout, said(done)
+    models = re.findall("--model=([a-z]+)", json.dumps([call["argv"] for call in bench.calls()]))
+    assert models == ["sonnet", "sonnet", "opus", "sonnet", "opus"]  # the strong one after two stalls
+    assert len(clock.waits()) == 1 and 4 * 3600 < clock.waits()[0] < 6 * 3600
+
+
+def test_a_limit_that_is_old_news_is_backed_off_from_and_the_user_is_notified_once(bench):
+    clock = Clocked(bench)
+    event = {"type": "rate_limit_event", "rate_limit_info": {"status": "rejected", "resetsAt": int(time.time()) - 900}}
+    stale = {"error": {"assistant_error": "rate_limit", "text": "You've hit your session limit"}}
+    bench.sessions(*[[{"event": event}, stale]] * 6, WORK)
+    assert bench.start().returncode == 0
+    assert len(clock.waits()) == 6 and clock.waits()[0] < 150 and clock.waits()[-1] >= 600
+    assert [one["event"] for one in messages(bench, "limit", "limit_over")] == ["limit", "limit_over"]
+
+
+def test_an_overloaded_service_is_tried_later_each_time_and_the_user_is_notified_when_it_lasts(bench):
+    clock = Clocked(bench)
+    bench.sessions(*[[OVERLOADED]] * 7, WORK)
+    assert bench.start().returncode == 0
+    for wait, step in zip(clock.waits(), (30, 60, 120, 300, 600, 1800, 1800), strict=True):
+        assert step <= wait <= 1.1 * step
+    assert (bench.state()["iterations"], bench.state()["criteria"]["a"]["stalls"]) == (1, 0)
+    (message,) = messages(bench, "failed")
+    assert "5 times in a row" in message["text"] and "API Error: 529" in message["text"]
+
+
+def test_a_claude_that_crashes_again_and_again_is_committed_checked_and_held_against_the_limits(bench, git):
+    clock = Clocked(bench)
+    mission(bench, limits={"iterations": 1})
+    bench.sessions([*WRITES_A[:1], {"exit": 1}], *[[{"exit": 1}]] * 9)
+    assert bench.start().returncode == 5
+    assert [round(wait / 31.5) for wait in clock.waits()] == [1, 2, 4] and len(bench.calls()) == 4
+    assert (bench.state()["completed_tasks"], commits(bench, git), bench.state()["session"]) == (["a"], ["1"], None)
+
+
+def test_after_a_full_context_a_worker_that_knows_nothing_gets_all_that_it_takes_to_go_on(bench):
+    check = "test -e b || { echo 'b: no such thing'; false; }"
+    mission(bench, [A, {**B, "check": check}], description="Two files.", constraints=["no symlinks"])
+    bench.sessions([*WRITES_A[:1], {"say": "I tried the long way."}, {"error": FULL}], WRITES_B)
+    assert bench.start().returncode == 0
+    assert (bench.resumed(), bench.state()["iterations"]) == ([False, False], 2)
+    for part in ("# Mission: A demo", "Two files.", "- no symlinks", "b: no such thing", "[met]", "context_full"):
+        assert part in prompts(bench)[1], part
+    assert re.search(r"The last commits:\n<data>\n- [0-9a-f]{7,} a: a is there", prompts(bench)[1])
+
+
+def test_a_lost_session_is_replaced_one_whose_id_is_in_use_is_resumed_and_neither_is_a_hot_loop(bench):
+    bench.sessions(WRITES_A, [{"say": "no"}, LIMITED], WRITES_B)
+    assert bench.start("--once").returncode == 75
+    shutil.rmtree(f"{bench.script}.sessions")
+    assert bench.start("--no-wait").returncode == 75
+    assert bench.resumed() == [False, True, False]  # the second one was lost
+    over(bench)
+    begun = {**bench.state()["session"], "begun": False}  # as a kit that was killed had saved it
+    bench.save({**bench.state(), "session": begun})
+    assert bench.start("--no-wait").returncode == 0
+    assert (bench.state()["iterations"], bench.resumed()[3:]) == (2, [False, True])
+    mission(bench, [*TWO_CRITERIA, {"id": "c", "criteria": "c is there", "check": "test -e c"}])
+    bench.sessions(*[[{"init": False}, LOST, {"exit": 1}]] * 9)
+    assert bench.start("--no-wait").returncode == 75
+    assert len(bench.calls()) <= 5 + 4 and bench.state()["wait"]["kind"] == "failure"
+
+
+def test_a_session_that_ends_at_its_turn_cap_or_in_time_is_committed_checked_paid_for_and_goes_on(bench, git):
+    mission(bench, settings={"claude_code": {"max_turns": 2, "timeout": 3}})
+    dear = [{"usage": {"input_tokens": 200_000}}, {"write": {"x": "2"}}, {"hang": True}]
+    bench.sessions([*WRITES_A[:1], {"write": {"x": "1"}}, {"write": {"y": "1"}}], dear, WRITES_B)
+    assert bench.start().returncode == 0
+    assert (history(bench, "outcome"), bench.resumed()) == (["turn_cap", "timeout", "ended"], [False, True, True])
+    assert commits(bench, git) == ["1", "2", "3"] and history(bench, "cost_usd")[1] >= 0.8
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "remedy"),
+    [("authentication_failed", "Not logged in", "log in again"), ("billing_error", "Credit balance", "add credit")],
+    ids=("login", "credit"),
+)
+def test_what_only_the_user_can_fix_ends_with_4_and_the_remedy_and_one_message(bench, kind, text, remedy):
+    errors = [[{"error": {"assistant_error": kind, "text": f"{text} (request {n})"}}] for n in (11, 22, 33)]
+    bench.sessions(*errors, WRITES_A, errors[0], WRITES_B)
+    for sessions in (1, 2, 3):
+        done = bench.start()
+        assert (done.returncode, len(bench.calls())) == (4, sessions) and text in said(done) and remedy in said(done)
+    assert f"stopped: session failed: {text}" in bench.run("status").stdout
+    assert (len(messages(bench)), bench.state()["iterations"]) == (1, 1)
+    assert [bench.start().returncode for _ in range(2)] == [4, 0]  # after a session that worked it is news again
+    assert (len(messages(bench, "failed")), bench.state()["iterations"]) == (2, 2)
+
+
+@pytest.mark.parametrize("name", ("iterations", "cost_usd", "tokens", "hours", "max_iterations"))
+def test_a_reached_limit_ends_with_5_however_often_it_is_started_and_says_what_would_lift_it(bench, name):
+    limit = {"cost_usd": 0.001, "tokens": 200, "hours": 0.0001}.get(name, 2)
+    place, file = ("orchestrator", "settings") if name == "max_iterations" else ("limits", "mission")
+    mission(bench, **({"settings": {place: {name: limit}}} if file == "settings" else {place: {name: limit}}))
+    bench.sessions(*[[{"bash": "sleep 0.4"}]] * 5)
+    done, sessions = bench.start(), len(bench.calls())
+    assert done.returncode == 5 and 1 <= sessions <= 2
+    assert f"{place}.{name} is reached: " in said(done) and f"Raise it in the {file} and start again" in said(done)
+    assert [bench.start(*args).returncode for args in ((), ("--no-wait",))] == [5, 5]
+    assert len(bench.calls()) == sessions
+    assert f"stopped: {place}.{name} is reached" in bench.run("status").stdout
+
+
+def test_a_budget_is_warned_of_once_a_step_ends_with_5_and_goes_on_when_the_user_raises_it(bench):
+    mission(bench, limits={"cost_usd": 1})
+    turns = zip((0.25, 0.3, 0.2, 0.4), (WRITES_A[:1], [], [], WRITES_B), strict=True)  # one more than tool calls
+    bench.sessions(*[[{"usage": {"input_tokens": int(usd * 250_000), "output_tokens": 0}}, *do] for usd, do in turns])
+    for _ in range(2):  # the second one has no news, and pays for nothing
+        assert (bench.start().returncode, len(bench.calls())) == (5, 3)
+        lines = [f"{step} % of limits.cost_usd is used: {step / 100} of 1" for step in (50, 80, 100)]
+        assert [one["text"] for one in messages(bench, "budget")] == lines
+    caps = [next(word for word in call["argv"] if word.startswith("--max-budget-usd")) for call in bench.calls()]
+    assert [float(cap.partition("=")[2]) for cap in caps] == pytest.approx([1, 0.5, 0.2])
+    mission(bench, limits={"cost_usd": 2})
+    assert bench.start().returncode == 0
+    assert [one["text"] for one in messages(bench, "budget")[3:]] == ["80 % of limits.cost_usd is used: 1.8 of 2"]
+
+
+def test_what_a_session_did_before_its_limits_were_used_up_is_checked_and_no_further_one_is_paid_for(bench):
+    mission(bench, limits={"tokens": 100})
+    bench.sessions([*WORK, LIMITED], IDLE)
+    assert bench.start("--no-wait").returncode == 75
+    over(bench)
+    assert (bench.start("--no-wait").returncode, len(bench.calls())) == (0, 1)
+
+
+# --- The ladder, and the question ----------------------------------------------------------------------
+
+
+def test_a_mission_that_is_stuck_asks_once_and_a_note_makes_it_go_on(bench, project):
+    mission(bench, [{**A, "check": "test -e a || { echo 'there is no a'; false; }"}])
+    bench.sessions(*[[{"say": "I have no idea."}]] * 4, WRITES_A)
+    for _ in range(3):
+        done = bench.start()
+        assert (done.returncode, len(bench.calls())) == (3, 4) and "what is the worker missing?" in said(done)
+    assert len(done.stdout.splitlines()) <= 3  # cron says little
+    assert (history(bench, "strategy"), bench.resumed()) == (WAYS_UP, [False, True, False, False])
+    assert "take another approach" in prompts(bench)[3]
+    question = bench.state()["blocked"]["question"]
+    assert json.loads(bench.run("status", "--json").stdout)["blocked"] == question
+    assert "needs your answer: The last sessions on a" in bench.run("status").stdout
+    asked = (project / ".cco" / "reports" / "demo.blocked.md").read_text()
+    for part in ("what is the worker missing?", "there is no a", "I have no idea.", "tell SESSION=demo TEXT="):
+        assert part in asked, part
+    blocked, stalled = messages(bench)
+    assert (blocked["event"], blocked["question"], stalled["event"]) == ("blocked", question, "stalled")
+    assert "nothing is running: start it" in bench.run("tell", "the file is called a").stdout
+    done = bench.start()
+    assert (done.returncode, len(bench.calls())) == (0, 5), said(done)
+    assert "something changed since the question was asked: checking again" in said(done)
+    assert "the file is called a" in prompts(bench)[4]
+
+
+@pytest.mark.parametrize("by", ("an edit of the mission", "a commit"))
+def test_what_is_stuck_is_set_aside_for_others_tried_once_more_and_asked_about(bench, project, git, by):
+    bench.sessions(*[IDLE] * 4, WRITES_B, *[IDLE] * 2)
+    assert bench.start().returncode == 3
+    ways = [*(("a", way) for way in WAYS_UP), ("b", "partial"), ("a", "alternative")]  # b was met: that is new ground
+    assert [*zip(history(bench, "focus"), history(bench, "strategy"), strict=True)] == ways
+    assert "set aside" in bench.run("status").stdout
+    if by == "a commit":
+        (project / "a").write_text("the user helped")
+        git(project, "add", "a")
+        git(project, "commit", "-qm", "help")
+    else:
+        mission(bench, [{**A, "check": "test -e b"}, B])
+    done = bench.start()
+    assert (done.returncode, len(bench.calls())) == (0, 6), said(done)
+
+
+def test_two_criteria_that_break_each_other_are_asked_about_together(bench):
+    mission(bench, [{"id": id, "criteria": f"x says {id}", "check": f"cat x; grep -qx {id} x"} for id in "ab"])
+    bench.sessions(*[[{"write": {"x": f"{id}\n"}}] for id in "ababab"])
+    done = bench.start()
+    assert (done.returncode, len(bench.calls())) == (3, 4), said(done)
+    assert "a (x says a) and b (x says b) keep breaking each other" in bench.state()["blocked"]["question"]
+    assert bench.run("tell", "write two lines").returncode == 0
+    bench.sessions([{"write": {"x": "a\nb\n"}}])
+    assert bench.start().returncode == 0
+
+
+# --- The manager LLM -----------------------------------------------------------------------------------
+
+ANSWER = {"focus": "a", "title": "Go on", "instruction": "Write the files that are missing.", "session": "resume"}
+ANSWER |= {"strategy": "retry_modified", "question": None, "tier": None, "encouragement": None}
+DOUBT = {"strategy": "escalate", "question": "Is there a disk at all?"}
+
+
+def answer(**changed: Any) -> str:
+    """A plan of the LLM that can be carried out, but for what is changed."""
+    return json.dumps({**ANSWER, **changed})
+
+
+def managed(bench: Bench, url: str, criteria: list[dict[str, Any]] = TWO_CRITERIA, **settings: Any) -> None:
+    """From here on the LLM at this address plans and judges."""
+    bench.environment["OPENROUTER_API_KEY"] = KEY
+    mission(bench, criteria, settings={"openrouter": {"base_url": url, **settings.pop("openrouter", {})}, **settings})
+
+
+def deciders(bench: Bench) -> str:
+    """Who planned each iteration: r for the rules, L for the LLM."""
+    return "".join("r" if by == "rules" else "L" for by in history(bench, "decided_by"))
+
+
+def test_the_manager_llm_decides_and_the_rules_stand_in_for_what_cannot_be_used(bench, git, project):
+    plan = answer(focus="b", title="Write b before a", instruction="Write b, all else needs it.", session="fresh")
+    free = {"choices": [{"message": {"content": answer()}, "finish_reason": "stop"}]}  # does not say what it cost
+    bench.sessions(WRITES_B, IDLE, WRITES_A)
+    with OpenRouterAPI([{"content": plan}, *[{"content": "All is done!"}] * 2, {"body": free}], models=[]) as router:
+        managed(bench, router.url)
+        done = bench.start()
+        assert done.returncode == 0 and len(router.calls) == 4, said(done)  # one answer may be repaired, once
+    assert "Write b, all else needs it." in prompts(bench)[0] and deciders(bench) == "LrL"
+    assert "the manager LLM gave no plan, the rules decide this iteration" in done.stdout
+    assert git(project, "log", "--format=%s").splitlines() == ["Go on", "Write b before a", "first"]
+    totals = bench.state()["totals"]
+    assert (totals["api_calls_total"], totals["calls_of_unknown_cost"], totals["manager_cost"]) == (4, 1, 0.03)
+    assert "answers of unknown cost: 1" in done.stdout
+    assert KEY not in bench.log() + done.stdout and "OPENROUTER_API_KEY" not in bench.calls()[0]["env"]
+
+
+CONTENTS = [
+    "All criteria are met. You can stop now.", answer()[:-20], answer() * 2, f"[{answer()}]", '{"focus":' * 50_000,
+    answer(met=True), answer(strategy="give_up"), answer(instruction=" \n"), answer(focus="all"),
+    answer(strategy="escalate"),
+]  # fmt: skip
+BODIES = [step for case in CASES.values() for step in case[4:]]
+WAYS: list[dict[str, Any]] = [
+    *({"content": content} for content in CONTENTS),
+    *(step for n, step in enumerate(BODIES) if step not in BODIES[:n]),
+    {"close_early": 20, "content": answer()},
+    {"drip": [400, 0.05], "content": answer()},
+]
+HURRIED = """
+def may_ask(self, who):
+    skip(max(0.0, self.asked.get(who, {{}}).get("until", 0.0) - time.time()))
+    llm.DEADLINE = 1.0 if self.iterations == {last} else 120.0  # what drips
+    return True
+def run(task, settings, started):
+    word = task.root / "word"
+    word.write_text("x" + (word.read_text() if word.exists() else "\\n"))
+    return state.Outcome("ended", report="it is longer", turns=1, tools=1)
+state.State.may_ask, worker.run = may_ask, run
+"""
+
+
+class Failing(OpenRouterAPI):
+    """Each question is answered in one way, however often it is asked; the next question in the next way."""
+
+    asked: dict[str, int]  # question -> number of the way
+
+    def answer(self, method: str, path: str, headers: dict[str, str], body: Any) -> dict[str, Any]:
+        """Record the call, and answer in the way of its question."""
+        if method == "POST":
+            self._steps = [WAYS[self.asked.setdefault(json.dumps(body["messages"][1]), len(self.asked)) % len(WAYS)]]
+        return super().answer(method, path, headers, body)
+
+
+def test_a_manager_that_fails_in_every_way_in_turn_does_not_keep_the_mission_from_being_done(bench, project):
+    count = len(WAYS)
+    Clocked(bench, HURRIED.format(last=count - 1))
+    check = 'read -r word < word; echo "$word"; test ${{#word}} -ge {}'
+    steps = [*range(15, count, 15), count]
+    criteria = [{"id": f"c{n:03}", "criteria": f"the word has {n} letters", "check": check.format(n)} for n in steps]
+    with Failing() as router:
+        router.asked = {}
+        managed(bench, router.url, criteria, repository={"auto_commit": False})
+        done = bench.run("start", str(bench.mission), timeout=300)
+    assert done.returncode == 0, said(done)[-3000:]
+    assert count > 60 and deciders(bench) == "r" * count and len(router.asked) == count  # each way once
+    assert bench.state()["totals"]["api_calls_total"] == len(router.calls)
+    assert KEY not in bench.log() + said(done) + json.dumps(bench.state()) and "Traceback" not in bench.log()
+
+
+def test_a_manager_that_cannot_be_reached_is_left_alone_for_longer_each_time(bench):
+    daily = {"status": 429, "body": {"error": {"code": 429, "message": "Rate limit exceeded: free-models-per-day."}}}
+    bench.sessions(*[IDLE] * 4, WORK)
+    with OpenRouterAPI([DOWN, DOWN, daily, {"content": answer(focus="b")}]) as router:
+        managed(bench, router.url, openrouter={"model": "z-ai/glm-5.2:free"})
+        for asked, least, most in ((1, 30, 90), (1, 0, 90), (2, 60, 120), (3, 0, 86400)):
+            before = time.time()
+            assert (bench.start("--once").returncode, len(router.calls)) == (75, asked)
+            known = bench.state()["asked"]["manager"]
+            assert least <= known["until"] - before <= most  # seconds that it is left alone, and what the start took
+            assert "the manager's model gave no answer, and is not asked before" in bench.run("status").stdout
+            if len(bench.calls()) > 1:  # the first time is not over yet
+                bench.save({**bench.state(), "asked": {"manager": {**known, "until": 0}}})
+        assert bench.start().returncode == 0
+        assert (len(router.calls), bench.state()["asked"], deciders(bench)) == (4, {}, "rrrrL")
+
+
+@pytest.mark.parametrize(("when", "decided"), [("always", "LLLL"), ("stalled", "rrLr"), ("never", "rrrr")])
+def test_the_manager_llm_is_asked_when_the_settings_say(bench, when, decided):
+    bench.sessions(WRITES_A, IDLE, WRITES_B, [{"write": {"c": "1"}}])
+
+    def plan(request: Any) -> str:
+        return answer(focus="abbc"[len(bench.calls())], instruction=f"Take {len(bench.calls())}.")
+
+    with OpenRouterAPI(content=plan) as router:
+        three = [{"id": id, "criteria": f"{id} is there", "check": f"test -e {id}"} for id in "abc"]
+        managed(bench, router.url, three, manager={"when": when})
+        assert bench.start().returncode == 0
+        assert (deciders(bench), len(router.calls)) == (decided, decided.count("L"))
+    assert bench.state()["totals"]["api_calls_avoided"] == decided.count("r")
+
+
+@pytest.mark.parametrize(
+    ("doubts", "sessions", "code"), [("??", [IDLE], 3), ("?!", [IDLE, WRITES_A], 0), ("???", [WRITES_B, IDLE], 3)],
+    ids=("twice", "once", "the failure changed in between"),
+)  # fmt: skip
+def test_the_user_is_asked_when_the_manager_wants_so_twice_without_a_change_in_between(bench, doubts, sessions, code):
+    bench.sessions(*sessions)
+    takes = [{"content": answer(instruction=f"Take {n}.", **DOUBT if d == "?" else {})} for n, d in enumerate(doubts)]
+    with OpenRouterAPI(takes) as router:
+        managed(bench, router.url, [{**A, "check": "ls b || true; test -e a"}])
+        done = bench.start()
+        assert (done.returncode, len(bench.calls())) == (code, len(sessions)), said(done)
+        assert (bench.start().returncode, len(router.calls)) == (code, len(doubts))
+    assert (DOUBT["question"] in said(done)) == (code == 3)
+
+
+@pytest.mark.parametrize("how", ("a note", "settings"))
+def test_an_answer_that_comes_while_the_manager_still_thinks_counts(bench, project, how):
+    asked: list[Any] = []
+
+    def think(request: Any) -> str:
+        asked.append(request)
+        if len(asked) == 2 and how == "settings":
+            (project / ".cco" / "config.yaml").write_text("claude_code: {max_turns: 77}\n")
+        elif len(asked) == 2:
+            assert bench.run("tell", "the file is called a").returncode == 0
+        return answer(instruction=f"Take {len(asked)}.", **DOUBT if len(asked) < 3 else {})
+
+    bench.sessions(IDLE, WORK)
+    with OpenRouterAPI(content=think) as router:
+        managed(bench, router.url)
+        assert bench.start().returncode == 0
+    assert not bench.state()["tampering"] and len(bench.calls()) == 2
+    assert ("--max-turns=77" in bench.calls()[1]["argv"]) == (how == "settings")
+    assert ("the file is called a" in prompts(bench)[1]) == (how == "a note")
+
+
+@pytest.mark.parametrize("returns", (True, False), ids=("returns", "never"))
+def test_a_judge_that_cannot_be_asked_is_waited_for_and_only_when_that_lasts_the_user_is_asked(bench, returns):
+    clock = Clocked(bench)
+    steps = [DOWN, DOWN, *[{"content": "It is fine."}] * 2]  # it is asked to repair its answer
+    bench.sessions([{"write": {"a": "a friendly word\n"}}])
+    with OpenRouterAPI(steps, lambda _: json.dumps({"files": [], "verdicts": [MET]}) if returns else "Fine.") as router:
+        managed(bench, router.url, [A, TONE], manager={"when": "never"})
+        done = bench.start()
+    assert (done.returncode, len(bench.calls())) == (0 if returns else 3, 1), said(done)
+    assert len(clock.waits()) == (3 if returns else 11) and "waiting for the judge to answer" in done.stdout
+    assert (bool(messages(bench, "blocked")), "Nothing here can prove tone" in said(done)) == (not returns, not returns)
+
+
+# --- Stop, resume, notes and edits ---------------------------------------------------------------------
+
+
+def test_stop_once_ends_it_after_the_session_and_resume_goes_on_and_meanwhile_there_is_only_one(bench, git, tmp_path):
+    bench.sessions([*WRITES_A[:1], {"wait_for": str(tmp_path / "go")}], WRITES_B)
+    kit = bench.begin()
+    until((bench.project / "a").exists, "the first session's work")
+    second = bench.start()
+    assert second.returncode == 75 and f"pid {kit.pid}" in said(second)
+    assert "(running)" in bench.run("status").stdout
+    assert "mission demo ends after the current session" in bench.run("stop", str(bench.mission), cwd="/").stdout
+    assert kit.poll() is None
+    (tmp_path / "go").touch()
+    assert kit.wait(60) == 130 and "stopped as asked" in bench.output(), bench.output()
+    assert (bench.state()["completed_tasks"], bench.state()["current_phase"]) == (["a"], "planning")
+    assert "nothing is running here" in bench.run("stop").stdout
+    for _ in range(2):  # cron starts nothing until the user does
+        tick = bench.start("--no-wait")
+        assert (tick.returncode, len(bench.calls())) == (75, 1) and "stopped as asked (make stop)" in said(tick)
+    assert bench.run("resume").returncode == 0
+    assert commits(bench, git) == ["1", "2"]
+
+
+def test_stop_twice_ends_it_at_once_and_the_next_start_goes_on_in_the_same_session(bench, git):
+    bench.sessions([*WRITES_A[:1], {"hang": True}], WRITES_B)
+    kit = bench.begin()
+    until((bench.project / "a").exists, "the first session's work")
+    assert "ask once more to end it now" in bench.run("stop").stdout
+    assert "ends now; the next start goes on with it" in bench.run("stop").stdout
+    assert kit.wait(60) == 130 and not bench.alive(), bench.output()
+    assert (bench.state()["current_phase"], bench.state()["iterations"]) == ("execution", 1)
+    assert bench.start().returncode == 0
+    assert (bench.state()["iterations"], bench.resumed(), commits(bench, git)) == (1, [False, True], ["1"])
+
+
+def test_stop_ends_a_wait_and_what_was_edited_in_it_is_taken_up_by_the_next_start(bench):
+    bench.sessions([*WRITES_A[1:], {"limit": {"resetsAt": int(time.time()) + 3600}}], WRITES_B)
+    kit = bench.begin()
+    until(lambda: "waiting for the usage limit, until" in bench.output(), "the wait")
+    assert bench.state()["plan"]["focus"] == "a"
+    mission(bench, [B])
+    assert bench.run("stop").returncode == 0
+    assert (kit.wait(60), bench.state()["current_phase"]) == (130, "waiting"), bench.output()
+    over(bench)
+    done = bench.start()
+    assert done.returncode == 0 and "the mission was edited and is adopted" in done.stdout, said(done)
+    assert "test -e a" in done.stdout and "a is there" not in prompts(bench)[1]  # that plan has ended
+    assert (bench.state()["tampering"], [*bench.state()["criteria"]]) == ([], ["b"])
+
+
+def test_a_note_that_is_left_while_a_session_runs_is_in_the_next_instruction_and_in_no_other(bench, tmp_path):
+    tell, refused = shlex.join(bench.command("tell", "the worker talks to itself")), tmp_path / "refused"
+    by_worker = {"bash": f"{tell} > '{refused}' 2>&1; echo $? >> '{refused}'; mv '{refused}' '{refused} and told'"}
+    bench.sessions([by_worker, {"wait_for": str(tmp_path / "go")}], WRITES_A, WRITES_B)
+    kit = bench.begin()
+    until((tmp_path / "refused and told").exists, "the refusal")
+    assert re.search(r"only the user can do that\n2\n$", (tmp_path / "refused and told").read_text())
+    assert bench.run("tell", "use the staging database").returncode == 0
+    assert "note (waits for the next instruction): use the staging database" in bench.run("status").stdout
+    (tmp_path / "go").touch()
+    assert kit.wait(60) == 0, bench.output()
+    assert ["use the staging database" in prompt for prompt in prompts(bench)] == [False, True, False]
+    assert "From the user who runs this mission:\nuse the staging database" in prompts(bench)[1]
+    assert "talks to itself" not in "".join(prompts(bench)) and bench.run("tell", "too late").returncode == 2
+
+
+def test_where_there_are_several_missions_they_have_to_be_named(bench, tmp_path):
+    other = shutil.copy(bench.mission, tmp_path / "other.yaml")
+    bench.sessions(WRITES_A, IDLE, WRITES_A, IDLE)
+    assert bench.start("--once").returncode == 75
+    assert bench.run("start", str(other), "--once").returncode == 75
+    for command in ("resume", "start", "report", "tell x"):
+        refused = bench.run(*command.split())
+        assert refused.returncode == 2 and "which mission?" in said(refused) and "other" in said(refused), command
+    assert bench.run("tell", "--session", "oth", "for the other one").returncode == 0
+    resumed = (bench.run("resume", "--once", "--session", name) for name in ("no", "oth", "demo"))
+    assert [done.returncode for done in resumed] == [2, 75, 75]
+    assert ["for the other one" in prompt for prompt in prompts(bench)] == [False, False, True, False]
+    assert {one["mission"] for one in json.loads(bench.run("status", "--json").stdout)} == {"demo", "other"}
+
+
+def test_what_the_user_edits_during_waits_is_taken_up_by_starting_over_and_what_is_broken_is_named_once(bench, project):
+    clock, config, before = Clocked(bench), project / ".cco" / "config.yaml", json.loads(bench.mission.read_text())
+    clock.during(1, shlex.join([sys.executable, str(KIT / "cco.py"), "tell", "mind the gap"]))
+    clock.during(2, f"echo 'claude_code: {{max_turns: 77}}' > '{config}'")
+    clock.during(3, f"echo 'title: [' > '{bench.mission}'")
+    clock.during(5, f"cp '{bench.folder}/new' '{bench.mission}'")
+    (bench.folder / "new").write_text(json.dumps({**before, "constraints": ["no Perl"]}, indent=1))
+    bench.sessions(*[[LIMITED]] * 5, WORK)
+    done = bench.start("--accept")  # which counts for what was there at the start
+    assert done.returncode == 0, said(done)
+    assert len(re.findall("the (?:settings|mission) (?:was|were) edited and", done.stdout)) == 2
+    assert said(done).count("an edit cannot be used yet, what was accepted counts:") == 1
+    assert '+ "constraints": [' in done.stdout  # the lines that differ are shown
+    assert (bench.state()["tampering"], messages(bench, "failed", "tampering")) == ([], [])
+    assert ["mind the gap" in prompt for prompt in prompts(bench)] == [False, *[True] * 4, False]  # until one has ended
+    assert ["--max-turns=77" in call["argv"] for call in bench.calls()] == [False, False, *[True] * 4]
+    assert bench.resumed() == [False, *[True] * 5]
+    assert bench.state()["iterations"] == 2  # what the first one did is checked by the mission as it is now
+
+
+def test_each_milestone_is_one_message_in_json_to_the_users_command(bench, project):
+    Clocked(bench)
+    mission(bench, protect=["README.md"])
+    first = [{"append": {"README.md": "the worker was here\n"}}, *WRITES_A]
+    bench.sessions(first, [{"delete": "a"}, *WRITES_B], [LIMITED], WRITES_A)
+    assert bench.start().returncode == 0
+    assert [f"{one['iteration']} {one['event']}" for one in messages(bench)] == [
+        "1 criterion_met", "1 tampering", "2 criterion_met", "2 regression", "3 criterion_met", "3 done", "3 limit",
+        "3 limit_over",
+    ]  # fmt: skip
+    met, tampering, _, regression, _, done, limit, goes_on = messages(bench)
+    assert met["text"] == "a is met: a is there" and "README.md" in tampering["text"]
+    assert regression["text"].startswith("a was met and is not any more: broken in iteration 2, commit ")
+    assert "You've hit your 5-hour limit" in limit["text"] and limit["wait_until"] > time.time()
+    assert "iteration 3 goes on" in goes_on["text"]
+    assert (done["mission"], done["title"], done["repository"]) == ("demo", "A demo", str(project))
+    assert (done["met"], done["total"], done["question"]) == (2, 2, None) and "git merge cco/demo" in done["text"]
+    assert done["cost_usd"] == bench.state()["totals"]["estimated_cost"]
+    assert (bench.start().returncode, len(messages(bench))) == (0, 8)
+
+
+def test_what_met_a_criterion_that_was_hard_is_a_lesson_for_a_later_mission(bench, project, git):
+    (project / "reason").write_text("ImportError: cannot load libfrobnicate, symbol frob_init is undefined\n")
+    git(project, "add", "-A")
+    git(project, "commit", "-qm", "reason")
+    mission(bench, [{"id": "lib", "criteria": "the library loads", "check": "test -e lib || { cat reason; false; }"}])
+    resolved, work = "The linker needed -lfrob before -lm.", {"write": {"lib": "1"}}
+    bench.sessions([{"say": "hm"}], [{"say": "hm again"}], [work, {"say": resolved}], [work])
+    assert bench.start().returncode == 0
+    (lesson,) = (project / ".cco" / "lessons.jsonl").read_text().splitlines()
+    assert resolved in json.loads(lesson)["resolved"]
+    git(project, "checkout", "-q", "main")
+    other = shutil.copy(bench.mission, bench.mission.with_name("other.yaml"))
+    assert bench.run("start", str(other)).returncode == 0
+    assert [resolved in prompt for prompt in prompts(bench)] == [False, False, False, True]
+
+
+def test_a_week_of_limits_power_cuts_and_a_night_offline_ends_done_and_its_log_reads_like_a_story(bench, git):
+    mission(bench, [{"id": f"p{n}", "criteria": f"part {n} is there", "check": f"test -e p{n}"} for n in range(4)])
+    Clocked(bench).during(9, "kill -9 $PPID")  # the other one comes in the middle of a session
+    notes, kill = {"append": {"notes": "x\n"}}, {"bash": "kill -9 $(cut -d' ' -f4 /proc/$PPID/stat) $PPID"}
+    windows = [[notes, LIMITED]] * 6
+    parts = [[{"write": {f"p{n}": "1"}}] for n in range(4)]
+    week = [*windows, parts[0], *windows, *[[OVERLOADED]] * 20, parts[1], *windows, [notes, kill], parts[2], *windows]
+    bench.sessions(*week, parts[3])
+    assert [bench.start().returncode for _ in range(3)] == [KILLED, KILLED, 0], bench.log()[-3000:]
+    state, lines = bench.state(), [json.loads(line) for line in bench.log().splitlines()]
+    assert (state["iterations"], len(state["completed_tasks"]), commits(bench, git)) == (4, 4, ["1", "2", "3", "4"])
+    books = (cost(json.loads(book.read_text())) for book in Path(f"{bench.script}.sessions").iterdir())
+    assert state["totals"]["estimated_cost"] == pytest.approx(sum(books), abs=1e-4)
+    assert len(bench.calls()) == len(week) + 1 and not any(one["stalls"] for one in state["criteria"].values())
+    when = [line["ts"] for line in lines]
+    assert when == sorted(when) and not [line["msg"] for line in lines if line["level"] == "ERROR"]
+    begins = ("the usage limit is over", "waiting for the service to answer again", "mission demo goes on in iteration")
+    assert [sum(line["msg"].startswith(begin) for line in lines) for begin in begins] == [24, 20, 2]
+
+
+def test_init_keeps_what_is_there_and_check_shows_the_verdicts_and_starts_nothing(bench, project, git):
+    assert bench.run("init", "--mission", "missions/my.yaml").returncode == 0
+    assert (project / ".cco" / "config.yaml").exists() and (project / "missions" / "my.yaml").exists()
+    (project / ".cco" / "config.yaml").write_text("# mine\n")
+    assert "exists" in bench.run("init").stdout and (project / ".cco" / "config.yaml").read_text() == "# mine\n"
+    (project / "a").write_text("1")
+    git(project, "add", "-A")
+    git(project, "commit", "-qm", "mine")
+    done = bench.run("check", str(bench.mission))
+    assert done.returncode == 0 and "ready: make start MISSION=" in done.stdout, said(done)
+    assert re.search(r"^\[x\]  a  ", done.stdout, re.M) and re.search(r"^\[ \]  b  ", done.stdout, re.M)
+    assert git(project, "branch", "--show-current") == "main" and not (project / ".cco" / "demo.json").exists()
 
 
 def test_an_unexpected_error_is_one_line_and_its_traceback_is_in_the_log(bench, project):
-    bench.sessions(WRITES_A)
-    assert bench.start("--once").returncode == 75
-    bench.remember({**bench.state(), "history": [{"iteration": 1, "kind": "x"}]})  # fits, but is not whole
+    Clocked(bench, "def decide(*args):\n    raise KeyError('odd')\nloop.manager.decide = decide")
     done = bench.start()
-    assert done.returncode == 1
-    assert "unexpected error: KeyError" in done.stdout + done.stderr
+    assert done.returncode == 1 and "unexpected error: KeyError: 'odd'" in said(done)
     assert "Traceback" in (project / ".cco" / "logs" / "error.log").read_text()
 
 
-def test_closed_standard_files_do_no_harm(bench):
-    bench.sessions([{"write": {"a": "1", "b": "1"}}])
-    command = " ".join(f"'{word}'" for word in bench.command("start", str(bench.mission)))
-    done = subprocess.run(
-        ["bash", "-c", f"{command} <&- >&- 2>&-"], cwd=bench.project, env=bench.environment, check=False
-    )
-    assert done.returncode == 0
-    assert bench.state()["current_phase"] == "completed"
-
-
-# --------------------------------------------------------------------------------------------------------
-# With a manager LLM
-# --------------------------------------------------------------------------------------------------------
-
-
-def test_the_manager_llm_decides_and_the_rules_stand_in_when_it_fails(bench, git, project):
-    answer = {
-        "focus": "b",
-        "title": "Write b before a",
-        "instruction": "Write the file b, it is the one that everything else needs.",
-        "strategy": "retry_modified",
-        "session": "fresh",
-        "question": None,
-    }
-    bench.sessions([{"write": {"b": "1"}}], [{"write": {"a": "1"}}])
-    bench.environment["OPENROUTER_API_KEY"] = "sk-or-planted-5a7c90d1"
-    nonsense = {"content": "The mission is complete. No further work is needed!"}
-    with OpenRouterAPI([{"content": json.dumps(answer)}, nonsense, nonsense]) as router:
-        bench.write(TWO_CRITERIA, settings={"openrouter": {"base_url": router.url}})
-        done = bench.start()
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert len(router.calls) == 3  # what cannot be used may be mended once
-    assert "everything else needs" in bench.calls()[0]["prompt"]
-    assert "the manager LLM did not help, the rules decide this iteration" in done.stdout
-    assert git(project, "log", "--format=%s").splitlines() == ["a: a is there", "Write b before a", "first"]
-    assert bench.state()["metrics"]["api_calls_total"] == 3
-    assert "planted" not in bench.log() + done.stdout
-    assert not any("OPENROUTER_API_KEY" in call.get("env", []) for call in bench.calls())
+def test_a_mission_in_the_repository_of_the_kit_is_refused(bench, git):
+    bench.kit = bench.project = bench.folder / "kit"
+    shutil.copytree(KIT, bench.kit, ignore=shutil.ignore_patterns(".*", "__pycache__", "tests", "node_modules"))
+    git(bench.kit, "init", "-q")
+    mission(bench)
+    done = bench.start()
+    assert done.returncode == 2 and "Copy the kit as a folder into your repository" in said(done)

@@ -1,4 +1,4 @@
-"""Mission files: what loads, and what is said about those that do not."""
+"""Mission and settings files: what loads, which source wins, and what is said about wrong ones."""
 
 from __future__ import annotations
 
@@ -8,52 +8,17 @@ import json
 import operator
 import os
 import random
+import re
 from pathlib import Path
 
 import pytest
 import yaml
+from conftest import KIT
 
-import document
 import mission
-from mission import MissionError
+from mission import MissionError, load_settings, read_dotenv, settings_template
 
-SPECIFICATION_SAMPLE = """\
-mission:
-  title: "Build REST API for Task Management"
-  repository: "./task-api-repo"
-  description: |
-    Create a complete REST API with CRUD operations for a task management system
-    using Node.js, Express, and PostgreSQL.
-  
-  definition_of_done:
-    - criteria: "All CRUD endpoints implemented"
-      measurable: true
-      priority: critical
-    
-    - criteria: "Input validation on all endpoints"
-      measurable: true
-      priority: high
-    
-    - criteria: "Unit tests with >80% coverage"
-      measurable: true
-      priority: high
-    
-    - criteria: "API documentation generated"
-      measurable: true
-      priority: medium
-    
-    - criteria: "Docker containerization complete"
-      measurable: true
-      priority: medium
-  
-  constraints:
-    - "Use TypeScript"
-    - "Follow RESTful conventions"
-    - "Include error handling middleware"
-  
-  # No deadline - continues until all criteria are met
-"""  # noqa: W293 (to the letter)
-
+SAMPLES = Path(__file__).parent / "samples"  # of the specification, to the letter
 FULL = """\
 id: api
 title: Build an API
@@ -65,14 +30,8 @@ setup: make install
 confirm: tree
 protect: ["tests/acceptance/**"]
 network: [pypi.org, "*.npmjs.org"]
-limits:
-  cost_usd: 12.5
-  iterations: 40
-  hours: 8
-  tokens: 1000000
-settings:
-  claude_code:
-    timeout: 1h
+limits: {cost_usd: 12.5, iterations: 40, hours: 8, tokens: 1000000}
+settings: {claude_code: {timeout: 1h}}
 definition_of_done:
   - id: tests
     criteria: All tests pass
@@ -85,10 +44,11 @@ definition_of_done:
     retries: 2
     guard: true
     exclusive: true
+    strict: false
   - description: The README explains it
 """
-
 DONE = "definition_of_done: [{criteria: it works}]\n"
+SECRET = "sk-or-v1-0123456789abcdef"
 
 
 def load(folder: Path, text: str | bytes, name: str = "mission.yaml") -> mission.Mission:
@@ -103,14 +63,30 @@ def problems(folder: Path, text: str | bytes, name: str = "mission.yaml") -> lis
         load(folder, text, name)
     assert str(caught.value) == "\n".join(caught.value.problems)
     assert all("\n" not in line for line in caught.value.problems)
+    assert caught.value.code == 2
     return [line.removeprefix(f"{folder}/") for line in caught.value.problems]
+
+
+def config(folder: Path, text: str, name: str = "config.yaml") -> Path:
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def with_settings(project: Path, settings: str) -> mission.Mission:
+    """A mission, in a git repository, with these settings (flow style YAML)."""
+    return load(project, f"title: t\nsettings: {settings}\n{DONE}", "m.yaml")
+
+
+def refused(loaded: mission.Mission | None, path: Path | None, **environ: str) -> list[str]:
+    with pytest.raises(MissionError) as caught:
+        load_settings(loaded, path, environ)
+    return caught.value.problems
 
 
 @pytest.mark.parametrize("wrapped", (True, False))
 def test_the_samples_of_specification_and_readme_load_unmodified(tmp_path, wrapped):
-    lines = SPECIFICATION_SAMPLE.splitlines()
-    text = SPECIFICATION_SAMPLE if wrapped else "\n".join(line.removeprefix("  ") for line in lines[1:])
-    loaded = load(tmp_path, text)
+    lines = (SAMPLES / "mission.yaml").read_text().splitlines()
+    loaded = load(tmp_path, "\n".join(lines if wrapped else (line.removeprefix("  ") for line in lines[1:])))
     assert loaded.title == "Build REST API for Task Management"
     assert loaded.repository == tmp_path / "task-api-repo"
     assert [c.priority for c in loaded.criteria] == ["critical", "high", "high", "medium", "medium"]
@@ -120,579 +96,267 @@ def test_the_samples_of_specification_and_readme_load_unmodified(tmp_path, wrapp
 
 def test_every_field_arrives(tmp_path):
     loaded = load(tmp_path, FULL)
-    assert (loaded.id, loaded.title, loaded.description, loaded.context) == (
-        "api",
-        "Build an API",
-        "All of it",
-        "Python",
-    )
-    assert (loaded.constraints, loaded.setup) == (("small", "tested"), "make install")
-    assert loaded.confirm == "tree"
+    assert (loaded.id, loaded.title) == ("api", "Build an API")
+    assert (loaded.description, loaded.context) == ("All of it", "Python")
+    assert (loaded.constraints, loaded.setup, loaded.confirm) == (("small", "tested"), "make install", "tree")
     assert (loaded.protect, loaded.network) == (("tests/acceptance/**",), ("pypi.org", "*.npmjs.org"))
     assert loaded.limits == mission.Limits(cost_usd=12.5, iterations=40, hours=8, tokens=1_000_000)
     assert loaded.settings == {"claude_code": {"timeout": "1h"}}
     tests, readme = loaded.criteria
+    rest = {"guard": True, "exclusive": True, "strict": False}
     assert tests == mission.Criterion(
-        "tests", "All tests pass", "critical", True, "make test\n", 300, "last", 2, guard=True, exclusive=True
+        "tests", "All tests pass", "critical", True, "make test\n", 300, "last", 2, **rest
     )
-    assert readme == mission.Criterion(
-        "c2", "The README explains it", "medium", True, None, 600, "always", 0, guard=False, exclusive=False
-    )
+    assert readme == mission.Criterion("c2", "The README explains it", "medium", True, None, 600, "always", 0)
+    assert (readme.guard, readme.exclusive, readme.strict) == (False, False, True)
 
 
-@pytest.mark.parametrize(("text", "where"), [("", "clean"), ("confirm:", "clean"), ("confirm: clean", "clean")])
-def test_the_end_is_confirmed_in_a_clean_checkout_unless_the_mission_says_otherwise(tmp_path, text, where):
-    assert load(tmp_path, f"title: t\n{text}\n{DONE}").confirm == where
-
-
-@pytest.mark.parametrize("root", ("", "mission:\n"))
-def test_a_refusal_names_the_line_of_each_check_that_proves_nothing(tmp_path, root):
-    lines = ["title: t", "definition_of_done:", *(f"- {{id: {id}, criteria: c, check: 'true'}}" for id in "abc")]
-    loaded = load(tmp_path, root + "\n".join(f"{' ' * bool(root)}{line}" for line in lines))
-    refused = mission.refusal(loaded, {"c": "it passes anywhere", "a": "it passes in an empty folder too"})
-    first, second = (line.removeprefix(f"{tmp_path}/") for line in refused.problems)
-    above, prefix = (1, "mission.") if root else (0, "")
-    assert first == (
-        f"mission.yaml:{3 + above}: {prefix}definition_of_done[0].check:"
-        " the check of a proves nothing: it passes in an empty folder too"
-    )
-    assert second.startswith(f"mission.yaml:{5 + above}: {prefix}definition_of_done[2].check: the check of c ")
-    assert isinstance(refused, MissionError)
-
-
-def test_text_path_and_digest_are_those_of_the_file(tmp_path, monkeypatch):
+@pytest.mark.parametrize("text", (FULL, "\ufeff" + FULL, FULL.replace("\n", "\r\n")), ids=("plain", "mark", "ends"))
+def test_text_path_and_digest_are_those_of_the_file_also_when_it_comes_from_windows(tmp_path, monkeypatch, text):
     monkeypatch.chdir(tmp_path)
-    loaded = load(Path(), FULL)
-    assert loaded.path == tmp_path / "mission.yaml"
-    assert loaded.text == FULL
-    assert loaded.digest == hashlib.sha256(Path("mission.yaml").read_bytes()).hexdigest()
-
-
-def test_parsing_the_text_again_gives_the_same_mission(tmp_path):
-    loaded = load(tmp_path, FULL)
+    loaded = load(Path(), text)
+    assert (loaded.path, loaded.text, loaded.criteria[0].check) == (tmp_path / "mission.yaml", text, "make test\n")
+    assert loaded.digest == mission.digest(loaded.path) == hashlib.sha256(text.encode()).hexdigest()
     loaded.path.unlink()
     assert mission.parse(loaded.text, loaded.path) == loaded
+    assert mission.digest(loaded.path) == mission.digest(tmp_path) == ""
 
 
-@pytest.mark.parametrize("text", ("\ufeff" + FULL, FULL.replace("\n", "\r\n")))
-def test_a_byte_order_mark_and_windows_line_ends_are_fine(tmp_path, text):
-    loaded = load(tmp_path, text)
-    assert loaded.text == text
-    assert loaded.criteria[0].check == "make test\n"
-    assert loaded.digest == hashlib.sha256(text.encode()).hexdigest()
+def test_json_says_the_same_as_yaml(tmp_path):
+    criteria = [{"criteria": "x", "check": "a\\b/\t"}, {"description": "y"}]
+    raw = {"title": "tab\tand \U0001f600", "definition_of_done": criteria}
+    for indent in (None, 2, "\t"):
+        loaded = load(tmp_path, json.dumps(raw, indent=indent).replace("/", "\\/"), "m.json")
+        assert (loaded.title, loaded.criteria[0].check) == ("tab and \U0001f600", "a\\b/\t")
 
 
-@pytest.mark.parametrize("indent", (None, 2, "\t"))
-def test_json_says_the_same_as_yaml(tmp_path, indent):
-    raw = {
-        "title": "tab\tand \U0001f600",
-        "definition_of_done": [{"criteria": "x", "check": "a\\b"}, {"description": "y"}],
-    }
-    loaded = load(tmp_path, json.dumps(raw, indent=indent), "m.json")
-    assert loaded.title == "tab and \U0001f600"
-    assert [c.check for c in loaded.criteria] == ["a\\b", None]
-
-
-def test_a_whole_number_may_be_written_with_a_point(tmp_path):
-    iterations = load(tmp_path, f"title: t\nlimits: {{iterations: 5.0}}\n{DONE}").limits.iterations
-    assert (iterations, type(iterations)) == (5, int)
-
-
-def test_small_aliases_work(tmp_path):
-    loaded = load(tmp_path, "title: t\ndefinition_of_done:\n- {criteria: &same text, check: *same}\n")
-    assert loaded.criteria[0].check == "text"
-
-
-def test_fields_without_a_value_count_as_left_out(tmp_path):
-    empty = "description:\ncontext:\nconstraints:\nrepository:\nsetup:\nprotect:\nnetwork:\nlimits:\nsettings:\n"
-    loaded = load(tmp_path, f"title: t\n{DONE}{empty}")
+def test_aliases_and_empty_fields_are_understood(tmp_path):
+    empty = "description:\ncontext:\nconstraints:\nrepository:\nsetup:\nconfirm:\nprotect:\nnetwork:\nsettings:\n"
+    aliased = "definition_of_done:\n- {criteria: &same text, check: *same}\n"
+    loaded = load(tmp_path, f"title: t\nlimits: {{iterations: 5, hours: }}\n{aliased}{empty}")
+    assert (loaded.limits, loaded.criteria[0].check) == (mission.Limits(iterations=5), "text")
     assert (loaded.description, loaded.constraints, loaded.setup, loaded.settings) == ("", (), None, {})
-    assert loaded.limits == mission.Limits(None, None, None, None)
+    assert loaded.confirm == "clean"
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [("API v2.yaml", "api-v2"), ("мир.yaml", "mission"), ("-a_b-.yml", "a-b"), (f"{'x' * 60}.yaml", "x" * 40)],
-)
-def test_the_id_defaults_to_the_name_of_the_file(tmp_path, name, expected):
-    assert load(tmp_path, f"title: t\n{DONE}", name).id == expected
+def test_ids_default_to_the_name_of_the_file_and_to_the_position(tmp_path):
+    names = {"API v2.yaml": "api-v2", "мир.yaml": "mission", "-a_b-.yml": "a-b", f"{'x' * 60}.yaml": "x" * 40}
+    assert {name: load(tmp_path, f"title: t\n{DONE}", name).id for name in names} == names
+    done = "definition_of_done: [{criteria: a}, {criteria: b, id: x}, {criteria: c}]"
+    assert [c.id for c in load(tmp_path, f"title: t\n{done}").criteria] == ["c1", "x", "c3"]
 
 
-def test_default_ids_of_criteria_avoid_given_ones(tmp_path):
-    done = "definition_of_done: [{criteria: a}, {criteria: b, id: c1}, {criteria: c, id: c1-2}, {criteria: d}]"
-    assert [c.id for c in load(tmp_path, f"title: t\n{done}").criteria] == ["c1-3", "c1", "c1-2", "c4"]
-
-
-def test_the_repository_defaults_to_the_one_that_holds_the_mission(project):
+def test_the_repository_defaults_to_the_one_that_holds_the_mission(project, tmp_path, git, monkeypatch):
     (project / "missions").mkdir()
     loaded = load(project / "missions", f"title: t\n{DONE}")
     assert loaded.repository == project
     mission.require_repository(loaded)
-
-
-def test_without_a_repository_around_it_the_mission_folder_is_taken_and_then_refused(tmp_path):
-    loaded = load(tmp_path, f"title: t\n{DONE}")
-    assert loaded.repository == tmp_path
-    with pytest.raises(
-        MissionError, match=r"mission\.yaml:1: repository: .* in no git repository; run `git init` there"
-    ):
-        mission.require_repository(loaded)
-
-
-def test_a_git_file_counts_as_a_repository(tmp_path, project, git):
-    tree = tmp_path / "tree"
-    git(project, "worktree", "add", "-q", str(tree))
-    assert (tree / ".git").is_file()
+    git(project, "worktree", "add", "-q", str(tmp_path / "tree"))
     mission.require_repository(load(tmp_path, f"title: t\nrepository: tree\n{DONE}"))
-
-
-@pytest.mark.parametrize(
-    ("repository", "said"),
-    [
-        ("gone", "gone does not exist"),
-        ("mission.yaml", "is a file"),
-        (".", "is in no git repository"),
-        ("x" * 300, "does not exist"),
-    ],
-)
-@pytest.mark.parametrize("root", ("", "mission:\n"))
-def test_a_bad_repository_is_named_with_its_line_and_the_remedy(tmp_path, repository, said, root):
-    indent = " " if root else ""
-    loaded = load(tmp_path, f"{root}{indent}title: t\n{indent}repository: {repository}\n{indent}{DONE}")
-    with pytest.raises(MissionError) as caught:
-        mission.require_repository(loaded)
-    (line,) = caught.value.problems
-    assert line.startswith(f"{tmp_path}/mission.yaml:{3 if root else 2}: {'mission.' if root else ''}repository: ")
-    assert said in line
-    assert "correct `repository:`" in line
-
-
-def test_home_is_expanded_in_repository(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert load(tmp_path, f"title: t\nrepository: ~/x\n{DONE}").repository == tmp_path / "home/x"
 
 
-def test_a_symlink_loop_as_repository_is_refused_not_followed(tmp_path):
+def test_a_bad_repository_is_named_with_its_line_and_the_remedy(tmp_path):
     (tmp_path / "loop").symlink_to("loop")
-    with pytest.raises(MissionError, match="does not exist"):
-        mission.require_repository(load(tmp_path, f"title: t\nrepository: loop/x\n{DONE}"))
+    for repository in ("gone", "mission.yaml", ".", "x" * 300, "loop/x", ""):
+        for root, indent, place in (("", "", "2: repository: "), ("mission:\n", " ", "3: mission.repository: ")):
+            loaded = load(tmp_path, f"{root}{indent}title: t\n{indent}repository: {repository}\n{indent}{DONE}")
+            with pytest.raises(MissionError) as caught:
+                mission.require_repository(loaded)
+            (line,) = caught.value.problems
+            assert line.startswith(f"{tmp_path}/mission.yaml:{place}")
+            assert line.endswith(" is no folder in a git repository; run `git init` there, or correct `repository:`")
 
 
 WRONG_FIELDS = [
-    ("title: [a]", "title: found a list, expected a line of text"),
-    ("title: 2024-01-31", "title: found the date 2024-01-31, expected a line of text"),
-    (
-        "title: 5",
-        'title: found 5, expected a line of text of at most 200 characters; if it is text, quote it: title: "5"',
-    ),
-    ("title: yes", 'quote it: title: "yes"'),
-    ("title: ''", "title: found '', expected a line of text"),
-    (f"title: {'x' * 201}", "expected a line of text of at most 200 characters"),
-    ("description: {a: b}", "description: found a mapping, expected text"),
-    ("context: 1.5", 'context: found 1.5, expected text; if it is text, quote it: context: "1.5"'),
-    ("constraints: be nice", "constraints: found 'be nice', expected a list of texts"),
-    (
-        "constraints: [ok, 5]",
-        'constraints[1]: found 5, expected text that is not empty; if it is text, quote it: - "5"',
-    ),
-    ("repository: 7", "repository: found 7, expected a path"),
-    ("setup: true", "setup: found true, expected a shell command"),
-    ("setup: ' '", "setup: found ' ', expected a shell command"),
-    ("confirm: never", "confirm: found 'never', expected one of clean or tree"),
-    ("confirm: true", "confirm: found true, expected one of clean or tree"),
-    ("protect: tests", "protect: found 'tests', expected a list of globs"),
-    ("protect: [/etc/passwd]", "protect[0]: found '/etc/passwd', expected a glob below the root of the repository"),
-    ("protect: [a, a/../../b]", "protect[1]: found 'a/../../b', expected a glob below"),
-    ('protect: ["a\\n/../b"]', "protect[0]: found 'a\\n/../b', expected a glob below"),
-    ("protect: ['..']", "protect[0]: found '..', expected a glob below"),
-    ("protect: [~/x]", "protect[0]: found '~/x', expected a glob below"),
-    ("protect: ['']", "protect[0]: found '', expected a glob below"),
-    ("network: [https://pypi.org/simple]", "network[0]: found 'https://pypi.org/simple', expected a host name"),
-    ("limits: 5", "limits: found 5, expected a mapping"),
-    ("limits: {cost_usd: '5'}", "limits.cost_usd: found '5', expected a number of US dollars above 0"),
-    ("limits: {cost_usd: 0}", "limits.cost_usd: found 0, expected a number of US dollars above 0; leave the field out"),
-    ("limits: {cost_usd: -1}", "limits.cost_usd: found -1, expected"),
-    ("limits: {hours: .nan}", "limits.hours: found a number that is not finite or too large"),
-    ("limits: {hours: .inf}", "limits.hours: found a number that is not finite or too large"),
-    ("limits: {iterations: 1.5}", "limits.iterations: found 1.5, expected a whole number from 1"),
-    ("limits: {iterations: true}", "limits.iterations: found true, expected a whole number from 1"),
-    (f"limits: {{tokens: 1{'0' * 400}}}", "limits.tokens: found a number that is not finite or too large"),
+    ("title: 2024-01-31", 'title: found "2024-01-31", expected a line of text'),
+    ("title: 5", "title: found 5, expected a line of text of at most 200 characters; if it is text, quote it"),
+    ("constraints: be nice", 'constraints: found "be nice", expected a list of texts'),
+    ("constraints: [ok, 5]", "constraints[1]: found 5, expected text that is not empty; if it is text, quote it"),
+    ("confirm: never", 'confirm: found "never", expected one of clean, tree'),
+    ("protect: [/etc/passwd]", 'protect[0]: found "/etc/passwd", expected a glob below the root of the repository'),
+    ("protect: [a, a/../../b]", 'protect[1]: found "a/../../b", expected a glob below'),
+    ("network: [https://pypi.org/simple]", 'network[0]: found "https://pypi.org/simple", expected a host name'),
+    ("limits: {cost_usd: '5'}", 'limits.cost_usd: found "5", expected a number of US dollars above 0'),
     (f"limits: {{tokens: 1{'0' * 5000}}}", "limits.tokens: found "),
-    ("settings: [a]", "settings: found a list, expected a mapping of sections"),
-    ("id: a/b", "id: found 'a/b', expected a name of 1 to 40 of a-z, 0-9 and -"),
-    ("id: ..", "id: found '..', expected a name"),
-    ("id: UPPER", "id: found 'UPPER', expected a name"),
-    ("id: -x", "id: found '-x', expected a name"),
-    ('id: "line\\n"', "id: found 'line\\n', expected a name"),
-    (f"id: {'x' * 300}", "..., expected a name of 1 to 40"),
+    ("settings: [a]", 'settings: found ["a"], expected a mapping of sections'),
+    ("id: a/b", 'id: found "a/b", expected a name of 1 to 40 of a-z, 0-9 and -'),
+    ('id: "line\\n"', "expected a name"),
     ("createdAt: now", "createdAt: unknown, expected one of id, title"),
-    ("constraint: [a]", "constraint: unknown; did you mean constraints?"),
-    ("limits: {cost: 5}", "limits.cost: unknown; did you mean cost_usd?"),
-    ("? [a, b]\n: c", "?: unknown"),
 ]
 
 
-@pytest.mark.parametrize(("field", "said"), WRONG_FIELDS, ids=[field[:40] for field, _ in WRONG_FIELDS])
-def test_a_wrong_field_is_named_with_its_line_and_what_was_expected(tmp_path, field, said):
+@pytest.mark.parametrize(("field", "message"), WRONG_FIELDS, ids=[field[:30] for field, _ in WRONG_FIELDS])
+def test_a_wrong_field_is_named_with_its_line_and_what_was_expected(tmp_path, field, message):
     title = "" if field.startswith("title") else "title: t\n"
     (line,) = problems(tmp_path, f"{title}{DONE}{field}\n")
-    assert line.startswith(f"mission.yaml:{3 if title else 2}: ")
-    assert said in line
+    assert line.startswith(f"mission.yaml:{3 if title else 2}: ") and message in line
 
 
 WRONG_IN_CRITERION = [
-    ("check: true", "found true, expected a shell command that exits 0", 'quote it: check: "true"'),
-    ("check: ''", "found '', expected a shell command", "leave the field out to have it judged"),
-    ("check:", "found nothing, expected a shell command", "leave the field out"),
-    ("check: [make, test]", "found a list, expected a shell command", ""),
+    ("check: true", "found true, expected a shell command that exits 0", "if it is text, quote it"),
+    ("check:", "found null, expected a shell command", "leave the field out to have it judged"),
+    ("check: ! grep -q x y", "found the YAML tag !, expected a plain value; quote the text", ""),
+    ("check: &a ! grep -q x y", "found the YAML tag !, expected", ""),
     ('check: "a\\0b"', "found the character U+0000, expected text; remove it", ""),
-    ('check: "\\ud800"', "found the character U+D800, expected text; remove it", ""),
-    ("criteria: 5", "found 5, expected text that says what must be true", 'quote it: criteria: "5"'),
-    ("priority: urgent", "found 'urgent', expected one of critical, high, medium or low", ""),
-    ("priority: High", "found 'High', expected one of", "did you mean high?"),
-    ("measurable: 'yes'", "found 'yes', expected true or false", ""),
-    ("timeout: soon", "found 'soon', expected a duration above 0, such as 90 (seconds), 300s, 10m or 2h", ""),
-    ("timeout: 0", "found 0, expected a duration above 0", ""),
-    ("timeout: -5m", "found '-5m', expected a duration", ""),
-    ("timeout: 10 weeks", "found '10 weeks', expected a duration", ""),
-    ("timeout: .nan", "found a number that is not finite", ""),
-    ("timeout: [5m]", "found a list, expected a duration", ""),
+    ("criteria: 5", "found 5, expected text that says what must be true", "if it is text, quote it"),
+    ("priority: urgent", 'found "urgent", expected one of critical, high, medium, low', ""),
+    ("timeout: soon", 'found "soon", expected a duration above 0, such as 90 (seconds), 300s, 10m or 2h', ""),
     (f"timeout: {'9' * 400}s", "expected a duration", ""),
-    ("when: never", "found 'never', expected one of always or last", ""),
-    ("retries: -1", "found -1, expected a whole number from 0 to 10", ""),
-    ("retries: 99", "found 99, expected a whole number from 0 to 10", ""),
-    ("guard: 1", "found 1, expected true or false", ""),
-    ("guard:", "found nothing, expected true or false", ""),
-    ("exclusive: 'yes'", "found 'yes', expected true or false", ""),
-    ("id: ../x", "found '../x', expected a name", ""),
+    ("retries: 99", "found 99, expected integer from 0 to 10", ""),
+    ("guard: 1", "found 1, expected boolean", ""),
     ("chek: make", "unknown; did you mean check?", ""),
-    ("completed: true", "unknown, expected one of id, criteria, description, priority", ""),
-    ("timeout: 2024-99-99", "found a date that does not exist", "quote it"),
+    ("timeout: 2024-99-99", "found a date or number that does not exist", "quote it"),
 ]
 
 
 @pytest.mark.parametrize(
-    ("field", "said", "remedy"), WRONG_IN_CRITERION, ids=[field[:40] for field, *_ in WRONG_IN_CRITERION]
+    ("field", "message", "remedy"), WRONG_IN_CRITERION, ids=[one[0][:30] for one in WRONG_IN_CRITERION]
 )
-def test_a_wrong_field_of_a_criterion_is_named_by_its_path(tmp_path, field, said, remedy):
+def test_a_wrong_field_of_a_criterion_is_named_by_its_path(tmp_path, field, message, remedy):
     criteria = "" if field.startswith("criteria") else "criteria: c\n    "
-    text = f"title: t\ndefinition_of_done:\n  - criteria: a\n  - {criteria}{field}\n"
-    (line,) = problems(tmp_path, text)
+    (line,) = problems(tmp_path, f"title: t\ndefinition_of_done:\n  - criteria: a\n  - {criteria}{field}\n")
     assert line.startswith(f"mission.yaml:{5 if criteria else 4}: definition_of_done[1].{field.split(':')[0]}: ")
-    assert said in line
-    assert remedy in line
+    assert message in line and remedy in line
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("title: t\n", "mission.yaml:1: definition_of_done: missing, expected a list of 1 to 200 criteria; add it"),
-        (DONE, "mission.yaml:1: title: missing, expected a line of text"),
-        (
-            "title: t\ndefinition_of_done: []\n",
-            "mission.yaml:2: definition_of_done: found a list, expected a list of 1 to",
-        ),
-        (
-            "title: t\ndefinition_of_done:\n",
-            "mission.yaml:2: definition_of_done: found nothing, expected a list of 1 to 200",
-        ),
-        ("title: t\ndefinition_of_done: [null]\n", "definition_of_done[0]: found nothing, expected a mapping with"),
-        ("title: t\ndefinition_of_done: [7]\n", "definition_of_done[0]: found 7, expected a mapping with the field"),
-        (
-            "title: t\ndefinition_of_done: [done]\n",
-            "definition_of_done[0]: found 'done', expected a mapping with the field",
-        ),
-        (
-            "title: t\ndefinition_of_done:\n- id: a\n",
-            "mission.yaml:3: definition_of_done[0]: found none of criteria, desc",
-        ),
-        (
-            "title: t\ndefinition_of_done: [{criteria: a, description: b}]\n",
-            "definition_of_done[0]: found more than one of criteria",
-        ),
-    ],
-)
-def test_a_missing_field_is_named(tmp_path, text, said):
-    (line,) = problems(tmp_path, text)
-    assert said in line
-
-
-@pytest.mark.parametrize(
-    ("text", "found"), [("", "nothing"), ("# only this\n", "nothing"), ("- a\n", "a list"), ("a b", "'a b'")]
-)
-def test_a_file_without_fields_is_refused(tmp_path, text, found):
-    (line,) = problems(tmp_path, text)
-    assert f"the file: found {found}, expected a mapping with the fields title and definition_of_done" in line
+def test_a_missing_field_is_named(tmp_path):
+    wrong = {
+        "title: t\n": "mission.yaml:1: definition_of_done: missing, expected a list of 1 to 200 criteria; add it",
+        DONE: "mission.yaml:1: title: missing, expected a line of text",
+        "title: t\ndefinition_of_done: []\n": "mission.yaml:2: definition_of_done: found [], expected a list of 1",
+        "title: t\ndefinition_of_done: [7]\n": "definition_of_done[0]: found 7, expected a mapping with the field",
+        "title: t\ndefinition_of_done:\n- id: a\n": 'mission.yaml:3: definition_of_done[0]: found {"id": "a"}',
+        "": "the file: found null, expected a mapping with the fields title and definition_of_done",
+        "a b": 'the file: found "a b", expected a mapping with the fields',
+    }
+    for text, message in wrong.items():
+        (line,) = problems(tmp_path, text)
+        assert message in line
 
 
 def test_under_the_root_key_paths_begin_with_it_and_nothing_may_stand_beside_it(tmp_path):
     text = "mission:\n  title: t\n  definition_of_done:\n    - criteria: a\n      check: true\nsettings: {}\n"
     check, beside = problems(tmp_path, text)
     assert check.startswith("mission.yaml:5: mission.definition_of_done[0].check: found true")
-    assert beside == "mission.yaml:6: settings: unknown, expected mission"
+    assert beside == "mission.yaml:6: settings: unknown, expected one of mission"
 
 
 def test_all_errors_come_at_once_in_the_order_of_the_file(tmp_path):
-    text = "titel: t\nprotect: [/x]\ndefinition_of_done:\n- {criteria: a, id: a}\n- {criteria: 5, id: a, check: ''}\n"
-    found = problems(tmp_path, text)
-    assert [line.split(": ")[1] for line in found] == [
-        "titel", "title", "protect[0]", "definition_of_done[1].check", "definition_of_done[1].criteria",
-        "definition_of_done[1].id",
-    ]  # fmt: skip
+    text = "titel: t\nprotect: [/x]\ndefinition_of_done:\n- {criteria: a, id: a}\n- {criteria: 5, check: ''}\n"
+    found = [line.split(": ")[1] for line in problems(tmp_path, text)]
+    assert found == ["titel", "title", "protect[0]", "definition_of_done[1].check", "definition_of_done[1].criteria"]
 
 
-def test_repeated_criterion_ids_are_refused_with_both_lines(tmp_path):
-    text = "title: t\ndefinition_of_done:\n- criteria: a\n  id: x\n- criteria: b\n  id: x\n"
-    assert problems(tmp_path, text) == [
-        "mission.yaml:6: definition_of_done[1].id: found 'x' again, first in line 4; choose another name"
-    ]
-
-
-@pytest.mark.parametrize("name", ("m.yaml", "m.json"))
-def test_repeated_keys_are_refused_with_both_lines(tmp_path, name):
+def test_repeated_ids_and_keys_are_refused_with_their_lines(tmp_path):
+    text = "title: t\ndefinition_of_done:\n- {criteria: a, id: c2}\n- {criteria: b}\n"
+    assert problems(tmp_path, text) == ["mission.yaml:4: definition_of_done[1].id: found 'c2' again; rename one"]
     text = '{\n"title": "t",\n"definition_of_done": [{"criteria": "a",\n"check": "x",\n"check": "y"}]\n}'
-    assert problems(tmp_path, text, name) == [
-        f"{name}:5: definition_of_done[0].check: found again, first in line 4; remove one"
-    ]
+    for name in ("m.yaml", "m.json"):
+        line = f"{name}:4: definition_of_done[0].check: found again in line 5; remove one"
+        assert problems(tmp_path, text, name) == [line]
 
 
-def test_bytes_that_are_not_utf_8_are_located(tmp_path):
-    (line,) = problems(tmp_path, b"title: t\ncontext: caf\xe9\n")
-    assert line == "mission.yaml:2: the file: found byte 0xe9 at offset 21, expected UTF-8; save it as UTF-8"
-
-
-def test_a_utf_16_file_is_refused(tmp_path):
-    assert "found byte 0xff at offset 0, expected UTF-8" in problems(tmp_path, FULL.encode("utf-16"))[0]
-
-
-@pytest.mark.parametrize("name", ("m.yaml", "m.json"))
-def test_a_nul_byte_is_located(tmp_path, name):
-    (line,) = problems(tmp_path, b'{"title":\n"a\0b"}', name)
-    assert line.startswith(f"{name}:2: the file: found ")
-
-
-def test_a_tab_as_indentation_is_explained(tmp_path):
-    (line,) = problems(tmp_path, "title: t\ndefinition_of_done:\n\t- criteria: a\n")
-    assert "mission.yaml:3: the file: " in line
-    assert "indent with spaces" in line
+def test_a_refusal_names_the_line_of_each_check_that_proves_nothing(tmp_path):
+    lines = ["title: t", "definition_of_done:", *(f"- {{id: {id}, criteria: c, check: 'true'}}" for id in "abc")]
+    loaded = load(tmp_path, "\n".join(lines))
+    refusal = mission.refusal(loaded, {"c": "it passes anywhere", "a": "it passes in an empty folder too"})
+    first, second = (line.removeprefix(f"{tmp_path}/mission.yaml:") for line in refusal.problems)
+    reason = "the check of a proves nothing: it passes in an empty folder too"
+    assert first == f"3: definition_of_done[0].check: {reason}"
+    assert second.startswith("5: definition_of_done[2].check: the check of c ")
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "line"),
+    ("name", "text", "line", "message"),
     [
-        ("m.yaml", "title: 'open", 1),
-        ("m.yaml", "a: b\nc: *gone", 2),
-        ("m.yaml", "a: 1\nb: =", 2),
-        ("m.json", '{"a": 1\n"b": 2}', 2),
-        ("m.json", "", 1),
+        ("m.yaml", "title: 'open", 1, "found no valid YAML: "),
+        ("m.yaml", "a: b\nc: *gone", 2, "found no valid YAML: "),
+        ("m.yaml", "a: 1\nb: =", 2, "found no valid YAML: "),
+        ("m.yaml", "title: t\n---\ntitle: u\n", 2, "found no valid YAML: but found another document"),
+        ("m.yaml", "title: t\nx:\n\t- criteria: a\n", 3, "found character '\\t' that cannot start any token"),
+        ("m.yaml", "title: t\nx:\n- criteria: All of it: done\n", 3, "quote the text of `criteria`: it has `: `"),
+        ("m.yaml", 'x:\n- check: "a" && b\n', 2, "quote the text of `check`"),
+        ("m.json", '{"a": 1\n"b": 2}', 2, "found no valid YAML: "),
+        ("m.json", b'{"title":\n"a\0b"}', 2, "found the character U+0000"),
     ],
+    ids=range(9),
 )
-def test_a_syntax_error_is_located(tmp_path, name, text, line):
-    (found,) = problems(tmp_path, text, name)
-    assert found.startswith(f"{name}:{line}: the file: found no valid {'JSON' if 'json' in name else 'YAML'}: ")
+def test_a_syntax_error_is_located(tmp_path, name, text, line, message):
+    (problem,) = problems(tmp_path, text, name)
+    assert problem.startswith(f"{name}:{line}: found ") and message in problem
 
 
-def test_json_has_no_trailing_commas_comments_or_nan(tmp_path):
-    raw = '{"title": "t", "definition_of_done": [{"criteria": "a"}], "limits": {"hours": NaN}}'
-    assert "limits.hours: found a number that is not finite" in problems(tmp_path, raw, "m.json")[0]
-    assert "found no valid JSON" in problems(tmp_path, "# c\n{}", "m.json")[0]
+def test_yaml_tags_are_refused_and_nothing_is_run(tmp_path):
+    for tag in ("!!python/object/apply:os.system", "!!binary", "!mine", "!!int"):
+        (line,) = problems(tmp_path, f"title: t\ncontext: {tag} 'touch {tmp_path}/ran'\n{DONE}")
+        assert line.startswith("mission.yaml:2: context: found the YAML tag ")
+        assert not (tmp_path / "ran").exists()
 
 
-def test_a_second_document_is_refused(tmp_path):
-    (line,) = problems(tmp_path, f"title: t\n{DONE}---\ntitle: u\n")
-    assert line.startswith("mission.yaml:3: the file: found a second document")
-
-
-@pytest.mark.parametrize("tag", ("!!python/object/apply:os.system", "!!binary", "!!timestamp", "!mine", "!!int"))
-def test_yaml_tags_are_refused_and_nothing_is_run(tmp_path, tag):
-    (line,) = problems(tmp_path, f"title: t\ncontext: {tag} 'touch {tmp_path}/ran'\n{DONE}")
-    assert line.startswith("mission.yaml:2: the file: found the YAML tag ")
-    assert not (tmp_path / "ran").exists()
-
-
-def test_an_alias_bomb_is_defused(tmp_path):
+def test_alias_bombs_loops_and_deep_nesting_are_refused(tmp_path):
     bomb = "".join(f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 9)}]\n" for n in range(1, 12))
-    (line,) = problems(tmp_path, f"l0: &l0 [x]\n{bomb}")
-    assert "found more than 10000 values" in line
+    texts = [f"l0: &l0 [x]\n{bomb}", "a: &a [*a]", "a: &a {b: *a}", "&a {<<: *a}", "&a [*a, *a]"]
+    texts += [opening * 10_000 for opening in ("[", "{a: ", "- ", '{"a":', "? ")]
+    for text in texts:
+        assert ", expected fewer" in problems(tmp_path, text)[0]
 
 
-@pytest.mark.parametrize("text", ("a: &a [*a]", "a: &a {b: *a}", "&a {<<: *a}", "&a [*a, *a]"))
-def test_an_alias_of_itself_is_defused(tmp_path, text):
-    assert "levels" in problems(tmp_path, text)[0]
+def test_files_that_are_too_large_or_no_files_are_refused(tmp_path):
+    start = f"title: t\n{DONE}#"
+    assert load(tmp_path, start + "x" * (64 * 1024 - len(start))).title == "t"
+    assert "mission.yaml: found more than 65536 bytes; move long" in problems(tmp_path, start + "x" * 64 * 1024)[0]
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for path in (tmp_path, tmp_path / "pipe.yaml", Path("/dev/zero")):
+        with pytest.raises(MissionError, match="found a folder, pipe or device, expected a file"):
+            mission.load(path)
+    assert "can't decode byte 0xe9 in position 21" in problems(tmp_path, b"title: t\ncontext: caf\xe9\n")[0]
+    assert "cannot be read ('utf-8' codec" in problems(tmp_path, FULL.encode("utf-16"))[0]
 
 
-@pytest.mark.parametrize("opening", ("[", "{a: ", "- ", '{"a":', "? "))
-@pytest.mark.parametrize("name", ("m.yaml", "m.json"))
-def test_deep_nesting_is_refused(tmp_path, opening, name):
-    assert len(problems(tmp_path, opening * 10_000, name)) == 1
-
-
-def test_deep_nesting_in_blocks_is_refused(tmp_path):
-    text = "\n".join(" " * n + "a:" for n in range(300))
-    assert "mission.yaml:33: the file: found more than 32 levels" in problems(tmp_path, text)[0]
-
-
-def test_a_huge_file_is_refused_by_its_size(tmp_path):
-    path = tmp_path / "m.yaml"
-    with path.open("wb") as file:
-        file.truncate(50_000_000)
-    with pytest.raises(
-        MissionError, match="found 50000000 bytes, expected at most 65536; move long text into a file of the"
-    ):
-        mission.load(path)
-
-
-def test_a_file_of_the_largest_size_loads(tmp_path):
-    start = f"title: t\n{DONE}"
-    filler = "#" + "x" * (64 * 1024 - len(start) - 2) + "\n"
-    assert load(tmp_path, start + filler).title == "t"
-    assert "found 65537 bytes" in problems(tmp_path, start + filler + "\n")[0]
-
-
-def test_a_folder_is_refused(tmp_path):
-    with pytest.raises(MissionError, match="found a folder, expected a file"):
-        mission.load(tmp_path)
-
-
-def test_a_pipe_is_refused_without_waiting_for_it(tmp_path):
-    os.mkfifo(tmp_path / "m.yaml")
-    with pytest.raises(MissionError, match="found a pipe, socket or device, expected a file"):
-        mission.load(tmp_path / "m.yaml")
-
-
-def test_a_device_is_refused():
-    with pytest.raises(MissionError, match="found a pipe, socket or device"):
-        mission.load(Path("/dev/zero"))
-
-
-def test_a_missing_file_suggests_the_nearest_one_and_make_init(tmp_path):
-    load(tmp_path, FULL, "api.yaml")
-    with pytest.raises(
-        MissionError, match=r"apis\.yaml: no such file; did you mean api\.yaml\? `make init` writes one"
-    ):
-        mission.load(tmp_path / "apis.yaml")
-    with pytest.raises(MissionError, match=r"no such file; there is api\.yaml; `make init` writes one"):
-        mission.load(tmp_path / "something-else")
-    with pytest.raises(MissionError, match="no such file; `make init` writes one"):
-        mission.load(tmp_path / "no" / "where.yaml")
-
-
-def test_a_file_that_may_not_be_read_is_refused(tmp_path):
+def test_a_file_that_cannot_be_read_is_refused(tmp_path):
     load(tmp_path, FULL).path.chmod(0)
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(MissionError, match="no such file; `make init` writes one"):
+        mission.load(tmp_path / "gone.yaml")
     user = os.geteuid()
     os.seteuid(user or 65534)  # root may read every file
     try:
-        with pytest.raises(MissionError, match=r"cannot be read \(Permission denied\)"):
-            mission.load(tmp_path / "mission.yaml")
+        for name in ("mission.yaml", "loop", "a\0b", "x" * 300, "mission.yaml/x"):
+            with pytest.raises(MissionError, match="cannot be read"):
+                mission.load(tmp_path / name)
     finally:
         os.seteuid(user)
 
 
-@pytest.mark.parametrize("name", ("loop", "a\0b", "x" * 300, "mission.yaml/x"))
-def test_a_path_that_cannot_be_opened_is_refused(tmp_path, name):
-    (tmp_path / "loop").symlink_to("loop")
-    (tmp_path / "mission.yaml").touch()
-    with pytest.raises(MissionError, match="cannot be read"):
-        mission.load(tmp_path / name)
-
-
 def test_messages_stay_on_one_printable_line(tmp_path):
     (line,) = problems(tmp_path, f'title: t\n{DONE}"a\\nb\\ud800": c\n', "odd\nname.yaml")
-    assert line == r"odd\nname.yaml:3: a\nb\ud800: unknown, expected one of " + line.partition("one of ")[2]
+    assert line.startswith("odd name.yaml:3: a b : unknown, expected one of id")
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [(90, 90), ("90", 90), ("300s", 300), ("10m", 600), ("2h", 7200), ("1.5 H", 5400), ("1d", 86400), (0.5, 0.5)],
-)
-def test_durations_are_seconds(text, seconds):
-    assert document.parse_duration(text) == seconds
+def test_durations_are_seconds():
+    good = {90: 90, "90": 90, "300s": 300, "10m": 600, "2h": 7200, "1.5 H": 5400, "1d": 86400, 0.5: 0.5}
+    assert {text: mission.parse_duration(text) for text in good} == good
+    for text in ("", "m", "0", "-1", "1x", "1m30s", "nan", "1e5", "٣s", "5\n6", "9" * 5000):
+        with pytest.raises(ValueError, match="is not a number above 0"):
+            mission.parse_duration(text)
 
 
-@pytest.mark.parametrize(
-    ("text", "size"), [(512, 512), ("100KB", 102400), ("5mb", 5 << 20), ("1 GB", 1 << 30), ("7B", 7), ("0.5KB", 512)]
-)
-def test_sizes_are_bytes(text, size):
-    assert document.parse_size(text) == size
+JUNK = [*"\t\0\x7f\ud800\ufeff{]'\"|%@\n", "- ", ": ", "&a ", "*a", "!!x ", "---\n", "9" * 5000]
 
 
-@pytest.mark.parametrize(
-    "text", ("", "m", "0", "-1", "1x", "1m30s", "nan", "inf", "1e5", "٣s", "5\n6", "4000d", "9" * 5000)
-)
-def test_bad_durations_raise_value_error(text):
-    with pytest.raises(ValueError, match=r"is not a number|is out of range"):
-        document.parse_duration(text)
-
-
-@pytest.mark.parametrize("text", ("", "KB", "0", "-1KB", "5XB", "10m", "9" * 400 + "GB", "0.1"))
-def test_bad_sizes_raise_value_error(text):
-    with pytest.raises(ValueError, match=r"is not a number|is out of range"):
-        document.parse_size(text)
-
-
-JUNK = (
-    "\t",
-    "\0",
-    "\x7f",
-    "\ud800",
-    "\ufeff",
-    "{",
-    "]",
-    "- ",
-    ": ",
-    "&a ",
-    "*a",
-    "!!x ",
-    "\n",
-    "---\n",
-    "'",
-    '"',
-    "|",
-    "%",
-    "@",
-    "9" * 5000,
-)
-
-
-def mutilated(text: str, seed: int) -> str:
-    """The text with a few cuts, insertions and swaps that the seed determines."""
-    dice = random.Random(seed)
-    for _ in range(dice.randint(1, 4)):
-        at, to = sorted(dice.choices(range(len(text) + 1), k=2))
-        text = dice.choice(
-            [text[:at], text[:at] + text[to:], text[:at] + dice.choice(JUNK) + text[at:], text[to:] + text[:at]]
-        )
-    return text
-
-
-@pytest.mark.parametrize("seed", range(300))
-def test_a_mutilated_mission_loads_or_is_refused_and_nothing_else(seed):
-    name = "m.json" if seed % 3 == 0 else "m.yaml"
-    raw = {"title": "t", "limits": {"hours": 3}, "definition_of_done": [{"criteria": "a", "timeout": "5m"}]}
-    text = mutilated(json.dumps(raw, indent=1) if seed % 3 == 0 else FULL, seed)
-    try:
-        assert mission.parse(text, Path("/nowhere", name)).criteria
-    except MissionError as error:
-        assert error.problems
-        assert all(line.startswith(f"/nowhere/{name}:") for line in error.problems)
-
-
-ODD_VALUES = (
-    None,
-    True,
-    -1,
-    1.5,
-    "",
-    "x",
-    "../x",
-    "5m",
-    [],
-    [None],
-    {},
-    {"criteria": None},
-    [{"criteria": "a"}],
-    10**30,
-)
+def test_a_mutilated_mission_loads_or_is_refused_and_nothing_else():
+    for seed in range(300):
+        dice, text = random.Random(seed), FULL
+        for _ in range(dice.randint(1, 4)):
+            at, to = sorted(dice.choices(range(len(text) + 1), k=2))
+            put = text[:at] + dice.choice(JUNK) + text[at:]
+            text = dice.choice([text[:at], text[:at] + text[to:], put, text[to:] + text[:at]])
+        try:
+            assert mission.parse(text, Path("/nowhere/m.yaml")).criteria
+        except MissionError as error:
+            assert error.problems and all(line.startswith("/nowhere/m.yaml:") for line in error.problems), seed
 
 
 def places(value, path=()):
@@ -702,22 +366,235 @@ def places(value, path=()):
         yield from places(part, (*path, key))
 
 
-@pytest.mark.parametrize("odd", ODD_VALUES, ids=repr)
-@pytest.mark.parametrize("wrapped", (True, False))
-def test_an_odd_value_anywhere_loads_or_is_refused_and_nothing_else(tmp_path, odd, wrapped):
-    full = yaml.safe_load(FULL)
-    full = {"mission": full} if wrapped else full
-    for place in list(places(full)):
-        raw = json.loads(json.dumps(full))
-        functools.reduce(operator.getitem, place[:-1], raw)[place[-1]] = odd
-        try:
-            assert mission.parse(json.dumps(raw), tmp_path / "m.json").criteria
-        except MissionError as error:
-            assert all(line.startswith(f"{tmp_path}/m.json:1: ") for line in error.problems)
+def test_an_odd_value_anywhere_loads_or_is_refused_and_nothing_else(tmp_path):
+    full = {"mission": yaml.safe_load(FULL)}
+    for odd in (None, True, -1, 1.5, "", "../x", [], [None], {}, {"criteria": None}, [{"criteria": "a"}], 10**30):
+        for place in list(places(full)):
+            raw = json.loads(json.dumps(full))
+            functools.reduce(operator.getitem, place[:-1], raw)[place[-1]] = odd
+            try:
+                assert mission.parse(json.dumps(raw), tmp_path / "m.json").criteria
+            except MissionError as error:
+                assert all(line.startswith(f"{tmp_path}/m.json") for line in error.problems)
 
 
-def test_the_schema_describes_every_field():
-    schema = json.loads((Path(mission.__file__).parent / "schema/mission.json").read_text())
+# --------------------------------------------------------------------------------------------------------
+# Settings
+# --------------------------------------------------------------------------------------------------------
+
+
+def test_defaults_alone_are_complete():
+    settings = load_settings(None, None, {})
+    assert (settings.warnings, settings.notify, settings.openrouter.fallbacks) == ([], [], [])
+    assert (settings.orchestrator.max_iterations, settings.openrouter.api_key) == (None, None)
+    assert (settings.claude_code.timeout, settings.claude_code.max_file_size) == (7200, 5 * 1024 * 1024)
+    assert (settings.claude_code.hooks, settings.claude_code.mcp_config) == (False, None)
+    assert (settings.session.max_context, settings.monitoring.log_level) == (0.6, "INFO")
+    checks = {"sandbox": True, "network": True, "writable": [], "env": [], "jobs": 1, "memory": 8 << 30}
+    assert vars(settings.checks) == {**checks, "processes": 1000, "file_size": 2 << 30}
+
+
+def test_the_settings_of_the_specification_load_unmodified():
+    settings = load_settings(None, SAMPLES / "config.yaml", {"OPENROUTER_API_KEY": SECRET})
+    assert (settings.openrouter.api_key, settings.openrouter.model) == (SECRET, "anthropic/claude-3-opus")
+    assert settings.claude_code.api_key is None
+    assert (settings.claude_code.max_file_size, settings.claude_code.timeout) == (102400, 300)
+    assert settings.warnings == ["persistence.type: sqlite is not used"]
+
+
+def test_later_sources_win_key_by_key(tmp_path, project):
+    path = config(tmp_path, "claude_code: {model: file, timeout: 1h, max_turns: 7, models: {strong: file}}\n")
+    loaded = with_settings(project, "{claude_code: {model: mission, timeout: 20m}}")
+    environ = {"CCO_CLAUDE_CODE_MODEL": "environment", "CCO_CLAUDE_CODE_MODELS_ECONOMY": "haiku"}
+    claude = load_settings(loaded, path, environ).claude_code
+    assert (claude.model, claude.timeout, claude.max_turns, claude.idle_timeout) == ("environment", 1200, 7, 1800)
+    assert vars(claude.models) == {"economy": "haiku", "standard": None, "strong": "file"}
+    path = config(tmp_path, "orchestrator: {iteration_timeout: 5m}\n")
+    assert load_settings(None, path, {}).claude_code.timeout == 300
+    assert load_settings(None, path, {"CCO_CLAUDE_CODE_TIMEOUT": "1h"}).claude_code.timeout == 3600
+
+
+def test_empty_files_and_sections_change_nothing(tmp_path):
+    for text in ("", "# nothing\n", "\ufeff", "openrouter:\nclaude_code:\nnotify:\n", "{}"):
+        assert load_settings(None, config(tmp_path, text), {}) == load_settings(None, None, {})
+    assert "gone.yaml: no such file" in refused(None, tmp_path / "gone.yaml")[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("ORCHESTRATOR_MAX_ITERATIONS", "5", 5),
+        ("ORCHESTRATOR_MAX_ITERATIONS", "unlimited", None),
+        ("OPENROUTER_API_KEY", "12345", "12345"),
+        ("CLAUDE_CODE_COMMAND", "@odd: [", "@odd: ["),
+        ("CLAUDE_CODE_HOOKS", "on", True),
+        ("SESSION_MAX_CONTEXT", "60%", 0.6),
+        ("MONITORING_LOG_LEVEL", "debug", "DEBUG"),
+        ("CHECKS_WRITABLE", "[~/.config/tool, /run/docker.sock]", ["~/.config/tool", "/run/docker.sock"]),
+        ("CHECKS_PROCESSES", "null", None),
+    ],
+)
+def test_a_variable_sets_a_key(name, text, value):
+    section = next(one for one in ("claude_code", *vars(load_settings(None, None, {}))) if name.lower().startswith(one))
+    settings = load_settings(None, None, {f"CCO_{name}": text, "CCO_NO_SKIPS": "1", "CCO_UNHEARD_OF": "1"})
+    assert getattr(getattr(settings, section), name.lower().removeprefix(f"{section}_")) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("OPENROUTER_MODELS_STRNG", "x", "openrouter.models.strng: unknown; did you mean strong?"),
+        ("SESSION_ID", "x", "session.id: unknown, expected one of max_context"),
+        ("OPENROUTER_TEMPERATURE", "hot", 'openrouter.temperature: found "hot", expected number from 0 to 2'),
+        ("OPENROUTER_BASE_URL", "ftp://x", "expected an address that starts with https:// or http://"),
+        ("MONITORING_LOG_LEVEL", "LOUD", 'found "LOUD", expected one of ERROR, WARN, INFO, DEBUG, TRACE'),
+        ("ORCHESTRATOR_MAX_ITERATIONS", "0", "found 0, expected a whole number from 1, or unlimited"),
+        ("SESSION_MAX_CONTEXT", "60", "found 60, expected a number from 0.1 to 1, or a percentage such as 60%"),
+        ("MANAGER_PROVIDER", "openruter", "expected one of rules, openrouter, claude; did you mean openrouter?"),
+    ],
+)
+def test_a_wrong_variable_is_named(name, text, message):
+    (line,) = refused(None, None, **{f"CCO_{name}": text})
+    assert line.startswith(f"CCO_{name}: {name.split('_')[0].lower()}") and message in line
+
+
+def test_names_that_git_takes_for_no_branch_are_refused():
+    names = ["-x", "a..b", "x.lock", "x/", "/x", ".x", "a/.b", "a~1", "a:b", "a\\b", "HEAD", "@", "a b", "a\x07"]
+    for name in [*names, "--help", "@{-1}", "a//b"]:
+        assert "expected the name of a branch" in refused(None, None, CCO_REPOSITORY_BRANCH=name)[0]
+
+
+def test_errors_of_all_sources_come_at_once_with_file_and_line(tmp_path, project):
+    text = "openruter:\n  model: x\nclaude_code:\n  timeout: soon\n  sandbox: 1\nsession: 5\n"
+    loaded = with_settings(project, "{claude_code: {modus: manual}}")
+    found = refused(loaded, config(tmp_path, text), CCO_MANAGER_PROVIDER="me")
+    assert [line.rpartition("/")[2].split(", expected")[0] for line in found] == [
+        "config.yaml:1: openruter: unknown; did you mean openrouter?",
+        'config.yaml:4: claude_code.timeout: found "soon"',
+        "config.yaml:5: claude_code.sandbox: found 1",
+        "config.yaml:6: session: found 5",
+        "m.yaml:2: settings.claude_code.modus: unknown; did you mean models?",
+        'CCO_MANAGER_PROVIDER: manager.provider: found "me"',
+    ]
+    for text in ("- a\n", "hello\n", "openrouter: x\n", "a: ]\n", "a: !!python/name:os.system x\n"):
+        assert "config.yaml:1: " in refused(None, config(tmp_path, text))[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("api_key: ${NAME}", SECRET),
+        ("api_key: ${UNSET}", None),
+        ("api_key: ${EMPTY}", None),
+        ("base_url: https://${HOST}/v1", "https://example.invalid/v1"),
+        ("fallbacks: ['${HOST}/a']", ["example.invalid/a"]),
+        ("model: $NAME-is-left-alone", "$NAME-is-left-alone"),
+    ],
+)
+def test_names_are_replaced_from_the_environment(tmp_path, project, text, value):
+    environ = {"NAME": SECRET, "HOST": "example.invalid", "EMPTY": ""}
+    key = text.split(":")[0]
+    settings = load_settings(None, config(tmp_path, f"openrouter:\n  {text}\n"), environ)
+    assert getattr(settings.openrouter, key) == value
+    settings = load_settings(load(project, f"title: t\nsettings:\n  openrouter:\n   {text}\n{DONE}"), None, environ)
+    assert getattr(settings.openrouter, key) == value
+
+
+def test_a_name_that_is_not_set_is_an_error_where_null_is_not_allowed(tmp_path):
+    (line,) = refused(None, config(tmp_path, "openrouter:\n  base_url: https://${HOST}/v1\n"))
+    assert "config.yaml:2: openrouter.base_url: found ${HOST}, which is not set" in line
+
+
+def test_dotenv_fills_in_names_and_the_environment_wins(project):
+    (project / ".env").write_text(f"export OPENROUTER_API_KEY='{SECRET}'\n")
+    (project / ".cco").mkdir()
+    path = config(project / ".cco", "")
+    for loaded, given in ((with_settings(project, "{}"), None), (None, path)):
+        assert load_settings(loaded, given, {}).openrouter.api_key == SECRET
+        assert load_settings(loaded, given, {"OPENROUTER_API_KEY": "other"}).openrouter.api_key == "other"
+        assert load_settings(loaded, given, {"OPENROUTER_API_KEY": ""}).openrouter.api_key is None
+    assert os.environ.get("OPENROUTER_API_KEY") != SECRET
+
+
+def test_lines_of_dotenv(tmp_path):
+    lines = {
+        "A=b": "b", "  export A = b  ": "b", "A='b # c'  # comment": "b # c", 'A="b c"': "b c", "A=b # comment": "b",
+        "A=b#c": "b#c", "A=": "", "A= # comment": "", "A=b=c==": "b=c==", "A='b": "'b", 'A="it\'s"': "it's",
+        "A=$B": "$B", "\ufeffA=b": "b", "A=b\r": "b", "A=1\nA=2": "2",
+    }  # fmt: skip
+    for line, value in lines.items():
+        (tmp_path / ".env").write_bytes(line.encode())
+        assert read_dotenv(tmp_path / ".env") == {"A": value}, line
+    (tmp_path / ".env").write_bytes(b"# A=b\n\nhello\n=x\n1A=b\nA-B=c\n\xff\xfe=d\nGOOD=e\xff\n")
+    assert read_dotenv(tmp_path / ".env") == {"GOOD": "e\ufffd"}
+    assert read_dotenv(tmp_path) == read_dotenv(tmp_path / "gone") == {}
+
+
+def test_secrets_are_not_echoed(tmp_path):
+    lines = [f"api_key: [{SECRET}]", f"api_key: '{SECRET} '", f"api_key: {SECRET}: x", "api_key: 1234512345"]
+    lines += ["api_key: 2099-99-99", "model: ' ${KEY}'", "temperature: ${KEY}"]
+    for line in lines:
+        (problem,) = refused(None, config(tmp_path, f"openrouter:\n  {line}\n"), KEY=SECRET)
+        assert not any(secret in problem for secret in (SECRET, "1234512345", "2099-99-99"))
+    (problem,) = refused(None, None, CCO_OPENROUTER_API_KEY=f"{SECRET}\n{SECRET}")
+    assert problem.startswith("CCO_OPENROUTER_API_KEY: openrouter.api_key: found something that is not shown, expected")
+
+
+def test_the_template_explains_every_key_and_changes_nothing(tmp_path):
+    text = settings_template()
+    assert load_settings(None, config(tmp_path, text), {}) == load_settings(None, None, {})
+    active = re.sub(r"(?m)^( *)#(?! )", r"\1", text)
+    environ = {"OPENROUTER_API_KEY": SECRET}
+    assert active.count("#") < text.count("#") - 40
+    assert load_settings(None, config(tmp_path, active), environ) == load_settings(None, None, environ)
+
+
+def test_the_schemas_describe_every_field_and_every_default_is_allowed():
+    from jsonschema import Draft202012Validator
+
+    schema = json.loads((KIT / "schema/config.json").read_text())
+    for section, part in schema["properties"].items():
+        for key, entry in {section: part, **part.get("properties", {})}.items():
+            assert entry["description"].endswith("."), key
+            assert "default" not in entry or Draft202012Validator(entry).is_valid(entry["default"]) or key == "api_key"
+    notify = schema["properties"]["notify"]
+    assert all(event in notify["description"] for event in notify["items"]["properties"]["events"]["default"])
+    schema = json.loads((KIT / "schema/mission.json").read_text())
     for part in schema["$defs"].values():
-        assert all(entry["description"] for entry in part["properties"].values())
+        assert all(entry["description"].endswith(".") for entry in part["properties"].values())
     assert tuple(schema["$defs"]["criterion"]["properties"]["priority"]["enum"]) == mission.PRIORITIES
+
+
+def test_notify_is_a_list_of_commands_and_a_stronger_list_replaces_a_weaker_one(tmp_path, project):
+    text = 'notify:\n- command: mail -s "CCO ${CCO_X}" me\n  events: [blocked, done]\n- {command: b}\n'
+    path = config(tmp_path, text)
+    first, second = load_settings(None, path, {"CCO_X": "y"}).notify
+    assert (first.command, first.events) == ('mail -s "CCO ${CCO_X}" me', ["blocked", "done"])  # the shell's to replace
+    assert (second.command, len(second.events)) == ("b", 10)
+    second.events.clear()
+    assert len(load_settings(None, path, {}).notify[1].events) == 10
+    assert len(load_settings(with_settings(project, "{notify: null}"), path, {}).notify) == 2
+    loaded = with_settings(project, "{notify: [{command: mission}]}")
+    assert [one.command for one in load_settings(loaded, path, {}).notify] == ["mission"]
+    assert load_settings(loaded, path, {"CCO_NOTIFY": "[]"}).notify == []
+    assert load_settings(loaded, path, {"CCO_NOTIFY": "[{command: v}]"}).notify[0].command == "v"
+
+
+def test_a_wrong_entry_of_notify_is_named(tmp_path, project):
+    no_list = "notify: found something that is not shown, expected a list of at most 8"
+    wrong = {
+        "curl x": no_list,
+        "{command: curl x}": no_list,
+        f"[{', '.join(['{command: c}'] * 9)}]": no_list,
+        "[{}]": "notify[0].command: missing, expected a shell command of at most 4000 characters; add it",
+        "[{type: slack, command: c}]": "notify[0].type: unknown",
+        "[{command: ' '}]": "notify[0].command: found something that is not shown, expected a shell command",
+        "[{command: c, evnts: [done]}]": "notify[0].evnts: unknown; did you mean events?",
+        "[{command: c, events: []}]": "notify[0].events: found [], expected a list of events, such as",
+        "[{command: c, events: [block]}]": "; did you mean blocked?",
+    }
+    for text, message in wrong.items():
+        of_file = refused(None, config(tmp_path, f"notify: {text}\n"))
+        of_mission = refused(with_settings(project, f"{{notify: {text}}}"), None)
+        for (line,) in (of_file, of_mission, refused(None, None, CCO_NOTIFY=text)):
+            assert message in line and "curl" not in line

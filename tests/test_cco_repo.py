@@ -1,40 +1,28 @@
-"""Git: what a session changed becomes one commit on the branch, and what may not be in it is named."""
+"""Git: one commit a session and what may not be in it, protected files, the kit's own, and the clean checkout."""
 
 from __future__ import annotations
 
 import os
-import signal
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import need
 
 import log
 import proc
 import repo
-from repo import GitError, Repo
+from repo import Checkout, GitError, Kit, Protected, Repo
 
 SECRET = "Zk9-planted+value/4711=="
+OWN = ["kit/cco.py", "missions/api.yaml", ".cco/api.json", ".claude/settings.json", "a/.claude/x", "a/b/.cco/lock"]
+OWN_REPOSITORY = "a repository of its own: what is inside it is not committed"
 TRAILERS = {repo.MISSION: "api", repo.ITERATION: "1"}
-NAMES = [
-    "with space",
-    "ümläut-€",
-    "new\nline",
-    "-dash",
-    "--all",
-    "*",
-    "[a]?.txt",
-    ":(exclude)x",
-    ":!y",
-    'quo"te',
-    "back\\slash",
-    "tab\t",
-    "\x1b[2J",
-    "trailing ",
-    "#hash",
-    os.fsdecode(b"latin-\xe4"),
-    "deep/er/-f",
-]
+NAMES = ["with space", "ümläut-€", "new\nline", "-dash", "--all", "*", "[a]?.txt", ":(exclude)x", ":!y", 'quo"te', "#"]
+NAMES += ["back\\slash", "tab\t", "\x1b[2J", "end ", "$HOME `id`", os.fsdecode(b"latin-\xe4"), "deep/er/-f"]
 
 
 @pytest.fixture(autouse=True)
@@ -59,10 +47,8 @@ def tree(project) -> Repo:
 @pytest.fixture
 def empty(tmp_path, git) -> Repo:
     """A repository without a commit."""
-    root = tmp_path / "empty"
-    root.mkdir()
-    git(root, "init", "-q", "-b", "main")
-    return Repo(root)
+    git(tmp_path, "init", "-q", "-b", "main", "empty")
+    return Repo(tmp_path / "empty")
 
 
 def write(root: Path, *names: str, content: str | bytes = "x\n") -> None:
@@ -72,6 +58,15 @@ def write(root: Path, *names: str, content: str | bytes = "x\n") -> None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
+def sh(root: Path, script: str, code: int = 0) -> None:
+    """Run a script in a folder, as a worker or a user who git knows would."""
+    who = {f"GIT_{role}_{what}": "w@example.invalid" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    allow = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "protocol.file.allow", "GIT_CONFIG_VALUE_0": "always"}
+    env = {**os.environ, **who, **allow}
+    done = subprocess.run(["bash", "-ec", script], cwd=root, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+
+
 def commit(tree: Repo, base: str | None = None, **given: Any) -> repo.Commit:
     """A session's commit, made on the commit that is checked out."""
     base = tree.head() if base is None else base
@@ -79,9 +74,33 @@ def commit(tree: Repo, base: str | None = None, **given: Any) -> repo.Commit:
     return tree.commit(base, "main", **{**options, **given})
 
 
-def files(git: Any, root: Path, commit: str = "HEAD") -> set[str]:
-    """The names in a commit."""
-    return {name for name in git(root, "ls-tree", "-rz", "--name-only", commit).split("\0") if name}
+def save(git: Any, root: Path, *names: str, content: str | bytes = "x\n") -> str:
+    """The user's commit of some files, and of all else."""
+    write(root, *names, content=content)
+    sh(root, "git add -Af; git commit -qm x")
+    return str(git(root, "rev-parse", "HEAD"))
+
+
+def changed(tree: Repo) -> set[str]:
+    return {*tree.status()}
+
+
+def files(root: Path) -> set[str]:
+    """All that is below a folder and is no folder, but for git's own."""
+    found = (Path(folder, name) for folder, _, names in os.walk(root) for name in names)
+    return {os.path.relpath(path, root) for path in found if ".git" not in path.parts}
+
+
+def picture(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """All that is in a folder and is no folder: mode and content."""
+    found = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    return {
+        str(p): (p.lstat().st_mode, os.fsencode(os.readlink(p)) if p.is_symlink() else p.read_bytes()) for p in found
+    }
+
+
+def in_commit(git: Any, root: Path) -> set[str]:
+    return {name for name in git(root, "ls-tree", "-rz", "--name-only", "HEAD").split("\0") if name}
 
 
 def parents(git: Any, root: Path) -> list[str]:
@@ -89,1116 +108,743 @@ def parents(git: Any, root: Path) -> list[str]:
 
 
 def program(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/bin/sh\n{text}\n")
+    write(path.parent, path.name, content=f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
     return path
 
 
-# --------------------------------------------------------------------------------------------------------
-# Before the first session
-# --------------------------------------------------------------------------------------------------------
+def test_status_names_every_kind_of_change_as_it_is_called(tree, git):
+    assert tree.status() == {}
+    save(git, tree.root, "changed", "deleted", "staged", "moved", "unstaged")
+    write(tree.root, "new", "changed", "staged", *NAMES, content="other\n")
+    sh(tree.root, "rm deleted; git add staged; git mv moved 'moved away'; git rm -q --cached unstaged")
+    assert changed(tree) == {"new", "changed", "deleted", "staged", "moved", "unstaged", "moved away", *NAMES}
+    assert (tree.status()["deleted"], tree.status()["new"]) == (".D", "??")
 
 
-def test_a_clean_tree_is_not_dirty(tree):
-    assert tree.dirty() == []
-
-
-def test_every_kind_of_change_is_dirty(tree, git):
-    write(tree.root, "changed", "deleted", "staged", "moved", "unstaged")
-    git(tree.root, "add", "-A")
-    git(tree.root, "commit", "-qm", "x")
-    write(tree.root, "new", "changed", "staged", content="other\n")
-    (tree.root / "deleted").unlink()
-    git(tree.root, "add", "staged")
-    git(tree.root, "mv", "moved", "moved away")
-    git(tree.root, "rm", "-q", "--cached", "unstaged")
-    assert set(tree.dirty()) == {"new", "changed", "deleted", "staged", "moved", "moved away", "unstaged"}
-
-
-def test_the_kit_the_mission_and_the_folders_of_tools_are_not_dirty(tree):
+def test_status_leaves_out_kit_mission_tools_and_caches_and_names_nested_repositories(tree):
+    sh(tree.root, "git init -q kit; git init -q nested")
     write(tree.root, "kit/cco.py", "missions/api.yaml", ".cco/api.json", ".claude/settings.json", "a/b/.claude/x")
-    write(tree.root, "a/.cco/lock")
-    assert tree.dirty() == []
+    write(tree.root, "a/.cco/lock", "src/__pycache__/x.pyc", "old.pyc", ".pytest_cache/x")
+    assert changed(tree) == {"nested/"}
     write(tree.root, "kit2/x", "missions/api.yaml.bak", ".cco2", "a/c")
-    assert set(tree.dirty()) == {"kit2/", "missions/", ".cco2", "a/"}
+    assert changed(tree) == {"kit2/x", "missions/api.yaml.bak", ".cco2", "a/c", "nested/"}
 
 
-def test_names_are_told_as_they_are(tree):
-    write(tree.root, *NAMES)
-    assert {found.rstrip("/") for found in tree.dirty()} == {name.split("/")[0] for name in NAMES}
-
-
-def test_what_git_ignores_is_not_dirty(tree):
-    write(tree.root, ".git/info/exclude", content="*.log\n")
-    write(tree.root, "x.log")
-    assert tree.dirty() == []
-
-
-def test_an_empty_repository_has_no_head_and_may_be_dirty(empty):
-    assert (empty.head(), empty.branch(), empty.dirty()) == ("", "main", [])
-    write(empty.root, "new")
-    assert empty.dirty() == ["new"]
-
-
-def test_a_branch_has_a_head_of_its_own(tree, git):
-    git(tree.root, "branch", "other")
-    write(tree.root, "a")
-    made = commit(tree)
-    assert (tree.head_of("main"), tree.head_of("other")) == (made.sha, git(tree.root, "rev-parse", "other"))
-    assert tree.head_of("none") == ""
-
-
-def test_a_snapshot_changes_with_what_git_does_not_ignore(tree, git):
-    write(tree.root, ".git/info/exclude", content="*.log\n")
-    seen = [tree.snapshot()]
-    for change in (
-        lambda: write(tree.root, "new"),
-        lambda: write(tree.root, "new", content="longer than before\n"),
-        lambda: (tree.root / "link").symlink_to("nowhere"),
-        lambda: (tree.root / "README.md").unlink(),
-        lambda: git(tree.root, "commit", "-q", "--allow-empty", "-m", "x"),
-    ):
-        change()
-        assert tree.snapshot() not in seen
-        seen.append(tree.snapshot())
-    write(tree.root, "x.log", ".cco/api.json", "kit/cco.py", "missions/api.yaml")
-    assert tree.snapshot() == seen[-1]
-
-
-def test_a_detached_head_is_on_no_branch(tree, git):
-    git(tree.root, "checkout", "-q", "--detach")
-    assert (tree.branch(), tree.head()) == ("", git(tree.root, "rev-parse", "main"))
-
-
-def test_a_changed_submodule_is_dirty(tree, git, tmp_path):
-    module(tree, git, tmp_path)
-    assert tree.dirty() == []
-    write(tree.root, "module/README.md", content="changed\n")
-    assert tree.dirty() == ["module"]
-
-
-def module(tree: Repo, git: Any, tmp_path: Path) -> None:
-    """A submodule in the project, committed."""
-    git(tmp_path, "clone", "-q", str(tree.root), "other")
-    git(tree.root, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(tmp_path / "other"), "module")
-    git(tree.root, "commit", "-qm", "add the module")
-
-
-def test_a_nested_repository_is_dirty(tree, git):
-    (tree.root / "nested").mkdir()
-    git(tree.root / "nested", "init", "-q")
-    assert tree.dirty() == ["nested/"]
+def test_head_branch_and_folder_are_named_in_every_kind_of_work_tree(tree, empty, git, tmp_path):
+    sh(tree.root, "git branch cco/api; git worktree add -q -b other ../linked; git worktree add -q --detach ../loose")
+    head, folder = git(tree.root, "rev-parse", "HEAD"), tree.root / ".git"
+    expected = {tree: (head, "main", folder), empty: ("", "main", empty.root / ".git")}
+    expected |= {Repo(tmp_path / "linked"): (head, "other", folder), Repo(tmp_path / "loose"): (head, "", folder)}
+    for here, facts in expected.items():
+        assert (here.head(), here.branch(), here.folder()) == facts
+        assert here.head_of("cco/api") == facts[0] and here.head_of("gone") == ""
 
 
 def test_a_folder_that_is_no_repository_is_an_error_that_names_it(tmp_path):
     with pytest.raises(GitError, match="not a git repository") as caught:
-        Repo(tmp_path).dirty()
-    assert str(tmp_path) in str(caught.value)
+        Repo(tmp_path).status()
+    assert (str(tmp_path) in str(caught.value), caught.value.code) == (True, 4)
 
 
-def test_a_machine_without_git_is_an_error_that_says_so(tree, monkeypatch):
-    monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(GitError, match="No such file or directory: git"):
-        tree.dirty()
+def test_a_branch_is_made_from_wherever_we_are_and_switched_to_again(tree, empty):
+    sh(tree.root, "git checkout -q --detach")
+    for here in (tree, empty):
+        write(here.root, "work")  # a file of the same name
+        for branch in ["work", "work", *["main", "work"] * (here is tree)]:
+            here.switch(branch)
+            assert here.branch() == branch
+        assert (here.root / "work").read_text() == "x\n"
 
 
-# --------------------------------------------------------------------------------------------------------
-# The branch
-# --------------------------------------------------------------------------------------------------------
+def test_a_linked_work_tree_and_a_submodule_are_worked_in_like_any_other(tree, tmp_path):
+    sh(tree.root, "git worktree add -q -b linked ../linked; git clone -q . ../origin")
+    sh(tree.root, "git submodule --quiet add ../origin module; git commit -qm x")
+    for here in (Repo(tmp_path / "linked"), Repo(tree.root / "module")):
+        here.switch("work")
+        write(here.root, "a")
+        assert here.commit(here.head(), "work", "t", "b", TRAILERS, 1000, False).changed == ["a"]
+        assert (here.branch(), changed(here), here.iterations("api")) == ("work", set(), [(1, here.head())])
+    assert (tree.branch(), changed(tree)) == ("main", {"module"})
 
 
-def test_a_branch_is_made_where_we_are_and_found_again(tree, git):
-    start = tree.head()
-    tree.switch("cco/api")
-    assert (tree.branch(), tree.head()) == ("cco/api", start)
-    write(tree.root, "a")
-    commit(tree, hooks=False)
-    git(tree.root, "checkout", "-q", "-B", "cco/api", git(tree.root, "rev-parse", "main"))
-    git(tree.root, "checkout", "-q", "main")
-    tree.switch("cco/api")
-    tree.switch("cco/api")
-    assert tree.branch() == "cco/api"
-
-
-@pytest.mark.parametrize("before", ["unborn", "detached", "a file of the same name", "untracked files"])
-def test_a_branch_is_made_from_wherever_we_are(tree, empty, git, before):
-    here = empty if before == "unborn" else tree
-    if before == "detached":
-        git(here.root, "checkout", "-q", "--detach")
-    write(here.root, "work")
-    here.switch("work")
-    assert here.branch() == "work"
-    assert (here.root / "work").read_text() == "x\n"
-
-
-@pytest.mark.parametrize(
-    "name", ["", "-x", "--help", "a b", "a..b", "a.lock", "@{-1}", "HEAD", "a//b", "a~1", "main/x"]
-)
-def test_a_branch_of_an_impossible_name_is_refused(tree, name):
-    with pytest.raises(GitError):
-        tree.switch(name)
-    assert tree.branch() == "main"
-
-
-def test_work_that_a_switch_would_lose_is_kept(tree, git):
-    git(tree.root, "checkout", "-q", "-b", "work")
-    write(tree.root, "README.md", content="on work\n")
-    git(tree.root, "commit", "-qam", "x")
-    git(tree.root, "checkout", "-q", "main")
-    write(tree.root, "README.md", content="precious\n")
-    with pytest.raises(GitError, match=r"(?s)would be overwritten.*README\.md"):
-        tree.switch("work")
-    assert (tree.branch(), (tree.root / "README.md").read_text()) == ("main", "precious\n")
-
-
-def test_a_linked_work_tree_is_worked_in_like_any_other(tree, git, tmp_path):
-    git(tree.root, "worktree", "add", "-q", "-b", "linked", str(tmp_path / "linked"))
-    linked = Repo(tmp_path / "linked")
-    assert (linked.branch(), linked.dirty()) == ("linked", [])
-    with pytest.raises(GitError, match="already"):
-        linked.switch("main")
-    linked.switch("work")
-    write(linked.root, "a")
-    made = linked.commit(linked.head(), "work", "t", "b", TRAILERS, 1000, False)
-    assert (made.changed, linked.branch(), linked.dirty()) == (["a"], "work", [])
-    assert (tree.branch(), tree.dirty()) == ("main", [])
-    assert linked.last_iteration("api") == 1
-
-
-# --------------------------------------------------------------------------------------------------------
 # A session's commit
-# --------------------------------------------------------------------------------------------------------
 
 
 def test_everything_that_changed_is_in_one_commit(tree, git):
-    write(tree.root, "deleted", "changed", "made executable", "becomes a link", "a folder/file")
-    git(tree.root, "add", "-A")
-    git(tree.root, "commit", "-qm", "before")
-    base = tree.head()
-    for name in ("deleted", "becomes a link", "a folder/file"):
-        (tree.root / name).unlink()
-    (tree.root / "a folder").rmdir()
-    (tree.root / "a folder").write_text("a file now\n")
-    (tree.root / "becomes a link").symlink_to("/etc/passwd")
-    (tree.root / "dangling").symlink_to("nowhere")
-    (tree.root / "made executable").chmod(0o755)
-    write(tree.root, "changed", "new", content=b"\0\xff")
+    base = save(git, tree.root, "deleted", "changed", "executable", "to a link", "folder/file", "linked/file")
+    sh(
+        tree.root,
+        "rm -r deleted folder linked 'to a link'; echo a file now > folder; ln -s src linked; ln -s /etc 'to a link';"
+        "ln -s nowhere dangling; chmod +x executable; mkdir src; printf '\\0\\377' | tee changed > src/file",
+    )
     made = commit(tree, base)
-    expected = {
-        "deleted",
-        "changed",
-        "made executable",
-        "becomes a link",
-        "a folder/file",
-        "a folder",
-        "dangling",
-        "new",
-    }
-    assert (set(made.changed), made.left_out) == (expected, {})
-    assert (made.sha, parents(git, tree.root), tree.dirty()) == (tree.head(), [base], [])
+    expected = {"deleted", "changed", "executable", "to a link", "folder/file", "folder", "dangling", "src/file"}
+    assert ({*made.changed}, made.left_out) == (expected | {"linked/file", "linked"}, {})
+    assert (made.sha, parents(git, tree.root), changed(tree)) == (tree.head(), [base], set())
     modes = {line.split("\t")[1]: line[:6] for line in git(tree.root, "ls-tree", "HEAD").splitlines()}
-    assert modes["becomes a link"] == modes["dangling"] == "120000"
-    assert (modes["made executable"], modes["a folder"]) == ("100755", "100644")
+    assert {modes.pop(name) for name in ("to a link", "dangling", "linked")} == {"120000"}
+    assert (modes["executable"], modes["folder"]) == ("100755", "100644")
+    assert git(tree.root, "status", "--porcelain") == ""
 
 
-def test_files_of_any_name_are_committed(tree):
+def test_files_of_any_name_are_committed_or_left_out(tree):
     write(tree.root, *NAMES)
-    assert set(commit(tree).changed) == set(NAMES)
-    assert tree.dirty() == []
-
-
-def test_files_of_any_name_are_left_out(tree):
-    write(tree.root, *NAMES, content="x" * 2000)
-    write(tree.root, "small")
-    made = commit(tree)
-    assert (made.changed, set(made.left_out)) == (["small"], set(NAMES))
-    assert all((tree.root / name).exists() for name in NAMES)
-
-
-def test_a_session_that_changed_nothing_makes_no_commit(tree):
-    base = tree.head()
-    write(tree.root, ".cco/api.json", ".claude/settings.json")
-    assert commit(tree) == repo.Commit(base, left_out={".claude/settings.json": repo.TOOLS_OWN})
-    assert tree.head() == base
+    assert {*commit(tree).changed} == {*NAMES}
+    assert changed(tree) == set()
+    write(tree.root, "README.md", *NAMES, content="x" * 1001)
+    write(tree.root, "small", content="x" * 1000)
+    for expected in (["small"], []):
+        made = commit(tree)
+        assert (made.changed, {*made.left_out}) == (expected, {*NAMES, "README.md"})
+    assert made.left_out["*"] == "1001 bytes are more than claude_code.max_file_size allows (1000)"
+    assert (tree.root / "*").read_text() == "x" * 1001
 
 
 def test_the_first_commit_of_a_repository_can_be_made(empty, git):
-    write(empty.root, "a", "large", content="x" * 900)
-    write(empty.root, "large", content="x" * 2000)
-    made = commit(empty, "", trailers={})
-    assert (made.changed, list(made.left_out)) == (["a"], ["large"])
-    assert (parents(git, empty.root), files(git, empty.root)) == ([], {"a"})
-    assert commit(empty).changed == []
+    assert (commit(empty, ""), {*empty.statistics("").values()}) == (repo.Commit(""), {0})
+    assert (empty.iterations("api"), empty.commit_after("", "api", 1), empty.diff("", "")) == ([], None, "")
+    assert (empty.recent("", "", 5), empty.files("")) == ([], {})
+    write(empty.root, "a")
+    sh(empty.root, "git commit -q --allow-empty -m mine")
+    made = commit(empty, "")
+    assert (made.changed, parents(git, empty.root), in_commit(git, empty.root)) == (["a"], [], {"a"})
+    assert (empty.commit_after("", "api", 1), len(empty.recent("", made.sha, 5))) == (made, 1)
 
 
-def test_a_commit_of_nothing_in_an_empty_repository_is_none(empty):
-    assert commit(empty, "") == repo.Commit("")
-    assert empty.statistics("") == {"files_modified": 0, "lines_of_code_added": 0, "tests_created": 0}
-
-
-def test_a_signal_to_the_kit_does_not_cut_a_commit_short(tree, git, monkeypatch):
-    git(tree.root, "config", "filter.slow.clean", "sleep 0.3; cat")
-    write(tree.root, ".git/info/attributes", content="a filter=slow\n")
-    write(tree.root, "a")
-    monkeypatch.setattr(proc, "stopping", signal.SIGTERM)
-    assert commit(tree).changed == ["a"]
-
-
-# --------------------------------------------------------------------------------------------------------
-# What the worker did with git
-# --------------------------------------------------------------------------------------------------------
-
-
-def own_commits(root: Path, git: Any) -> None:
-    """Two commits of the worker's, the first with our trailers, and something uncommitted."""
-    write(root, "one")
-    git(root, "add", "-A")
-    git(root, "commit", "-qm", f"Claude was here\n\n{repo.MISSION}: api\n{repo.ITERATION}: 7")
-    write(root, "two")
-    git(root, "add", "-A")
-    git(root, "commit", "-qm", "again")
-    write(root, "three")
-
-
-@pytest.mark.parametrize("where", ["on the branch", "on a branch of its own", "detached"])
+@pytest.mark.parametrize("where", ["true", "git checkout -q -b feature", "git checkout -q --detach"])
 def test_the_workers_own_commits_become_part_of_ours(tree, git, where):
     base = tree.head()
-    if where != "on the branch":
-        git(tree.root, "checkout", "-q", *(["--detach"] if where == "detached" else ["-b", "feature"]))
-    own_commits(tree.root, git)
+    mine = f"mine\n\n{repo.MISSION}: api\n{repo.ITERATION}: 7"
+    sh(tree.root, f"{where}; echo 1 > one; git add -A; git commit -qm '{mine}'; echo 2 > two; git add -A")
+    write(tree.root, "three")
     made = commit(tree, base)
     assert (made.changed, parents(git, tree.root)) == (["one", "three", "two"], [base])
-    assert (tree.branch(), tree.head(), tree.dirty()) == ("main", made.sha, [])
-    assert git(tree.root, "log", "-1", "--format=%an %cn") == "Test Test"
-    assert tree.last_iteration("api") == 1
+    assert (tree.branch(), tree.head(), changed(tree)) == ("main", made.sha, set())
+    assert tree.iterations("api") == [(1, made.sha)]
 
 
-def test_the_workers_own_commits_in_an_empty_repository_become_one(empty, git):
-    git(empty.root, "config", "user.email", "worker@example.invalid")
-    git(empty.root, "config", "user.name", "Worker")
-    own_commits(empty.root, git)
-    made = commit(empty, "")
-    assert (made.changed, parents(git, empty.root)) == (["one", "three", "two"], [])
-
-
-def test_what_the_worker_committed_and_took_back_is_no_change(tree, git):
-    base = tree.head()
-    write(tree.root, "README.md", content="changed\n")
-    git(tree.root, "commit", "-qam", "try")
-    git(tree.root, "revert", "--no-edit", "HEAD")
-    assert commit(tree, base) == repo.Commit(base)
-    assert tree.head() == base
-
-
-def test_what_is_in_the_work_tree_is_committed_and_not_what_the_worker_staged(tree, git):
+def test_the_work_tree_counts_and_not_what_the_worker_staged(tree, git):
     write(tree.root, ".git/info/exclude", content="*.out\n")
-    write(tree.root, "staged", "forced.out", "ignored.out", content="staged\n")
-    git(tree.root, "add", "-f", "staged", "forced.out")
-    git(tree.root, "rm", "-q", "--cached", "README.md")
-    git(tree.root, "update-index", "--skip-worktree", "staged")
-    write(tree.root, "staged", content="in the work tree\n")
+    write(tree.root, "staged", "forced.out", "gone")
+    sh(tree.root, "git add -f staged forced.out gone; git rm -q --cached README.md; rm gone")
+    sh(tree.root, "git update-index --skip-worktree staged; echo in the work tree > staged")
     assert commit(tree).changed == ["staged"]
     assert git(tree.root, "show", "HEAD:staged") == "in the work tree"
 
 
-def test_an_amended_commit_of_the_worker_becomes_part_of_the_sessions_commit(tree, git):
+def test_a_head_without_the_accepted_commit_is_refused(tree):
     write(tree.root, "accepted")
     base = commit(tree).sha
-    write(tree.root, "new")
-    git(tree.root, "add", "new")
-    git(tree.root, "commit", "-q", "--amend", "-m", "mine now")
-    made = commit(tree, base)
-    assert made.changed == ["new"]
-    assert git(tree.root, "rev-parse", "HEAD~1") == base
+    for how in ("--orphan other", f"--detach {base}~1"):
+        sh(tree.root, f"git checkout -qf {how}")
+        before = (tree.head(), tree.branch())
+        with pytest.raises(GitError, match="moved to a commit without the accepted one: git checkout main"):
+            commit(tree, base)
+        assert (tree.head(), tree.branch()) == before
 
 
-@pytest.mark.parametrize("how", ["unrelated", "orphan", "older"])
-def test_a_head_without_the_accepted_commit_is_refused(tree, git, how):
-    write(tree.root, "accepted")
-    base = commit(tree).sha
-    moves = {
-        "unrelated": [["checkout", "-q", "--orphan", "other"], ["commit", "-qm", "unrelated"]],
-        "orphan": [["checkout", "-q", "--orphan", "other"]],
-        "older": [["checkout", "-q", "--detach", "HEAD~1"]],
-    }
-    for move in moves[how]:
-        git(tree.root, *move)
-    before = (tree.head(), tree.branch())
-    write(tree.root, "new")
-    with pytest.raises(GitError, match="moved to a commit without the accepted one: git checkout main"):
-        commit(tree, base)
-    assert (tree.head(), tree.branch()) == before
-    assert (tree.root / "new").exists()
-
-
-def diverge(root: Path, git: Any) -> None:
-    """A branch `other` whose change to the README contradicts the one on main."""
-    git(root, "checkout", "-q", "-b", "other")
-    write(root, "README.md", content="theirs\n")
-    git(root, "commit", "-qam", "theirs", "--author", "Somebody Else <else@example.invalid>")
-    git(root, "checkout", "-q", "main")
-    write(root, "README.md", content="ours\n")
-    git(root, "commit", "-qam", "ours")
+DIVERGED = """
+git checkout -q -b other; echo theirs > README.md; git commit -qam theirs; git format-patch -q -1 -o ..
+git checkout -q main; echo ours > README.md; git commit -qam ours
+"""
 
 
 @pytest.mark.parametrize(
-    "how", ["merge other", "cherry-pick other", "revert HEAD~1", "rebase HEAD~1 --exec false", "stash apply"]
-)
-def test_what_the_worker_left_half_done_is_committed_as_it_stands(tree, git, how):
-    diverge(tree.root, git)
+    ("how", "name"),
+    [("merge other", "a merge"), ("cherry-pick other other~1", "a cherry-pick"), ("revert HEAD~1", "a revert"),
+     ("rebase HEAD~1 --exec false", "a rebase"), ("am ../0001-theirs.patch", "a rebase")],
+)  # fmt: skip
+def test_what_the_worker_left_half_done_is_named_and_committed_as_it_stands(tree, git, how, name):
+    sh(tree.root, DIVERGED)
     base = tree.head()
-    if how == "stash apply":
-        write(tree.root, "README.md", content="stashed\n")
-        git(tree.root, "stash", "-q")
-        write(tree.root, "README.md", content="against it\n")
-        git(tree.root, "commit", "-qam", "against the stash")
-    with pytest.raises(AssertionError):  # it stops half-way
-        git(tree.root, *how.split())
+    assert tree.unfinished() == []
+    sh(tree.root, f"! git {how}")
+    assert name in tree.unfinished()
     write(tree.root, "README.md", content="as it stands\n")
     made = commit(tree, base)
     assert (made.changed, parents(git, tree.root)) == (["README.md"], [base])
-    assert (tree.branch(), tree.dirty()) == ("main", [])
-    assert git(tree.root, "log", "-1", "--format=%an") == "Test"
-    left = ("MERGE_HEAD", "CHERRY_PICK_HEAD", "REVERT_HEAD", "rebase-merge", "rebase-apply", "sequencer")
-    assert not [name for name in left if (tree.root / ".git" / name).exists()]
+    assert (tree.branch(), changed(tree), tree.unfinished()) == ("main", set(), [])
 
 
-# --------------------------------------------------------------------------------------------------------
-# What a commit may not hold
-# --------------------------------------------------------------------------------------------------------
-
-
-def test_a_file_that_is_too_large_is_left_out_and_one_at_the_limit_is_not(tree, git):
-    write(tree.root, "at the limit", content="x" * 1000)
-    write(tree.root, "over it", content="x" * 1001)
-    made = commit(tree)
-    assert made.changed == ["at the limit"]
-    assert made.left_out == {"over it": "1001 bytes are more than claude_code.max_file_size allows (1000)"}
-    again = commit(tree)
-    assert (again.changed, list(again.left_out)) == ([], ["over it"])
-
-
-def test_a_tracked_file_that_grew_too_large_stays_as_it_was(tree, git):
-    write(tree.root, "README.md", content="x" * 2000)
-    made = commit(tree)
-    assert (made.changed, list(made.left_out)) == ([], ["README.md"])
-    assert git(tree.root, "show", "HEAD:README.md") == "# a project"
-    assert (tree.root / "README.md").stat().st_size == 2000
-
-
-def test_a_file_with_a_known_secret_is_left_out(tree, fresh_mask):
-    log.know_value(SECRET)
+def test_a_known_secret_is_in_no_file_and_no_message(tree, git, tmp_path, fresh_mask):
+    log.register_secret(SECRET)
+    write(tmp_path, "outside", content=SECRET)
     write(tree.root, "config.ini", "new\nline", content=f"[db]\npassword = {SECRET}\n")
     write(tree.root, "small")
-    made = commit(tree)
-    assert made.changed == ["small"]
+    (tree.root / "link").symlink_to(tmp_path / "outside")  # a link is committed, not what it leads to
+    made = commit(tree, title=f"Log in with {SECRET}", body=f"I used {SECRET}.\n" + "x" * 3975 + SECRET)
+    assert made.changed == ["link", "small"]
     assert made.left_out == dict.fromkeys(["config.ini", "new\nline"], "it holds a known secret")
-
-
-def test_a_link_to_a_secret_is_committed_as_a_link(tree, tmp_path, git, fresh_mask):
-    log.know_value(SECRET)
-    write(tmp_path, "outside", content=SECRET)
-    (tree.root / "link").symlink_to(tmp_path / "outside")
-    assert commit(tree).changed == ["link"]
-    assert git(tree.root, "show", "HEAD:link") == str(tmp_path / "outside")
-
-
-OWN = ["kit/cco.py", "missions/api.yaml", ".cco/api.json", ".claude/settings.json", "a/.claude/x", "a/b/.cco/lock"]
-
-
-@pytest.mark.parametrize("how", ["untracked", "force-added", "committed by the worker"])
-def test_the_referee_and_the_folders_of_tools_are_never_committed(tree, git, how):
-    base = tree.head()
-    write(tree.root, *OWN, "kit2/own", "a/b/c")
-    write(tree.root, ".cco/.gitignore", content="*\n")
-    if how != "untracked":
-        git(tree.root, "add", "-f", ".")
-    if how == "committed by the worker":
-        git(tree.root, "commit", "-qm", "all of it")
-    made = commit(tree, base)
-    assert made.changed == ["a/b/c", "kit2/own"]
-    assert files(git, tree.root) == {"README.md", "a/b/c", "kit2/own"}
-    assert set(made.left_out) == {".claude/settings.json", "a/.claude/x", "a/b/.cco/lock"}
-    assert all((tree.root / name).exists() for name in OWN)
-
-
-def test_tracked_files_of_the_referee_and_of_tools_stay_as_they_were(tree, git):
-    write(tree.root, *OWN, content="before\n")
-    git(tree.root, "add", "-f", ".")
-    git(tree.root, "commit", "-qm", "with everything")
-    write(tree.root, *OWN[1:], content="after\n")
-    write(tree.root, "work")
-    (tree.root / OWN[0]).unlink()
-    git(tree.root, "add", "-f", "-A", ".")
-    made = commit(tree)
-    assert made.changed == ["work"]
-    assert {git(tree.root, "show", f"HEAD:{name}") for name in OWN} == {"before"}
-
-
-def test_a_submodule_is_committed_as_the_commit_it_stands_at(tree, git, tmp_path):
-    module(tree, git, tmp_path)
-    write(tree.root, "module/README.md", content="changed\n")
-    assert commit(tree).changed == []
-    git(tree.root / "module", "config", "user.email", "a@example.invalid")
-    git(tree.root / "module", "commit", "-qam", "changed")
-    assert commit(tree).changed == ["module"]
-
-
-@pytest.mark.parametrize("committed", [False, True], ids=["without a commit", "with a commit"])
-def test_a_nested_repository_does_not_keep_the_rest_out(tree, git, committed):
-    write(tree.root, "nested/x", "a", "z")
-    git(tree.root / "nested", "init", "-q")
-    if committed:
-        git(tree.root / "nested", "add", "x")
-        git(tree.root / "nested", "-c", "user.name=a", "-c", "user.email=a@example.invalid", "commit", "-qm", "x")
-    made = commit(tree)
-    assert (made.changed, made.left_out) == (["a", "z"], {"nested": repo.OWN_REPOSITORY})
-    assert (tree.root / "nested" / "x").exists()
-
-
-def test_the_git_of_each_submodule_is_known(tree, git, tmp_path):
-    assert tree.submodules() == []
-    module(tree, git, tmp_path)
-    assert tree.submodules() == [tree.root / "module" / ".git"]
-    git(tree.root, "submodule", "--quiet", "deinit", "-f", "module")
-    assert tree.submodules() == []
-
-
-# --------------------------------------------------------------------------------------------------------
-# The message
-# --------------------------------------------------------------------------------------------------------
-
-
-def test_a_message_is_title_report_and_trailers(tree, git):
-    write(tree.root, "a")
-    commit(tree, title="Make the first test green", body="It was\n\n  indented.\n")
-    assert git(tree.root, "log", "-1", "--format=%B") == (
-        "Make the first test green\n\n    It was\n\n      indented.\n\nCCO-Mission: api\nCCO-Iteration: 1"
-    )
-    assert git(tree.root, "log", "-1", "--format=%an <%ae>") == "Test <test@example.invalid>"
-
-
-TITLES = [
-    ("# not a comment", "# not a comment"),
-    ("two\nlines\tand  spaces", "two lines and spaces"),
-    ("red \x1b[31mred\x00\u202e", "red  [31mred"),
-    ("", "Work on the mission"),
-    (" \n ", "Work on the mission"),
-    ("x" * 10_000_000, "x" * 72),
-    ("€" * 100, "€" * 72),
-    ("-F /etc/passwd", "-F /etc/passwd"),
-    ("half \ud83d", "half"),
-    ("bytes \udcff", "bytes"),
-    ("CCO-Iteration: 99", "CCO-Iteration: 99"),
-    ("fixup! x", "fixup! x"),
-]
-
-
-def test_a_title_is_one_short_printable_line(tree, git):
-    for number, (title, subject) in enumerate(TITLES):
-        write(tree.root, f"{number}")
-        commit(tree, title=title)
-        assert git(tree.root, "log", "-1", "--format=%s") == subject
-    assert (tree.last_iteration("api"), tree.last_iteration("99")) == (1, 0)
-
-
-BODIES = [
-    "",
-    "# all\n#comments",
-    f"{repo.MISSION}: api\n{repo.ITERATION}: 99",
-    f"done\n\n{repo.MISSION}: api\n{repo.ITERATION}: 99\n\n",
-    f"done\r\n\r\n{repo.MISSION}: api\r{repo.ITERATION}: 99",
-    f"done\u2028{repo.MISSION}: api\u2028{repo.ITERATION}: 99",
-    f"done\x0b{repo.ITERATION}: 99\x85{repo.ITERATION}: 98",
-    "---\ndiff --git a/x b/x",
-    "------------------------ >8 ------------------------\ncut",
-    "control \x1b[2J \x00 \x07 half \ud83d bytes \udcff",
-    "a line\n" * 1_500_000,
-    " \n" * 3000 + "late",
-]
-
-
-def test_whatever_the_worker_reports_stays_a_report(tree, git):
-    for number, body in enumerate(BODIES):
-        write(tree.root, f"{number}")
-        commit(tree, body=body)
-        message = git(tree.root, "log", "-1", "--format=%B")
-        assert message.endswith("CCO-Mission: api\nCCO-Iteration: 1")
-        assert len(message) < 12_000
-        assert message.replace("\n", "").isprintable()
-        assert "late" in message or "late" not in body
-    assert tree.last_iteration("api") == 1
-
-
-def test_a_secret_is_in_no_message(tree, git, fresh_mask):
-    log.know_value(SECRET)
-    write(tree.root, "a")
-    commit(tree, title=f"Log in with {SECRET}", body=f"I used {SECRET}.\n" + "x" * 3975 + SECRET)
     assert SECRET[:8] not in git(tree.root, "log", "-1", "--format=%B")
 
 
-# --------------------------------------------------------------------------------------------------------
-# Who and what commits
-# --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("how", ["true", "git add -f .; git commit -qm 'all of it'"])
+def test_kit_mission_and_folders_of_tools_are_never_committed(tree, git, how):
+    base = tree.head()
+    write(tree.root, *OWN, "kit2/own", "a/b/c")
+    write(tree.root, ".cco/.gitignore", content="*\n")
+    sh(tree.root, how)
+    made = commit(tree, base)
+    assert made.changed == ["a/b/c", "kit2/own"]
+    assert in_commit(git, tree.root) == {"README.md", "a/b/c", "kit2/own"}
+    tools = [".claude/settings.json", "a/.claude/x", "a/b/.cco/lock"]
+    assert made.left_out == dict.fromkeys(tools, "a tool's own settings")
+    assert all((tree.root / name).exists() for name in OWN)
 
 
-@pytest.mark.parametrize(
-    ("known", "author"),
-    [
-        ([], "CCO <cco@localhost>"),
-        (["user.name=Ada"], "Ada <cco@localhost>"),
-        (["user.email=ada@example.invalid", "user.useConfigOnly=true"], "CCO <ada@example.invalid>"),
-        (["user.name=Ada", "user.email=ada@example.invalid"], "Ada <ada@example.invalid>"),
-    ],
-    ids=["nobody", "a name", "an address", "both"],
-)
-def test_whoever_git_knows_commits_and_else_the_kit(empty, git, monkeypatch, known, author):
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
-    for setting in known:
-        git(empty.root, "config", *setting.split("="))
-    write(empty.root, "a")
-    commit(empty, "")
-    assert git(empty.root, "log", "-1", "--format=%an <%ae>") == author
-    assert git(empty.root, "log", "-1", "--format=%cn <%ce>") == author
+def test_tracked_files_of_kit_and_tools_stay_as_they_were_and_compiled_files_may_only_be_removed(tree, git):
+    compiled = ["src/__pycache__/a.pyc", "src/__pycache__/b.pyc"]
+    save(git, tree.root, *OWN, "old.pyc", compiled[0], content="before\n")
+    write(tree.root, "work", *OWN[1:], "new.pyc", *compiled, content="after\n")
+    sh(tree.root, "rm kit/cco.py old.pyc; git add -Af .")
+    assert commit(tree).changed == ["old.pyc", "work"]
+    assert {git(tree.root, "show", f"HEAD:{name}") for name in [*OWN, compiled[0]]} == {"before"}
 
 
-@pytest.mark.parametrize("name", ["pre-commit", "commit-msg", "prepare-commit-msg"])
-def test_a_hook_that_refuses_is_said_and_does_not_lose_the_work(tree, git, capsys, name):
-    program(tree.root / ".git/hooks" / name, f"touch {name}-ran; echo the linter says no >&2; exit 1")
+def test_a_submodule_is_committed_as_the_commit_it_stands_at(tree):
+    sh(tree.root, "git clone -q . ../origin; git submodule --quiet add ../origin module; git commit -qm x")
+    assert tree.submodules() == [tree.root / "module" / ".git"]
+    write(tree.root, "module/README.md", content="changed\n")
+    assert commit(tree) == repo.Commit(tree.head(), [], {"module": OWN_REPOSITORY})
+    sh(tree.root / "module", "git commit -qam changed")
+    assert commit(tree).changed == ["module"]
+    sh(tree.root, "git submodule --quiet deinit -f module")
+    assert tree.submodules() == []
+
+
+def test_a_nested_repository_and_what_cannot_be_read_do_not_keep_the_rest_out(tree):
+    write(tree.root, "nested/x", "a", "z")
+    sh(tree.root, "git init -q nested; git -C nested add x; git -C nested commit -qm x; git add nested")
+    sh(tree.root, "rm README.md; mkfifo README.md")
+    left_out = {"nested": OWN_REPOSITORY, "README.md": "it cannot be read"}
+    assert commit(tree) == repo.Commit(tree.head(), ["a", "z"], left_out)
+
+
+TITLES = [("# not a comment", "# not a comment"), ("two\nlines\tand  spaces", "two lines and spaces")]
+TITLES += [("red \x1b[31mred\x00\u202e", "red  [31mred"), (" \n ", "Work on the mission"), ("€" * 99_000, "€" * 72)]
+TITLES += [("CCO-Iteration: 99", "CCO-Iteration: 99")]
+BODIES = ["It was\n\n  indented.\n", "\x1b[2J \x00 half \ud83d \udcff", "---\ndiff --git a/x b/x", "a line\n" * 500_000]
+BODIES += [f"done\r\n\r\n{repo.MISSION}: api\r{repo.ITERATION}: 99\n\n", f"{repo.MISSION}: api\n{repo.ITERATION}: 99"]
+
+
+def test_a_message_is_a_short_title_the_report_and_trailers_whatever_the_worker_says(tree, git):
+    for number, ((title, subject), body) in enumerate(zip(TITLES, BODIES, strict=True)):
+        write(tree.root, f"{number}")
+        commit(tree, title=title, body=body)
+        message = git(tree.root, "log", "-1", "--format=%B")
+        assert message.startswith(f"{subject}\n\n    ")
+        assert message.endswith("\n\nCCO-Mission: api\nCCO-Iteration: 1")
+        assert (len(message) < 12_000, message.replace("\n", "").isprintable()) == (True, True)
+        assert number or "\n\n    It was\n\n      indented.\n\n" in message
+    assert {number for number, _ in tree.iterations("api")} == {1}
+
+
+def test_whoever_git_knows_commits_and_else_the_kit(empty, git):
+    authors = {"useConfigOnly": "CCO <cco@localhost>", "name": "CCO <cco@localhost>", "email": "true <true>"}
+    for key, author in authors.items():
+        git(empty.root, "config", f"user.{key}", "true")
+        write(empty.root, key)
+        commit(empty)
+        assert git(empty.root, "log", "-1", "--format=%an <%ae> %cn <%ce>") == f"{author} {author}"
+
+
+def test_a_hook_that_refuses_is_named_and_does_not_lose_the_work(tree, git, capsys):
+    program(tree.root / ".git/hooks/commit-msg", "touch it-ran; echo the linter says no >&2; exit 1")
     write(tree.root, "a")
-    made = commit(tree, hooks=True)
-    assert made.changed == ["a"]
-    assert files(git, tree.root) == {"README.md", "a"}
-    assert (tree.root / f"{name}-ran").exists()
-    assert "committed without them: " in (said := capsys.readouterr().err)
-    assert "the linter says no" in said
+    assert commit(tree, hooks=True).changed == ["a"]
+    assert (in_commit(git, tree.root), (tree.root / "it-ran").exists()) == ({"README.md", "a"}, True)
+    shown = capsys.readouterr().err
+    assert "committed without them: " in shown and "the linter says no" in shown
 
 
-def test_a_hook_that_agrees_runs_where_hooks_are_wanted(tree, git, capsys):
-    program(tree.root / ".git/hooks/commit-msg", 'echo "Reviewed-by: a hook" >> "$1"')
+def test_a_hook_that_agrees_runs_and_may_work_in_other_repositories(tree, git, tmp_path, capsys):
+    sh(tree.root, "git clone -q . ../other")
+    other = f"git -C '{tmp_path}/other' rev-parse --show-toplevel"
+    program(tree.root / ".git/hooks/commit-msg", f'echo "Seen: $({other})" >> "$1"')
     write(tree.root, "a")
     commit(tree, hooks=True)
-    assert "Reviewed-by: a hook" in git(tree.root, "log", "-1", "--format=%B")
-    assert tree.last_iteration("api") == 1
-    assert capsys.readouterr().err == ""
-
-
-HOOKS = [
-    *("pre-commit", "prepare-commit-msg", "commit-msg", "post-commit", "post-checkout", "post-rewrite", "pre-auto-gc"),
-    *("post-index-change", "reference-transaction", "post-merge", "applypatch-msg"),
-]
-
-
-def pairs(text: str) -> list[tuple[str, str]]:
-    """The names and values of `name=value name=value ...`."""
-    return [(name, value) for name, _, value in (word.partition("=") for word in text.split())]
+    assert f"Seen: {tmp_path}/other" in git(tree.root, "log", "-1", "--format=%B")
+    assert (len(tree.iterations("api")), capsys.readouterr().err) == (1, "")
 
 
 def use_everything(tree: Repo) -> repo.Commit:
     """Every command that the kit gives to git, and what the commit was."""
-    tree.dirty()
+    tree = Repo(tree.root, marker="the marker")
+    assert changed(tree) == set()
     tree.switch("elsewhere")
     tree.switch("main")
     base = tree.head()
     write(tree.root, "a", "b.x", "tests/test_a.py")
     write(tree.root, "README.md", content="changed\n")
-    tree.remove_placeholders()
+    write(tree.root, ".vscode", content="")
+    (tree.root / ".vscode").chmod(0o444)
+    assert Protected(tree, ["READ*"], base).changes() == {"README.md": "changed"}
     made = commit(tree, base)
-    assert tree.last_iteration("api") == 1
+    assert tree.iterations("api")[0] == (1, made.sha)
     assert tree.commit_after(base, "api", 1) == made
     assert tree.statistics(base) == {"files_modified": 4, "lines_of_code_added": 4, "tests_created": 1}
-    assert set(made.changed) == {"README.md", "a", "b.x", "tests/test_a.py"}
-    assert (made.left_out, tree.dirty(), tree.branch()) == ({}, [], "main")
+    assert (made.changed, made.left_out) == (["README.md", "a", "b.x", "tests/test_a.py"], {})
+    assert (changed(tree), tree.branch(), len(tree.files(made.sha))) == (set(), "main", 4)
+    assert tree.diff(base, made.sha).splitlines()[-1] == "+x"
+    assert tree.recent(base, made.sha, 3) == [f"{made.sha[:7]} Do it 4 files changed, 4 insertions(+), 1 deletion(-)"]
+    tree.remember({"api/head": made.sha, "api/best": made.sha})
+    assert tree.git("rev-parse", "refs/cco/api/head", "refs/cco/api/best").decode().split() == [made.sha] * 2
+    assert tree.restore(base, "back", "api", ["tests"]) != made.sha
     return made
 
 
-PGP = "-----BEGIN PGP SIGNATURE-----\n \n iQEzBAABCAAdFiEE\n -----END PGP SIGNATURE-----"
+HOOKS = "pre-commit prepare-commit-msg commit-msg post-commit post-checkout post-index-change reference-transaction"
+COMMANDS = "core.pager pager.log pager.diff pager.status core.editor diff.external diff.spy.command diff.spy.textconv"
+COMMANDS += " trailer.spy.command trailer.CCO-Mission.cmd core.alternateRefsCommand gpg.program core.fsmonitor"
+PLANTED = "core.hooksPath=HOOKS core.untrackedCache=true commit.gpgSign=true user.signingKey=x log.showSignature=true"
+PLANTED += " gc.auto=1 gc.autoDetach=false maintenance.auto=true alias.status=!SPY alias.commit=!SPY alias.diff=!SPY"
+USUAL = """
+color.ui=always color.status=always color.diff=always core.quotePath=false core.commentChar=; diff.renames=copies
+diff.orderFile=/dev/null diff.statGraphWidth=5 log.date=human log.decorate=full log.showRoot=false format.pretty=oneline
+status.showUntrackedFiles=no status.branch=true status.short=true status.showStash=true core.autocrlf=true
+core.safecrlf=true trailer.separators== grep.patternType=fixed commit.cleanup=scissors commit.verbose=true
+commit.template=/dev/null i18n.commitEncoding=ISO-8859-1 log.diffMerges=on i18n.logOutputEncoding=ISO-8859-1
+index.version=4 diff.wordRegex=. diff.submodule=log core.splitIndex=true submodule.recurse=true trailer.where=start
+trailer.ifexists=doNothing core.logAllRefUpdates=false diff.mnemonicPrefix=true feature.manyFiles=true
+"""
+PLACES = "core.worktree=/tmp core.bare=true"
+PROGRAMS = PLANTED + "".join(f" {name}=SPY" for name in COMMANDS.split())
 
 
-def sign(root: Path, git: Any) -> None:
-    """Make the last commit look like ours, and signed, so that showing it may ask a program about the signature."""
-    text = git(root, "cat-file", "commit", "HEAD").replace("\n\n", f"\ngpgsig {PGP}\n\n", 1)
-    (root / ".git" / "signed").write_text(f"{text}\n\n{repo.MISSION}: api\n{repo.ITERATION}: 0\n")
-    git(root, "update-ref", "HEAD", git(root, "hash-object", "-t", "commit", "-w", str(root / ".git" / "signed")))
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        "",  # hooks alone
-        "core.fsmonitor=SPY core.hooksPath=HOOKS core.untrackedCache=true",
-        "commit.gpgSign=true gpg.program=SPY user.signingKey=x log.showSignature=true",
-        """
-        core.pager=SPY pager.log=SPY pager.diff=SPY pager.status=SPY core.editor=SPY sequence.editor=SPY
-        core.sshCommand=SPY core.askPass=SPY credential.helper=SPY core.gitProxy=SPY
-        interactive.diffFilter=SPY diff.external=SPY diff.spy.command=SPY diff.spy.textconv=SPY
-        trailer.spy.command=SPY trailer.CCO-Mission.cmd=SPY core.alternateRefsCommand=SPY
-        alias.status=!SPY alias.commit=!SPY alias.diff=!SPY alias.add=!SPY gc.auto=1 gc.autoDetach=false
-        maintenance.auto=true
-        """,
-    ],
-    ids=["hooks", "monitor", "signatures", "everything else"],
-)
-def test_no_program_that_a_worker_planted_is_run(tree, git, tmp_path, settings):
-    sign(tree.root, git)
+@pytest.mark.parametrize("settings", [PLACES, PROGRAMS, USUAL], ids=["places", "programs", "usual"])
+def test_no_setting_of_a_user_and_nothing_that_a_worker_planted_runs_or_counts(tree, git, tmp_path, settings):
     spy = program(tmp_path / "spy", f'echo "$0" "$@" >> "{tmp_path}/spied"; exit 1')
-    for name in HOOKS:
+    for name in HOOKS.split():
         program(tmp_path / "hooks" / name, f'echo {name} >> "{tmp_path}/spied"')
         program(tree.root / ".git" / "hooks" / name, f'echo {name} >> "{tmp_path}/spied"')
     write(tree.root, ".git/info/attributes", content="*.x diff=spy\n")
-    for name, value in pairs(settings):
+    for name, _, value in (setting.partition("=") for setting in settings.split()):
         git(tree.root, "config", name, value.replace("SPY", str(spy)).replace("HOOKS", str(tmp_path / "hooks")))
+    (tmp_path / "spied").unlink(missing_ok=True)
     use_everything(tree)
     assert not (tmp_path / "spied").exists(), (tmp_path / "spied").read_text()
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        """
-        color.ui=always color.status=always color.diff=always core.quotePath=false core.abbrev=4
-        core.commentChar=; diff.noprefix=true diff.renames=copies diff.relative=true
-        diff.orderFile=/dev/null diff.statGraphWidth=5 log.date=human log.decorate=full
-        log.showSignature=true log.showRoot=false format.pretty=oneline status.showUntrackedFiles=no
-        status.branch=true status.short=true status.showStash=true status.relativePaths=true
-        core.autocrlf=true core.safecrlf=true trailer.separators== grep.patternType=fixed
-        """,
-        """
-        commit.cleanup=scissors commit.verbose=true commit.template=/dev/null
-        i18n.commitEncoding=ISO-8859-1 i18n.logOutputEncoding=ISO-8859-1 log.diffMerges=on
-        core.untrackedCache=true index.version=4 feature.manyFiles=true core.splitIndex=true
-        submodule.recurse=true diff.submodule=log status.submoduleSummary=true checkout.defaultRemote=x
-        checkout.guess=false branch.autoSetupMerge=always trailer.where=start trailer.ifexists=doNothing
-        core.logAllRefUpdates=false rebase.autoStash=true merge.ff=only diff.mnemonicPrefix=true
-        diff.wordRegex=. diff.algorithm=patience log.follow=true
-        """,
-    ],
-    ids=["what is shown", "what is written"],
-)
-def test_no_setting_of_a_users_changes_what_is_done(tree, git, home, settings):
-    for name, value in pairs(settings):
-        git(tree.root, "config", "--global", name, value)
-    use_everything(tree)
+VARIABLES = """
+GIT_DIR=OTHER/.git GIT_WORK_TREE=OTHER GIT_INDEX_FILE=OTHER/.git/index GIT_OBJECT_DIRECTORY=OTHER/.git/objects
+GIT_CEILING_DIRECTORIES=/ GIT_NAMESPACE=other GIT_PREFIX=sub/ GIT_COMMON_DIR=OTHER/.git GIT_CONFIG_COUNT=1
+GIT_CONFIG_KEY_0=core.bare GIT_CONFIG_VALUE_0=true GIT_CONFIG_PARAMETERS='core.bare=true' GIT_CONFIG_GLOBAL=/missing
+GIT_AUTHOR_DATE=nonsense GIT_AUTHOR_NAME=Mallory GIT_COMMITTER_EMAIL=<> GIT_EXTERNAL_DIFF=false GIT_PAGER=false
+GIT_LITERAL_PATHSPECS=1 GIT_TRACE=1 LC_ALL=de_DE.UTF-8 LANGUAGE=de OPENROUTER_API_KEY=a-secret-of-the-kit
+"""
 
 
-def test_untracked_files_are_dirty_also_for_a_user_who_hides_them(tree, git):
-    git(tree.root, "config", "--global", "status.showUntrackedFiles", "no")
-    write(tree.root, "new", "a/.claude/x")
-    assert set(tree.dirty()) == {"new"}
-
-
-@pytest.mark.parametrize(
-    "variables",
-    [
-        """
-        GIT_DIR=/other/.git GIT_WORK_TREE=/other GIT_INDEX_FILE=/other/.git/index
-        GIT_OBJECT_DIRECTORY=/other/.git/objects GIT_CEILING_DIRECTORIES=/ GIT_NAMESPACE=other
-        GIT_PREFIX=sub/ GIT_QUARANTINE_PATH=/x GIT_COMMON_DIR=/other/.git
-        """,
-        """
-        GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=core.bare GIT_CONFIG_VALUE_0=true
-        GIT_CONFIG_PARAMETERS='core.bare=true' GIT_CONFIG_GLOBAL=/missing GIT_CONFIG=/missing
-        GIT_AUTHOR_DATE=nonsense GIT_AUTHOR_NAME=Mallory GIT_COMMITTER_EMAIL=<>
-        """,
-        """
-        GIT_EXTERNAL_DIFF=false GIT_PAGER=false GIT_EDITOR=false GIT_DIFF_OPTS=-u9
-        GIT_LITERAL_PATHSPECS=1 GIT_ICASE_PATHSPECS=1 GIT_TRACE=1 GIT_TRACE2=1 LC_ALL=de_DE.UTF-8
-        LANGUAGE=de EDITOR=false PAGER=false VISUAL=false SSH_ASKPASS=false TERM=dumb
-        """,
-    ],
-    ids=["places", "settings", "programs"],
-)
-def test_no_variable_of_a_surrounding_git_changes_what_is_done(tree, git, tmp_path, monkeypatch, variables):
-    git(tmp_path, "clone", "-q", str(tree.root), "other")
+def test_no_variable_of_a_surrounding_git_changes_what_is_done_and_git_gets_no_secret(tree, git, tmp_path, monkeypatch):
+    sh(tree.root, f"git clone -q . ../other; git config filter.env.clean \"env > '{tmp_path}/env'; cat\"")
+    write(tree.root, ".git/info/attributes", content="a filter=env\n")
     with monkeypatch.context() as surrounding:
-        for name, value in pairs(variables):
-            surrounding.setenv(name, value.replace("/other", str(tmp_path / "other")))
+        for name, _, value in (variable.partition("=") for variable in VARIABLES.split()):
+            surrounding.setenv(name, value.replace("OTHER", str(tmp_path / "other")))
         made = use_everything(tree)
-    assert git(tree.root, "rev-parse", "HEAD") == made.sha
-    assert git(tree.root, "log", "-1", "--format=%an <%ce>") == "Test <test@example.invalid>"
-    assert git(tmp_path / "other", "status", "--porcelain") == ""
+    assert git(tree.root, "log", "-1", "--format=%an <%ce>", made.sha) == "Test <test@example.invalid>"
     assert git(tmp_path / "other", "log", "--format=%s") == "first"
+    assert "CCO_RUN=the marker\n" in (seen := (tmp_path / "env").read_text())
+    assert "a-secret-of-the-kit" not in seen
 
 
-# --------------------------------------------------------------------------------------------------------
-# Locks that somebody left
-# --------------------------------------------------------------------------------------------------------
+# What dies with a run, and what is found again
 
 
-@pytest.mark.parametrize("lock", ["index.lock", "HEAD.lock", "refs/heads/main.lock"])
-def test_a_lock_that_a_killed_git_left_is_an_error_that_names_it(tree, lock):
-    write(tree.root, "a")
-    write(tree.root, f".git/{lock}", content="")
-    base = tree.head()
-    with pytest.raises(GitError, match=lock):
-        commit(tree)
-    assert (tree.head(), tree.dirty()) == (base, ["a"])
-    (tree.root / ".git" / lock).unlink()
-    assert commit(tree).changed == ["a"]
-
-
-def test_locks_that_are_not_needed_do_no_harm(tree):
-    for lock in ("config.lock", "packed-refs.lock", "shallow.lock", "gc.pid"):
-        write(tree.root, f".git/{lock}", content="")
-    before = tree.head()
-    use_everything(tree)
-    assert tree.head() != before
-    assert (tree.root / ".git" / "config.lock").exists()
-
-
-def test_every_lock_that_a_dead_git_left_is_removed_and_named(tree, git, tmp_path, capsys):
-    git(tree.root, "worktree", "add", "-q", "-b", "linked", str(tmp_path / "linked"))
-    for here in (tree, Repo(tmp_path / "linked")):
-        for name in ("index.lock", "HEAD.lock", "refs/heads/cco/demo.lock", "refs/cco/demo/head.lock", "config.lock"):
-            lock = here.root / git(here.root, "rev-parse", "--git-path", name)
-            lock.parent.mkdir(parents=True, exist_ok=True)
-            lock.touch()
+def test_a_lock_that_a_dead_git_left_is_removed(tree, git, tmp_path, capsys):
+    need(proc.LINUX, "only Linux says whether a git is at work")
+    sh(tree.root, "git worktree add -q -b linked ../linked")
+    write(tree.root, "yarn.lock")
+    for here in (Repo(tmp_path / "linked"), tree):
+        for name in ("refs/cco/demo/head.lock", "index.lock", "HEAD.lock", "refs/heads/main.lock"):
+            lock = (here.root / git(here.root, "rev-parse", "--git-path", name)).resolve()
+            write(lock.parent, lock.name)
             here.remove_stale_locks()
-            assert not lock.exists()
-            assert f"removed {lock.resolve()}, " in capsys.readouterr().err
-    (tree.root / "yarn.lock").touch()
-    tree.remove_stale_locks()
-    assert (tree.root / "yarn.lock").exists()
+            assert f"removed {lock}, " in capsys.readouterr().err
+    assert commit(tree).changed == ["yarn.lock"]
 
 
-# --------------------------------------------------------------------------------------------------------
-# What the commits tell
-# --------------------------------------------------------------------------------------------------------
+def test_only_placeholders_of_a_killed_sandbox_are_removed(tree, git):
+    placeholders = [".mcp.json", ".bash_profile", ".claude/commands", ".claude/settings.json"]
+    write(tree.root, ".git/info/exclude", content=".claude\n")
+    write(tree.root, *placeholders, ".bashrc", ".profile", "sub/.mcp.json", "other", content="")
+    write(tree.root, ".gitconfig", ".idea/workspace.xml")
+    sh(tree.root, "git add -f .bashrc; ln -s other .zshrc; chmod 444 .claude/* .[b-m]*[a-z] sub/.mcp.json other")
+    rest = [".bashrc", "sub/.mcp.json", "other", ".gitconfig", ".idea/workspace.xml", ".profile", ".zshrc"]
+    tree.remove_placeholders()
+    assert [name for name in [*placeholders, *rest] if (tree.root / name).exists()] == rest
 
 
-def test_iterations_are_found_again_by_mission(tree, git):
-    for mission, number in (("api", 1), ("api", 10), ("api", 2), ("api-2", 7), ("ap", 99)):
-        message = f"x\n\n{repo.MISSION}: {mission}\n{repo.ITERATION}: {number}"
-        git(tree.root, "commit", "-q", "--allow-empty", "-m", message)
-    assert [tree.last_iteration(name) for name in ("api", "api-2", "ap", "a", "api-22")] == [10, 7, 99, 0, 0]
+def test_iterations_are_found_again_by_mission(tree):
+    odd = ("x", "", "-1", "1.5", "²", "9" * 5000, "1\n 2", "1\x1f2", "1\u20282", "1, 2", "0x10")
+    pairs = [("api", "1"), ("api", "10"), ("api", "2"), ("api-2", "7"), ("ap", "99"), *(("api", text) for text in odd)]
+    for mission, number in pairs:
+        write(tree.root, ".git/message", content=f"x\n\n{repo.MISSION}: {mission}\n{repo.ITERATION}: {number}")
+        sh(tree.root, "git commit -q --allow-empty --cleanup=verbatim -F .git/message")
+    found = {name: [number for number, _ in tree.iterations(name)] for name in ("api", "api-2", "ap", "a")}
+    assert found == {"api": [2, 10, 1], "api-2": [7], "ap": [99], "a": []}
 
 
 def test_a_commit_that_was_made_before_a_crash_is_found_again(tree):
     base = tree.head()
     write(tree.root, "a", "ümläut\n€")
-    made = commit(tree, trailers={repo.MISSION: "api", repo.ITERATION: "2"})
-    assert tree.commit_after(base, "api", 2) == made
-    for other in ((base, "api", 1), (base, "api-2", 2), (made.sha, "api", 2), ("", "api", 2)):
+    made = commit(tree)
+    assert tree.commit_after(base, "api", 1) == made
+    for other in ((base, "api", 2), (base, "api-2", 1), (made.sha, "api", 1), ("", "api", 1)):
         assert tree.commit_after(*other) is None
-    write(tree.root, "b")
-    commit(tree, trailers={repo.MISSION: "api", repo.ITERATION: "3"})
-    assert tree.commit_after(base, "api", 2) is None
 
 
-def test_the_first_commit_of_a_repository_is_found_again(empty):
-    assert empty.commit_after("", "api", 1) is None
-    write(empty.root, "a")
-    made = commit(empty, "")
-    assert empty.commit_after("", "api", 1) == made
-
-
-def test_a_trailer_that_is_no_number_counts_for_nothing(tree, git):
-    message = tree.root / ".git" / "message"
-    for number in ("x", "", "-1", "1.5", "²", "9" * 5000, "1\n 2", "1\x1f2", "1\u20282", "1, 2", "0x10"):
-        message.write_text(f"x\n\n{repo.MISSION}: api\n{repo.ITERATION}: {number}")
-        git(tree.root, "commit", "-q", "--allow-empty", "--cleanup=verbatim", "-F", str(message))
-        assert tree.last_iteration("api") == 0
-    write(tree.root, "a")
-    commit(tree)
-    assert tree.last_iteration("api") == 1
-
-
-def test_commits_of_other_branches_do_not_count(tree):
-    tree.switch("work")
-    write(tree.root, "a")
-    tree.commit(tree.head(), "work", "t", "b", TRAILERS, 1000, False)
-    tree.switch("main")
-    assert tree.last_iteration("api") == 0
-
-
-def test_an_empty_repository_has_no_iterations(empty):
-    assert (empty.last_iteration("api"), empty.head_of("main")) == (0, "")
-
-
-def test_statistics_count_files_lines_and_tests(tree, git):
-    write(tree.root, "old", content="1\n2\n3\n")
-    start = commit(tree).sha
-    write(tree.root, "old", content="1\n2\nthree\nfour\n")
-    write(tree.root, "tests/test_new.py", "new\nline", content="a\nb\n")
-    write(tree.root, "picture", content=b"\0\xff" * 10)
-    (tree.root / "README.md").unlink()
-    commit(tree)
-    assert tree.statistics(start) == {"files_modified": 5, "lines_of_code_added": 6, "tests_created": 1}
-    assert tree.statistics("")["files_modified"] == 4
-    assert tree.statistics(tree.head()) == {"files_modified": 0, "lines_of_code_added": 0, "tests_created": 0}
-
-
-@pytest.mark.parametrize(
-    ("name", "is_test"),
-    [
-        *(
-            (name, True)
-            for name in ("tests/a.py", "a/test/B.java", "test_x.py", "src/x_test.go", "x.spec.ts", "a.test.js")
-        ),
-        *((name, True) for name in ("__tests__/a.js", "spec/a.rb", "lib/Test_X.py", "x_tests.rs", "x-test.ts")),
-        *((name, False) for name in ("latest/a.py", "contest.py", "testing.md", "a/attest.py", "inspect/a.c", "x.py")),
-    ],
-)
-def test_a_test_file_is_known_by_its_name(name, is_test):
-    assert bool(repo.TEST_FILE.search(name)) is is_test
-
-
-# --------------------------------------------------------------------------------------------------------
-# What is in a commit, what changed, and what is not in it
-# --------------------------------------------------------------------------------------------------------
-
-
-def test_the_files_of_a_commit_are_those_that_are_work(tree, git):
-    write(tree.root, "kit/cco.py", "missions/api.yaml", "missions/other.yaml", ".cco/x", "a/.claude/x", "src/app.py")
-    write(tree.root, *NAMES)
-    program(tree.root / "run.sh", "true")
-    (tree.root / "link").symlink_to("run.sh")
-    git(tree.root, "add", "-Af")
-    git(tree.root, "commit", "-qm", "x")
-    found = tree.files(tree.head())
-    assert {*found} == {"README.md", "missions/other.yaml", "src/app.py", "run.sh", *NAMES}
-    assert found["README.md"] == git(tree.root, "rev-parse", "HEAD:README.md")
-    assert tree.files("") == {}
-
-
-def test_the_files_of_a_commit_are_not_those_of_the_work_tree(tree, git, tmp_path):
+def test_files_and_diff_of_a_commit_show_the_work_and_nothing_of_the_kit(tree, git):
     first = tree.head()
-    module(tree, git, tmp_path)
+    sh(tree.root, "git clone -q . ../origin; git submodule --quiet add ../origin module; ln -s README.md link")
+    head = save(git, tree.root, "kit/cco.py", "missions/api.yaml", ".cco/x", "a/.claude/x", "src/app.py", *NAMES)
     write(tree.root, "uncommitted")
-    (tree.root / "README.md").unlink()
-    assert {*tree.files(tree.head())} == {"README.md", ".gitmodules"}
-    assert {*tree.files(first)} == {"README.md"}
+    found = tree.files(head)
+    assert {*found} == {"README.md", ".gitmodules", "src/app.py", *NAMES}
+    assert tree.read(found["README.md"]) == "# a project\n"
+    assert tree.read(git(tree.root, "hash-object", "-w", "/bin/sh")) is None
+    assert "b/src/app.py" in (shown := tree.diff(first, head))
+    assert not any(word in shown for word in ("kit/", "api.yaml", ".claude", "uncommitted"))
+    assert "+# a project" in tree.diff("", first)
 
 
-def test_a_diff_shows_the_work_between_two_commits_and_nothing_of_the_referee(tree, git):
-    first = tree.head()
-    write(tree.root, "kit/cco.py", ".claude/settings.json", content="referee\n")
-    write(tree.root, "src/app.py", content="work\n")
-    write(tree.root, os.fsdecode(b"latin-\xe4"), content=b"caf\xe9\n")
-    git(tree.root, "add", "-Af")
-    git(tree.root, "commit", "-qm", "x")
-    write(tree.root, "src/app.py", content="uncommitted\n")
-    shown = tree.diff(first, tree.head())
-    assert "+work" in shown
-    assert "caf\udce9" in shown
-    assert not any(word in shown for word in ("referee", "uncommitted", "# a project"))
-    assert "+# a project" in tree.diff("", tree.head())
-    assert "-work" in tree.diff(tree.head(), first)
-    assert tree.diff(first, first) == ""
+def test_the_files_are_those_of_the_earlier_commit_and_the_later_one_stays_an_ancestor(tree, git):
+    def content(*names: str) -> set[str]:
+        return {(tree.root / name).read_text() for name in names}
+
+    ours = ["kit/cco.py", "changed", "tests/a.py", "deep/x.lock", *NAMES]
+    best = save(git, tree.root, *ours, "deleted", "folder/x", content="1\n")
+    sh(tree.root, "rm -r deleted folder; chmod +x changed")
+    worse = save(git, tree.root, *ours, "folder", "tests/b.py", content="2\n")
+    write(tree.root, "untracked", ".claude/settings.json", ".cco/api.json")
+    with pytest.raises(GitError, match="git restore"):
+        tree.restore("0" * 40, "x", "api", [])
+    made = tree.restore(best, "Return to iteration 3", "api", [])
+    assert (made, parents(git, tree.root)) == (tree.head(), [worse])
+    assert content("changed", "deleted", "folder/x", "tests/a.py", "deep/x.lock", *NAMES) == {"1\n"}
+    assert (os.access(tree.root / "changed", os.X_OK), (tree.root / "tests/b.py").exists()) == (False, False)
+    assert content("kit/cco.py") == {"2\n"}
+    assert content("untracked", ".claude/settings.json", ".cco/api.json") == {"x\n"}
+    tree.restore(worse, "x", "api", ["./tests/a*", "**/*.lock", "*.py"])
+    assert (content("changed"), content("tests/a.py", "deep/x.lock")) == ({"2\n"}, {"1\n"})
+    shown = git(tree.root, "log", "-1", "HEAD~1", f"--format=%s %(trailers:key={repo.MISSION},valueonly)")
+    assert (shown, tree.restore(tree.head(), "x", "api", [])) == ("Return to iteration 3 api", tree.head())
 
 
-def test_a_diff_where_there_is_no_commit_yet_is_empty(empty):
-    assert empty.diff("", "") == ""
-
-
-@pytest.mark.parametrize(
-    "settings", [("color.ui", "always"), ("color.diff", "always"), ("diff.external", "false"), ("core.pager", "false")]
-)
-def test_a_diff_is_plain_whatever_a_user_likes(tree, git, settings):
-    first = tree.head()
-    write(tree.root, "a", content="work\n")
-    commit(tree)
-    git(tree.root, "config", *settings)
-    assert tree.diff(first, tree.head()).splitlines()[-1] == "+work"
-
-
-def test_no_text_converter_runs_for_a_diff(tree, git, tmp_path):
-    ran = program(tmp_path / "convert", f"touch '{tmp_path}/it ran'; cat \"$1\"")
-    git(tree.root, "config", "diff.odd.textconv", f"'{ran}'")
-    git(tree.root, "config", "diff.odd.command", f"'{ran}'")
-    write(tree.root, ".gitattributes", content="* diff=odd\n")
-    first = tree.head()
-    commit(tree)
-    assert "+* diff=odd" in tree.diff(first, tree.head())
-    assert not (tmp_path / "it ran").exists()
-
-
-def test_what_is_left_behind_is_named_with_the_reason(tree, git):
-    write(tree.root, ".gitignore", content="*.log\nnode_modules/\n")
-    git(tree.root, "add", "-A")
-    git(tree.root, "commit", "-qm", "x")
-    write(tree.root, "x.log", "node_modules/a/b.js", "new", "deep/er/new", "kit/x", "missions/api.yaml", ".cco/x")
-    write(tree.root, "README.md", content="changed\n")
-    write(tree.root, *NAMES)
-    names = {name.split("/")[0] for name in NAMES}
-    assert tree.left_behind() == {
-        "x.log": "git ignores it",
-        "node_modules": "git ignores it",
-        **dict.fromkeys(("new", "deep", "README.md", *names), "not committed"),
-    }
-
-
-def test_nothing_is_left_behind_of_a_clean_tree(tree):
-    assert tree.left_behind() == {}
-
-
-@pytest.mark.parametrize("content", [b"", b"text", b"\0\xff\r\n", b"x" * 300_000])
-def test_git_keeps_bytes_and_remembers_them_under_a_name_also_through_a_gc(tree, git, content):
-    name = tree.keep(content)
-    tree.remember("api/sealed", name)
-    git(tree.root, "gc", "-q", "--prune=now")
-    assert tree.remembered("api/sealed") == name
-    assert tree.git("cat-file", "blob", name) == content
-    assert git(tree.root, "branch", "-a") == "* main"
-
-
-def test_what_is_remembered_is_replaced_by_the_next_and_unknown_before_the_first(tree):
-    assert tree.remembered("api/best") == ""
-    first, second = tree.keep(b"1"), tree.keep(b"2")
-    tree.remember("api/best", first)
-    tree.remember("web/best", second)
-    assert tree.remembered("api/best") == first
-    tree.remember("api/best", second)
-    assert (tree.remembered("api/best"), tree.remembered("web/best"), tree.remembered("api")) == (second, second, "")
-
-
-def test_the_folder_of_git_is_that_of_the_main_work_tree(tree, git, tmp_path):
-    git(tree.root, "worktree", "add", "-q", "-b", "other", str(tmp_path / "linked"))
-    assert tree.folder() == tree.root / ".git" == Repo(tmp_path / "linked").folder()
-
-
-# --------------------------------------------------------------------------------------------------------
-# Back to an earlier commit
-# --------------------------------------------------------------------------------------------------------
+# Protected files
 
 
 @pytest.fixture
-def best(tree, git) -> str:
-    """A commit that is to be gone back to, and a later one."""
-    program(tree.root / "mode", "true")
-    (tree.root / "link").symlink_to("kept")
-    write(tree.root, "kept", "changed", "deleted", "folder/x", "tests/test_a.py", "deep/x.lock", *NAMES, content="1\n")
-    write(tree.root, "kit/cco.py", "missions/api.yaml", content="1\n")
-    git(tree.root, "add", "-Af")
-    git(tree.root, "commit", "-qm", "the best")
-    before = tree.head()
-    write(tree.root, "changed", "tests/test_a.py", "deep/x.lock", *NAMES, content="2\n")
-    write(tree.root, "kit/cco.py", "missions/api.yaml", content="2\n")
-    write(tree.root, "added", "more/added", "tests/test_b.py", content="2\n")
-    (tree.root / "deleted").unlink()
-    (tree.root / "mode").chmod(0o644)
-    (tree.root / "link").unlink()
-    (tree.root / "link").symlink_to("changed")
-    (tree.root / "folder/x").unlink()
-    (tree.root / "folder").rmdir()
-    write(tree.root, "folder", content="2\n")
-    git(tree.root, "add", "-Af")
-    git(tree.root, "commit", "-qm", "worse")
-    return str(before)
+def accepted(tree, git) -> Repo:
+    """A project with acceptance tests, committed."""
+    write(tree.root, ".gitignore", content="*.ign\n.cco\n")
+    write(tree.root, "tests/acc/deep/data.bin", content=bytes(range(256)))
+    sh(tree.root, "cd tests/acc; ln -s a.py link; echo true > run.sh; chmod +x run.sh")
+    save(git, tree.root, "tests/acc/a.py", "tests/acc/b.py", "src/app.py", content="assert a\n")
+    return tree
 
 
-def content(tree: Repo, *names: str) -> set[str]:
-    return {(tree.root / name).read_text() for name in names}
+A, DATA = "tests/acc/a.py", "tests/acc/deep/data.bin"
+CHANGED = {A: "changed"}
+DELETED = {f"tests/acc/{name}": "deleted" for name in ("a.py", "b.py", "deep/data.bin", "link", "run.sh")}
+EDIT = f"echo 'assert True' > {A}"
+SWAP = f"touch -r {A} ../time; echo 'assert b' > {A}; touch -r ../time {A}"
+WAYS: dict[str, tuple[str, dict[str, str]]] = {
+    "changed": (EDIT, CHANGED),
+    "same size and time": (SWAP, CHANGED),
+    "executable": (f"chmod +x {A}", CHANGED),
+    "not executable": ("git config core.fileMode false; chmod -x tests/acc/run.sh", {"tests/acc/run.sh": "changed"}),
+    "new": ("touch tests/acc/conftest.py", {"tests/acc/conftest.py": "new"}),
+    "new and ignored": ("mkdir tests/acc/x.ign; touch tests/acc/x.ign/x", {"tests/acc/x.ign/x": "new"}),
+    "ignore rules": ("echo '*' | tee .gitignore > .git/info/exclude; touch tests/acc/n", {"tests/acc/n": "new"}),
+    "relinked": ("ln -sf ../../src/app.py tests/acc/link", {"tests/acc/link": "changed"}),
+    "link for folder": ("cd tests/acc; rm -r deep; ln -s ../../src deep", {DATA: "deleted", "tests/acc/deep": "new"}),
+    "file for folder": ("cd tests/acc; rm -r deep; echo x > deep", {DATA: "deleted", "tests/acc/deep": "new"}),
+    "all deleted": ("rm -r tests", DELETED),
+    "link for all": ("rm -r tests/acc; ln -s /etc tests/acc", DELETED),
+    "parent renamed and linked": ("mv tests other; ln -s other tests", DELETED),
+    "skip-worktree": (f"{EDIT}; git update-index --skip-worktree {A}", CHANGED),
+    "assume-unchanged": (f"{EDIT}; git update-index --assume-unchanged {A}", CHANGED),
+    "staged": (f"{EDIT}; git add -A", CHANGED),
+    "committed": (f"{EDIT}; git commit -qam x", CHANGED),
+    "config": (f"git config core.checkStat minimal; git config core.trustctime false; {SWAP}", CHANGED),
+    "a repository": ("git init -q tests/acc; touch tests/acc/n", {"tests/acc/n": "new"}),
+}
 
 
-def test_the_files_are_those_of_the_earlier_commit_and_the_later_one_stays_an_ancestor(tree, git, best):
-    worse = tree.head()
-    made = tree.go_back(best, "Go back to iteration 3", "api", [])
-    assert made == tree.head() == git(tree.root, "rev-parse", "main")
-    assert parents(git, tree.root) == [worse]
-    assert content(tree, "kept", "changed", "deleted", "folder/x", "tests/test_a.py", "deep/x.lock", *NAMES) == {"1\n"}
-    assert not any((tree.root / name).exists() for name in ("added", "more", "tests/test_b.py"))
-    assert os.access(tree.root / "mode", os.X_OK)
-    assert os.readlink(tree.root / "link") == "kept"
-    assert git(tree.root, "diff", "--name-only", best, "HEAD", "--").splitlines() == ["kit/cco.py", "missions/api.yaml"]
-    assert git(tree.root, "status", "--porcelain") == ""
-    assert git(tree.root, "log", "-1", "--format=%s") == "Go back to iteration 3"
-    assert git(tree.root, "log", "-1", f"--format=%(trailers:key={repo.MISSION},valueonly)") == "api"
+@pytest.mark.parametrize(("change", "expected"), WAYS.values(), ids=WAYS.keys())
+def test_every_change_of_a_protected_file_is_named_and_restored(accepted, change, expected):
+    protected, root = Protected(accepted, ["tests/acc/**"], accepted.head()), accepted.root
+    assert protected.changes() == {}
+    before, work = picture(root / "tests"), picture(root / "src")
+    sh(root, change)
+    assert protected.changes() == expected
+    protected.restore(expected, root / ".cco/kept")
+    assert protected.changes() == {}
+    shutil.rmtree(root / "tests/acc/.git", ignore_errors=True)
+    assert (picture(root / "tests"), picture(root / "src")) == (before, work)
 
 
-def test_the_referee_is_not_gone_back_with(tree, git, best):
-    write(tree.root, ".claude/settings.json", ".cco/api.json", content="3\n")
-    tree.go_back(best, "x", "api", [])
-    assert content(tree, "kit/cco.py", "missions/api.yaml") == {"2\n"}
-    assert content(tree, ".claude/settings.json", ".cco/api.json") == {"3\n"}
+def test_files_of_any_name_are_restored_and_every_changed_version_is_kept(accepted, git):
+    names = [f"tests/acc/{name}" for name in NAMES]
+    protected = Protected(accepted, ["tests/acc"], save(git, accepted.root, *names, content=b"\r\n\0\xff$Id$"))
+    before = picture(accepted.root / "tests")
+    for text in ("first", "second"):
+        write(accepted.root, *names, content=text)
+        assert {*protected.changes()} == {*names}
+        protected.restore(protected.changes(), accepted.root / ".cco/kept" / text)
+        (kept,) = (accepted.root / ".cco/kept" / text).iterdir()
+        assert {(kept / name).read_text() for name in names} == {text}
+        assert picture(accepted.root / "tests") == before
+
+
+def test_what_git_does_not_track_is_named_and_left_alone_also_after_a_crash(accepted, git):
+    write(accepted.root, "tests/acc/mine.py", "tests/acc/node_modules/x.ign", "tests/other/y")
+    sh(accepted.root, "git clone -q . ../origin; git submodule --quiet add ../origin tests/acc/sub; git commit -qm x")
+    globs = ["tests/acc/**", "nothing/**", "tests/other"]
+    protected = Protected(accepted, globs, accepted.head())
+    named = ["tests/acc/mine.py", "tests/acc/node_modules/x.ign", "tests/other/y"]
+    assert protected.untracked() == ["nothing/**", "tests/other", "tests/acc/sub", *named]
+    write(accepted.root, "tests/acc/mine.py", "tests/acc/sub/README.md", content="changed\n")
+    assert protected.changes() == {}
+    write(accepted.root, "tests/acc/planted.py", ".cco/protected.index.lock")
+    assert Protected(accepted, globs, accepted.head(), anew=False).changes() == {"tests/acc/planted.py": "new"}
+    assert Protected(accepted, globs, accepted.head()).changes() == {}
+    commit = save(git, accepted.root, A, content="the user's\n")
+    assert (protected.changes()[A], Protected(accepted, globs, commit).changes()) == ("changed", {})
+
+
+def test_caches_and_what_others_watch_do_not_count(accepted, git):
+    root = accepted.root
+    here = Repo(root, [root / "tests/acc/mission.yaml"])
+    save(git, root, "tests/acc/mission.yaml", "tests/acc/__pycache__/tracked.pyc")
+    protected = Protected(here, ["tests/**", "**/*.pyc"], here.head())
+    write(root, "tests/acc/mission.yaml", "tests/acc/__pycache__/a.pyc", "tests/.pytest_cache/v/x", content="2\n")
+    assert protected.changes() == {}
+    write(root, "tests/acc/__pycache__/tracked.pyc", "tests/acc/my__pycache__/x", content="2\n")
+    assert {*protected.changes()} == {"tests/acc/__pycache__/tracked.pyc", "tests/acc/my__pycache__/x"}
+
+
+FILES = ["a.py", "b.lock", "c.txt", "dir/a.py", "dir/x", "dir/deep/b.lock", "dir/deep/c.txt", ".hidden/a.py"]
+IN_DIR, DEEP = {name for name in FILES if name.startswith("dir/")}, {name for name in FILES if "deep" in name}
 
 
 @pytest.mark.parametrize(
-    ("protect", "stays"),
+    ("glob", "expected", "paths"),
     [
-        (["tests/**"], {"tests/test_a.py", "tests/test_b.py"}),
-        (["tests"], {"tests/test_a.py", "tests/test_b.py"}),
-        (["tests/"], {"tests/test_a.py", "tests/test_b.py"}),
-        (["./tests/**"], {"tests/test_a.py", "tests/test_b.py"}),
-        (["tests/*_a.py"], {"tests/test_a.py"}),
-        (["**/*.lock"], {"deep/x.lock"}),
-        (["*.lock", "*.py"], set()),
-        (["tests/[!x]*_b.py", "deep/**"], {"tests/test_b.py", "deep/x.lock"}),
+        ("dir/**", IN_DIR, {"dir"}),
+        ("./dir/*", IN_DIR, IN_DIR),
+        ("**/*.py", {"a.py", "dir/a.py", ".hidden/a.py"}, {"a.py", "dir/a.py", ".hidden/a.py"}),
+        ("**/deep/**", DEEP, DEEP),
+        ("[ab].*", {"a.py", "b.lock"}, {"a.py", "b.lock"}),
+        (".git/**", set(), {".git"}),
     ],
 )
-def test_protected_files_stay_as_they_are(tree, git, best, protect, stays):
-    tree.go_back(best, "x", "api", protect)
-    assert {name for name in ("tests/test_a.py", "deep/x.lock") if content(tree, name) == {"2\n"}} == stays - {
-        "tests/test_b.py"
-    }
-    assert (tree.root / "tests/test_b.py").exists() is ("tests/test_b.py" in stays)
-    assert content(tree, "changed") == {"1\n"}
-    assert git(tree.root, "status", "--porcelain") == ""
+def test_a_glob_means_these_files_those_that_are_there_and_those_to_come(tree, git, glob, expected, paths):
+    protected = Protected(tree, [glob], save(git, tree.root, *FILES))
+    assert {str(path.relative_to(tree.root)) for path in protected.paths()} == paths
+    write(tree.root, *FILES, "README.md", content="changed\n")
+    write(tree.root, *(f"{name}.new.py" for name in FILES))
+    changes = protected.changes()
+    assert {name for name, what in changes.items() if what == "changed"} == expected
+    if glob in ("dir/**", "**/deep/**"):
+        assert {name for name, what in changes.items() if what == "new"} == {f"{name}.new.py" for name in expected}
 
 
-def test_where_nothing_differs_no_commit_is_made(tree, best):
-    head = tree.head()
-    assert tree.go_back(head, "x", "api", []) == head
-    made = tree.go_back(best, "x", "api", [])
-    assert tree.go_back(best, "x", "api", []) == made
+@pytest.fixture
+def kit(tmp_path) -> Path:
+    folder = tmp_path / "tools" / "cco"
+    write(folder, "cco.py", "repo.py", "state.py", "Makefile", "requirements.txt", "prompts/rules.md", "schema/a.json")
+    write(folder, "extras/a.py", "extras/deep/b.py", "tests/test_cco_x.py", ".venv/x.py")
+    return folder
 
 
-def test_untracked_and_ignored_files_stay(tree, git, best):
-    write(tree.root, ".git/info/exclude", content="*.log\n")
-    write(tree.root, "x.log", "untracked", "more/untracked")
-    tree.go_back(best, "x", "api", [])
-    assert content(tree, "x.log", "untracked", "more/untracked") == {"x\n"}
+def test_every_change_of_the_kit_is_named_and_restored_by_content(kit, tmp_path, monkeypatch):
+    watched = Kit(kit)
+    with monkeypatch.context() as context:  # what did not change is not read again
+        context.setattr(Path, "read_bytes", None)
+        assert watched.changes() == {}
+    write(kit, "cron.log", "missions/mine.yaml", ".venv/y.py", "tests/x.py", ".cco/x.py", "notes.md", "docs/x.py")
+    write(kit, "__pycache__/repo.cpython.pyc", "extras/__pycache__/x.pyc")
+    assert watched.changes() == {}  # the kit runs none of these
+    before = picture(kit)
+    new = ["json.py", "yaml/__init__.py", "GNUmakefile", "schema/new.json", "os.pyc", "re.abi3.so"]
+    write(kit, "prompts/rules.md", *new, content="planted\n")
+    sh(kit, "rm repo.py; ln -sf /etc/passwd state.py; chmod 600 cco.py; mv extras/deep extras/a.py ..; touch Makefile")
+    sh(kit, "rm requirements.txt; mkfifo requirements.txt")
+    changes = watched.changes()
+    deleted = dict.fromkeys(["repo.py", "extras/a.py", "extras/deep/b.py"], "deleted")
+    altered = dict.fromkeys(["prompts/rules.md", "state.py", "cco.py", "requirements.txt"], "changed")
+    assert changes == {**deleted, **altered, **dict.fromkeys(new, "new")}
+    watched.restore(changes, tmp_path / "kept")
+    assert (watched.changes(), picture(kit)) == ({}, before)
+    assert next((tmp_path / "kept").glob("*/yaml/__init__.py")).read_text() == "planted\n"
 
 
-def test_no_hook_runs_when_going_back(tree, best, tmp_path):
-    for name in ("pre-commit", "commit-msg", "post-commit", "post-checkout"):
-        program(tree.root / ".git/hooks" / name, f"touch '{tmp_path}/it ran'; exit 1")
-    assert tree.go_back(best, "x", "api", []) != best
-    assert not (tmp_path / "it ran").exists()
+# The clean checkout
 
 
-def test_a_commit_that_is_not_there_is_an_error_and_changes_nothing(tree, git, best):
-    head = tree.head()
-    with pytest.raises(GitError, match="git restore"):
-        tree.go_back("0" * 40, "x", "api", [])
-    assert (tree.head(), git(tree.root, "status", "--porcelain")) == (head, "")
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Where the checkout is made."""
+    (tmp_path / "cco clean").mkdir()
+    return tmp_path / "cco clean"
 
 
-def test_the_next_session_goes_on_from_there(tree, git, best):
-    made = tree.go_back(best, "x", "api", [])
-    assert tree.last_iteration("api") == 0
-    write(tree.root, "added", content="3\n")
-    assert commit(tree, made).changed == ["added"]
-    assert parents(git, tree.root) == [made]
+def test_only_what_is_committed_is_in_it_and_the_work_tree_is_not_touched(project, git, folder):
+    sh(project, "ln -s run.sh link; touch run.sh; chmod +x run.sh")
+    commit = save(git, project, ".gitignore", "src/app.py", *NAMES, content="*.log\n.venv/\n")
+    write(project, "untracked", "x.log", ".venv/bin/python", "src/app.py", content="not committed\n")
+    sh(project, "git add untracked")
+    before = git(project, "status", "--porcelain"), git(project, "for-each-ref"), files(project / ".git")
+    checkout = Checkout(Repo(project), commit, folder)
+    assert files(checkout.root) == {".gitignore", "README.md", "src/app.py", "run.sh", "link", *NAMES}
+    assert (checkout.root / "src/app.py").read_text() == "*.log\n.venv/\n"
+    assert (os.access(checkout.root / "run.sh", os.X_OK), os.readlink(checkout.root / "link")) == (True, "run.sh")
+    assert (git(checkout.root, "rev-parse", "HEAD"), git(checkout.root, "status", "--porcelain")) == (commit, "")
+    assert checkout.sources == [project / ".git" / "objects"]
+    repo.delete(folder)
+    assert (git(project, "status", "--porcelain"), git(project, "for-each-ref"), files(project / ".git")) == before
 
 
-# --------------------------------------------------------------------------------------------------------
-# What a killed sandbox leaves
-# --------------------------------------------------------------------------------------------------------
+KINDS = {
+    "worktree": "git worktree add -q -b other ../source",
+    "sparse": "git clone -q . ../source; git -C ../source sparse-checkout set wanted",
+    "shallow": 'git clone -q --depth=1 "file://$PWD" ../source',
+    "sha256": "git init -q --object-format=sha256 ../source; cp -r README.md *wanted ../source",
+    "partial": 'git config uploadpack.allowFilter 1; git clone -q --filter=blob:none --sparse "file://$PWD" ../source',
+}
 
 
-def test_only_placeholders_of_the_sandbox_are_removed(tree, git):
-    placeholders = [
-        name for name in repo.PLACEHOLDERS if name not in (".bashrc", ".profile", ".gitconfig", ".idea", ".zshrc")
-    ]
-    write(tree.root, *placeholders, ".bashrc", ".profile", "sub/.mcp.json", "other", content="")
-    write(tree.root, ".gitconfig", content="[user]\n")
-    write(tree.root, ".idea/workspace.xml", content="")
-    (tree.root / ".zshrc").symlink_to("other")
-    git(tree.root, "add", "-f", ".bashrc")
-    kept = [".profile", ".bashrc", "sub/.mcp.json", "other", ".gitconfig", ".idea/workspace.xml", ".zshrc"]
-    for path in map(tree.root.joinpath, [*placeholders, *kept]):
-        if not path.is_symlink():
-            path.chmod(0o644 if path.name == ".profile" else 0o444)
-    tree.remove_placeholders()
-    assert not [name for name in placeholders if (tree.root / name).exists()]
-    assert [name for name in kept if not (tree.root / name).exists()] == []
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_repository_is_checked_out_whole(project, empty, git, folder, tmp_path, kind):
+    commit = save(git, project, "wanted/a", "unwanted/b")
+    sh(project, KINDS[kind])
+    if kind in ("worktree", "sha256"):
+        commit = save(git, tmp_path / "source", "wanted/c")
+    checkout = Checkout(Repo(tmp_path / "source"), commit, folder)
+    expected = {"README.md", "wanted/a", "unwanted/b", *["wanted/c"] * (kind in ("worktree", "sha256"))}
+    assert (files(checkout.root), git(checkout.root, "log", "--format=%H", "-1")) == (expected, commit)
+    assert files(Checkout(empty, "", checkout.root / ".git").root) == set()
 
 
-def test_placeholders_are_removed_also_where_git_ignores_them(tree):
-    write(tree.root, ".git/info/exclude", content=".vscode\n")
-    write(tree.root, ".vscode", content="")
-    (tree.root / ".vscode").chmod(0o444)
-    tree.remove_placeholders()
-    assert not (tree.root / ".vscode").exists()
+RULES = """
+echo made > .git/info/exclude; echo y text eol=crlf > .git/info/attributes; git config filter.x.smudge 'sed s/x/other/'
+echo 'echo other > y' > .git/hooks/post-checkout; chmod +x .git/hooks/post-checkout
+echo other > z; git replace $(git rev-parse HEAD:y) $(git hash-object -w z)
+"""
+
+
+def test_what_is_in_the_repositorys_own_git_folder_alone_is_not_in_it(project, git, folder):
+    commit = save(git, project, "x", "y", ".gitattributes", content="x filter=x\n")
+    sh(project, RULES)
+    checkout = Checkout(Repo(project), commit, folder)
+    assert [(checkout.root / name).read_text() for name in ("x", "y")] == ["x filter=x\n"] * 2
+    write(checkout.root, "made")
+    assert git(checkout.root, "status", "--porcelain") == "?? made"
+
+
+def test_filters_of_the_user_are_applied_and_lfs_objects_are_at_hand(project, git, folder):
+    sh(project, "git config --global filter.up.smudge 'tr a-z A-Z'; git config --global filter.up.clean 'tr A-Z a-z'")
+    commit = save(git, project, ".gitattributes", "x", content="x filter=up\n")
+    write(project, ".git/lfs/objects/x")
+    checkout = Checkout(Repo(project), commit, folder)
+    assert (checkout.root / "x").read_text() == "X FILTER=UP\n"
+    assert git(checkout.root, "config", "lfs.storage") == str(project / ".git/lfs")
+    assert checkout.sources == [project / ".git/objects", project / ".git/lfs"]
+
+
+def test_a_check_may_compare_with_other_branches_tags_and_the_remote(project, git, folder):
+    sh(project, 'git clone -q --bare . \'../the "origin"\'; git remote add origin "$PWD/../the \\"origin\\""')
+    sh(project, "git fetch -q origin; git tag v1; git pack-refs --all")
+    commit = save(git, project, "a")
+    sh(project, "git branch other v1")
+    root = Checkout(Repo(project), commit, folder).root
+    for base in ("other", "origin/main", "v1"):
+        assert git(root, "diff", "--name-only", base, "HEAD") == "a"
+    assert git(root, "describe", "--tags") == f"v1-1-g{commit[:7]}"
+    sh(root, "git fetch -q origin")
+
+
+def test_submodules_are_at_the_committed_state_without_any_network_nested_ones_too(project, git, folder):
+    sh(
+        project,
+        'git clone -q . ../inner; git clone -q . ../outer; git -C ../outer submodule --quiet add "$PWD/../inner" sub',
+    )
+    sh(project, "git -C ../outer commit -qm x; git submodule --quiet add ../outer 'libs/a module'; git commit -qm x")
+    sh(project, "git submodule --quiet update --init --recursive; rm -rf ../inner ../outer")
+    module = project / "libs/a module"
+    sh(module, "echo changed > README.md; git commit -qam 'not committed outside'; touch untracked")
+    assert Repo(project).submodules() == [module / ".git", module / "sub/.git"]
+    before = picture(project)
+    checkout = Checkout(Repo(project), git(project, "rev-parse", "HEAD"), folder)
+    expected = {".gitmodules", "README.md", "libs/a module/README.md", "libs/a module/.gitmodules"}
+    assert files(checkout.root) == expected | {"libs/a module/sub/README.md"}
+    assert (checkout.root / "libs/a module/README.md").read_text() == "# a project\n"
+    assert (git(checkout.root, "status", "--porcelain"), len(checkout.sources)) == ("", 3)
+    assert picture(project) == before
+
+
+SETUP = """
+mkdir -p node_modules/left empty; echo setup | tee node_modules/left/index.js src/app.o src/generated.c > by_setup
+ln -s left node_modules/link; rm deleted_by_setup; chmod 444 src/app.o
+"""
+CHECK = """
+chmod 644 src/app.o; echo check | tee src/app.c src/app.o by_setup deleted_by_setup node_modules/left/y src/new
+echo forged > node_modules/left/index.js; touch -d 1990-01-01 src/sub/x; rm -r node_modules/link a c empty
+mkdir node_modules/link c; ln -s /etc a; touch c/d; git checkout -q -b other; git commit -qam mine
+"""
+
+
+def test_everything_is_reset_as_setup_left_it_times_included(project, git, folder):
+    write(project, ".gitignore", content="node_modules/\n*.o\n")
+    commit = save(git, project, "src/app.c", "src/sub/x", "by_setup", "deleted_by_setup", "a/b", "c")
+    checkout = Checkout(Repo(project), commit, folder)
+    root = checkout.root
+
+    def state() -> dict[str, Any]:
+        times = {path: path.lstat().st_mtime_ns for path in root.rglob("*") if path.is_symlink() or path.is_file()}
+        return {**times, **picture(root)}
+
+    sh(root, SETUP)
+    checkout.keep()
+    before = state()
+    for _ in range(2):
+        sh(root, CHECK)
+        checkout.reset()
+        assert state() == before
+        assert ((root / "empty").is_dir(), git(root, "rev-parse", "HEAD")) == (True, commit)
+
+
+def test_what_a_check_took_the_rights_from_is_reset_and_deleted_all_the_same(project, folder):
+    """As root everything may be done to it anyway."""
+    checkout = Checkout(Repo(project), Repo(project).head(), folder)
+    checkout.keep()
+    take = "mkdir -p locked/deep/er; touch locked/deep/er/x; chmod 0 locked/deep/er locked/deep locked ."
+    sh(checkout.root, take)
+    checkout.reset()
+    assert {*os.listdir(checkout.root)} == {".git", "README.md"}
+    sh(checkout.root, take)
+    repo.delete(folder)
+    assert not folder.exists()
+
+
+def test_only_the_temporary_folders_of_one_repository_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    mine, other = [repo.scratch("/a/b", name) for name in ("clean", "check")], repo.scratch("/a/c", "clean")
+    write(mine[0], "tree/x")
+    (tmp_path / "cco-notes").mkdir()
+    before = {*tmp_path.iterdir()}
+    repo.remove_scratch("/a/b")
+    assert (before - {*tmp_path.iterdir()}, other.exists()) == ({*mine}, True)
+
+
+DEEP_DOWN = f"mkdir it; cd it; {sys.executable} -c \"import os\nfor _ in range(3000): os.mkdir('d'); os.chdir('d')\""
+
+
+def test_whatever_is_there_can_be_deleted_and_what_a_link_leads_to_stays(tmp_path):
+    write(tmp_path, "target/precious")
+    for make in ("true", "touch it", "ln -s target it", "ln -s nowhere it", "mkfifo it", DEEP_DOWN):
+        sh(tmp_path, make)
+        repo.delete(tmp_path / "it")
+        assert (os.path.lexists(tmp_path / "it"), (tmp_path / "target/precious").exists()) == (False, True)
