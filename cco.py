@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
-import getpass
 import hashlib
+import io
 import os
 import shlex
 import signal
@@ -27,11 +27,6 @@ from typing import NoReturn
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # siblings first, also under -m, -P, -I and PYTHONSAFEPATH
 
-import state as states
-
-if Path(states.__file__).resolve().parent != HERE:
-    sys.exit(f"cco: wrong 'state': {states.__file__}; run it as: python {HERE}/cco.py")
-
 import dod
 import llm
 import log
@@ -41,6 +36,7 @@ import proc
 import prompt
 import repo
 import report
+import state as states
 import worker
 from loop import Edited, Options, Run, make_folders
 from proc import CANNOT, DONE, ERROR, LATER, LIMIT, USAGE, USER, Stop
@@ -72,6 +68,7 @@ def check(args: argparse.Namespace) -> int:
     with proc.lock(run.folder / "lock", run.mission.id):
         repo.remove_scratch(run.marker)
         worker.require(run.settings, run.root)
+        worker.require_login(run.settings, run.root, run.marker)
         if run.file.exists():
             run.state = states.load(run.file)
         require_clean(run)
@@ -82,9 +79,12 @@ def check(args: argparse.Namespace) -> int:
         for verdict in verdicts.values():
             if verdict.verdict in ("broken", "timeout", "flaky", "tampered"):
                 print(f"\n{verdict.id} is {verdict.verdict}:\n{log.printable(verdict.tail.strip())}")
-        run.require_proof(verdicts, place)
+        run.refuse_trivial(verdicts, place)
         for line in remarks(run):
             print(f"\n{line}")
+        setup = run.check_out_clean([])[0] if run.mission.setup and run.confirms_in == "checkout" else None
+        if setup and setup.verdict != "met":
+            print(f"\nas the repository is now, `setup` fails in a clean checkout ({setup.verdict}):\n{setup.tail}")
         for id, line in dod.differences(run.mission.criteria, place, verdicts).items():
             print(f"\n{id}: {line}")
     print(f"\nready: make start MISSION={shlex.quote(str(path))}")
@@ -169,17 +169,14 @@ def accept(args: argparse.Namespace) -> int:
     run = Run(Path(before.mission_path), Options(args.config or _other_config(before)))
     with proc.lock(run.folder / "lock", run.mission.id) as lock:
         recover(run, lock.was_unclean)
-        if not run.saved:
+        if not run.saved_digest:
             raise Stop(USAGE, "its state could not be read: start the mission once, then accept")
         if args.id not in (unchecked := run.unchecked()):
             names = ", ".join(unchecked) or "none"
             raise Stop(USAGE, f"{args.id} is no criterion without a check, which nobody but you could judge: {names}")
         if run.state.current_phase == "completed":
             raise Stop(USAGE, "the mission is done already")
-        try:
-            user = getpass.getuser()
-        except (KeyError, OSError):  # nobody of that number is known here
-            user = f"user {os.getuid()}"
+        user = os.environ.get("USER") or f"user {os.getuid()}"
         if run.state.plan is None:
             run.state.commit = run.repo.head_of(run.branch) or run.state.commit
             run.state.current_phase, run.state.blocked, run.state.wait = "validation", None, None
@@ -230,8 +227,7 @@ def _become(extra: str, argv: list[str]) -> NoReturn:
 
 def recover(run: Run, was_unclean: bool) -> None:
     """Clear what a killed run left, load the state, and adopt what the user edited. Raises Stop, OSError."""
-    known, _ = states.load_all(run.folder)
-    running = (one.session.process for one in known if one.is_running and one.session)
+    running = (one.session.process for one in states.load_all(run.folder)[0] if one.is_running and one.session)
     if ended := proc.end_leftovers(run.marker, next(running, None)):
         log.warn(f"ended {ended} processes that an earlier run left behind")
     run.repo.remove_stale_locks()
@@ -251,7 +247,7 @@ def recover(run: Run, was_unclean: bool) -> None:
         aside = run.file.with_suffix(f".json.unreadable-{int(time.time())}")
         run.file.rename(aside)
         return log.error(f"{error}. It is kept as {aside.name}; iterations and commits are rebuilt from git.")
-    run.saved = missions.digest(run.file)
+    run.saved_digest = missions.digest(run.file)
     run.recovering = state.current_phase in ("committing", "validation")
     run.killed_in = state.current_phase if was_unclean else ""
     if was_unclean:  # who wrote the state since is not known
@@ -268,11 +264,11 @@ def recover(run: Run, was_unclean: bool) -> None:
 
 def adopt_edits(run: Run) -> None:
     """Adopt what the user changed between two runs; what changed while a worker ran only with --accept."""
-    state, found = run.state, run.digests()
-    edited = [name for name in ("settings", "mission") if found[name] != state.accepted[name]]
+    state, digests = run.state, run.digests()
+    edited = [name for name in ("settings", "mission") if digests[name] != state.accepted[name]]
     for name in edited:
         path = run.mission.path if name == "mission" else f"{run.config} or .env"
-        if (run.killed_in or state.is_running or found[name] in state.rejected) and not run.options.accept:
+        if (run.killed_in or state.is_running or digests[name] in state.rejected) and not run.options.accept:
             raise Stop(USER, f"{path} changed while a worker ran. Look at it, then: {ACCEPT}")
         before, now = state.mission_text.splitlines(), run.mission.text.splitlines()
         lines = [*difflib.unified_diff(before, now, "accepted", "now", lineterm="", n=0)]
@@ -298,10 +294,10 @@ def prepare(run: Run) -> None:
     """Check out the mission's branch, with a new state if there is none. Raises Stop, OSError, repo.GitError."""
     worker.require(run.settings, run.root)
     state, before = run.state, run.repo.branch()
-    if before != run.branch or not run.saved or (state.plan is None and not state.returning):
+    if before != run.branch or not (state.plan or state.returning):  # else what is uncommitted is the worker's
         require_clean(run)
     run.repo.switch(run.branch)
-    if not run.saved:
+    if not run.saved_digest:
         state = begin(run)
         state.start_branch = before if before != run.branch else ""
         log.info(f"mission {run.mission.id}: {len(state.criteria)} criteria, branch {run.branch}")
@@ -355,8 +351,8 @@ def remarks(run: Run) -> list[str]:
 def require_clean(run: Run) -> None:
     """Raise Stop where the user has uncommitted changes, so that none is touched."""
     run.require_finished()
-    known = {*run.state.untracked}
-    changed = [path for path in run.repo.status() if log.mask(path) not in known]  # it was saved masked
+    of_checks = {*run.state.untracked}
+    changed = [path for path in run.repo.status() if log.mask(path) not in of_checks]  # they were saved masked
     names = "".join(f"\n  {path}" for path in changed[:20]) + ("\n  ..." if len(changed) > 20 else "")
     if changed and run.killed_in == "validation":
         return log.warn(f"the checks were interrupted and may have left these:{names}")
@@ -389,15 +385,13 @@ def _mission_path(given: str | None) -> Path:
         path = Path(given)
         return (path if path.exists() or not (HERE / path).exists() else HERE / path).absolute()
     folder = _folder(None)
-    known = [state for state in states.load_all(folder)[0] if state.current_phase != "completed"] if folder else []
-    if len(known) == 1:
-        return Path(known[0].mission_path)
+    unfinished = [one for one in states.load_all(folder)[0] if one.current_phase != "completed"] if folder else []
+    if len(unfinished) == 1:
+        return Path(unfinished[0].mission_path)
     root = missions.find_git_root(Path.cwd()) or Path.cwd()
-    if not known and (root / "mission.yaml").is_file():
+    if not unfinished and (root / "mission.yaml").is_file():
         return root / "mission.yaml"
-    names = ", ".join(state.mission_path for state in known) or ", ".join(
-        map(str, sorted(root.glob("missions/*.yaml")))
-    )
+    names = ", ".join([one.mission_path for one in unfinished] or map(str, sorted(root.glob("missions/*.yaml"))))
     raise Stop(USAGE, f"which mission? Name it (MISSION=missions/api.yaml); there are: {names or 'none'}")
 
 
@@ -411,10 +405,10 @@ def _folder(mission: str | None) -> Path | None:
 def _one_mission(name: str | None) -> State:
     """Return the state of the named mission, or of the only one. Raises Stop."""
     folder = _folder(None)
-    known = states.load_all(folder)[0] if folder else []
-    chosen = states.choose(known, name) if name else known
+    here = states.load_all(folder)[0] if folder else []
+    chosen = states.choose(here, name) if name else here
     if len(chosen) != 1:
-        names = ", ".join(state.mission_id for state in known) or "none"
+        names = ", ".join(state.mission_id for state in here) or "none"
         raise Stop(USAGE, f"which mission? Name it with --session (SESSION=); there are: {names}")
     return chosen[0]
 
@@ -490,12 +484,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     """Run one command and return its exit code; a foreseen failure is a message and a code, never a traceback."""
-    _open_standard_files()
-    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
+    if isinstance(sys.stdout, io.TextIOWrapper):  # it is None where a caller closed it
+        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     args = parser().parse_args(argv)
     try:
-        if not os.path.isdir("."):
-            raise Stop(USAGE, "the current folder is gone: go to one that exists")
         return int(args.function(args))
     except KeyboardInterrupt as error:
         log.info("interrupted; start again to go on")
@@ -513,16 +505,6 @@ def main(argv: list[str]) -> int:
             (log.info if code in (LATER, 130, 143) else log.error)(text, **more)
             log.stop()
         return int(code)
-
-
-def _open_standard_files() -> None:
-    """Open /dev/null where a caller closed stdin, stdout or stderr: the next file to be opened would take its place."""
-    while (handle := os.open(os.devnull, os.O_RDWR)) < 3:
-        os.set_inheritable(handle, True)
-    os.close(handle)
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
 
 
 if __name__ == "__main__":

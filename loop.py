@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,15 +36,10 @@ from state import Outcome, Plan, Session, State, Verdict
 HERE = Path(__file__).resolve().parent
 CRASHES = 3  # failures in a row that are retried within one iteration
 JUDGE_FAILURES = 12  # times in a row that the judge cannot be asked, until the user is
-LASTING = 5  # failures in a row of which the user is notified
+LASTING = 5  # failures in a row, which only an overload reaches, of which the user is notified
 EXCERPT = 2500  # bytes of a check's output in a prompt
 COMMITS = 5  # commits that a hand-over names
-REMEDIES = {
-    "auth": "log in again: run `claude` once and /login, or set ANTHROPIC_API_KEY",
-    "credit": "add credit or raise the spending limit of the Anthropic account",
-    "missing": "install Claude Code, or set claude_code.command",
-    "denied": "claude refuses to start with these settings; see claude_code.* in .cco/config.yaml",
-}
+DONE_SOMETHING = ("ended", "turn_cap", "budget_cap", "timeout")  # kinds of Outcome after which the checks decide
 
 
 @dataclass
@@ -87,9 +82,9 @@ class Run:
         self.kit = repo.Kit(HERE)
         self.protected = repo.Protected(self.repo, (), "")
         self.state = State(self.mission.id, str(self.mission.repository), str(path), "")
-        self.saved = ""  # SHA-256 of the state file as it was written last; "": none was
+        self.saved_digest = ""  # SHA-256 of the state file as it was written last; "": there is none
         self.has_run = False  # a session has run since the start
-        self.recovering = False  # the phase was begun by a run that ended in the middle of it
+        self.recovering = False  # an earlier run ended in this committing or validation: it may have done half of it
         self.killed_in = ""  # phase in which the last run was killed: what is uncommitted may not be the user's
         self.unusable: set[str] = set()  # digests of edits that cannot be used, named once
         box = self.settings.checks.sandbox
@@ -146,7 +141,7 @@ class Run:
         """Write the state, in a new phase if one is given. Raises OSError."""
         self.state.current_phase = phase or self.state.current_phase
         make_folders(self.folder)  # a worker without a sandbox may have removed them
-        self.saved = states.save(self.file, self.state)
+        self.saved_digest = states.save(self.file, self.state)
 
     def plan(self) -> None:
         """Decide what the worker does next, and save that before anything is done."""
@@ -215,10 +210,10 @@ class Run:
     def validate(self) -> None:
         """Run every check, have the rest judged, and see whether that is all."""
         state, begun = self.state, time.monotonic()
-        before = {id: replace(known) for id, known in state.criteria.items()}
-        outputs = {id: dod.last_output(id, self.outputs) for id, known in before.items() if known.attempts}
+        before = {id: replace(record) for id, record in state.criteria.items()}
+        outputs = {id: dod.last_output(id, self.outputs) for id, record in before.items() if record.attempts}
         try:
-            verdicts = self.prove()
+            verdicts = self.check_all()
         except BaseException:
             with suppress(OSError, repo.GitError):
                 self.end_checks()
@@ -299,14 +294,14 @@ class Run:
 
     def take_up_edits(self) -> None:
         """Raise Edited where the user has changed mission or settings to something usable. Only while nothing runs."""
-        found, state = self.digests(), self.state
-        if {*found.values()} <= {*state.accepted.values(), *state.rejected, *self.unusable}:
+        digests, state = {*self.digests().values()}, self.state
+        if digests <= {*state.accepted.values(), *state.rejected, *self.unusable}:
             return
         try:
             missions.require_repository(missions.load(self.mission.path))
             self.load_settings()
         except MissionError as error:
-            self.unusable |= {*found.values()}
+            self.unusable |= digests
             return log.warn(f"an edit cannot be used yet, what was accepted counts:\n{error}")
         if not state.current:  # what was decided before the edit is decided again
             state.plan = None
@@ -435,34 +430,34 @@ class Run:
         raise Stop(LATER, f"carry out {path}, then start again: the checks decide")
 
     def after(self, outcome: Outcome, task: worker.Task, session: Session) -> None:
-        """Decide what follows from the end of a session: the table "after / next" of the design."""
+        """Commit and check what a session did, try it again, wait, or raise Stop: by how it ended."""
         state, kind = self.state, outcome.kind
-        if kind in ("ended", "turn_cap", "budget_cap", "timeout") or (kind == "interrupted" and not proc.stopping):
+        if kind in DONE_SOMETHING or (kind == "interrupted" and not proc.stopping):
             session.failures, session.limits, session.lost = 0, 0, False
             return self.save("committing")
         if kind == "limit":
             return self.after_limit(outcome, task, session)
+        if kind == "interrupted":
+            self.save()
+            raise proc.Interrupted(128 + proc.stopping)
+        if kind in worker.REMEDIES:
+            self.save()
+            raise Stop(CANNOT, f"session failed: {outcome.message}\nTo fix it: {worker.REMEDIES[kind]}")
         if kind == "lost_session" and not task.resume:  # the id is in use: a run that was killed had begun it
             session.begun = True
             return self.save()
         if kind == "lost_session" and not session.lost:  # a second loss in a row counts as a crash
             state.session = Session(first=state.iterations, lost=True, failures=session.failures)
             return self.save()
-        if kind in ("overloaded", "crashed", "lost_session"):
-            session.failures += 1
-        if kind == "context_full" or (kind in ("crashed", "lost_session") and session.failures > CRASHES):
+        session.failures += 1
+        if kind == "context_full" or (kind != "overloaded" and session.failures > CRASHES):
             state.session = None  # the next plan begins a new one; what was done so far is kept and checked
             return self.save("committing")
-        if kind in ("overloaded", "crashed", "lost_session"):
-            why = "the service to answer again" if kind == "overloaded" else "another attempt"
-            state.wait_for(states.backoff(session.failures), "failure", f"{why} (failed {session.failures} times)")
-            if session.failures == LASTING:
-                self.notify("failed", f"claude failed {LASTING} times in a row, and is tried again: {outcome.message}")
-            return self.save()
+        why = "the service to answer again" if kind == "overloaded" else "another attempt"
+        state.wait_for(states.backoff(session.failures), "failure", f"{why} (failed {session.failures} times)")
+        if session.failures == LASTING:
+            self.notify("failed", f"claude failed {LASTING} times in a row, and is tried again: {outcome.message}")
         self.save()
-        if kind == "interrupted":
-            raise proc.Interrupted(128 + proc.stopping)
-        raise Stop(CANNOT, f"session failed: {outcome.message}\nTo fix it: {REMEDIES[kind]}")
 
     def after_limit(self, outcome: Outcome, task: worker.Task, session: Session) -> None:
         """Wait for the reset; where only one model is limited, go on with another while there is one."""
@@ -500,12 +495,12 @@ class Run:
         if kit:
             self.kit.restore(kit, kept)
         changes = {**changes, **{f"{HERE.name}/{path}": what for path, what in kit.items()}}
-        if self.saved and missions.digest(self.file) != self.saved:
+        if self.saved_digest and missions.digest(self.file) != self.saved_digest:
             changes[f".cco/{self.file.name}"] = "changed"  # the next save writes it again
-        for name, found in self.digests().items():
-            if found not in (state.accepted[name], *state.rejected, *self.unusable):
-                state.rejected = [*state.rejected, found][-10:]
-                is_dotenv = name == "settings" and found.split(" ")[0] == state.accepted[name].split(" ")[0]
+        for name, digest in self.digests().items():
+            if digest not in (state.accepted[name], *state.rejected, *self.unusable):
+                state.rejected = [*state.rejected, digest][-10:]
+                is_dotenv = name == "settings" and digest.split(" ")[0] == state.accepted[name].split(" ")[0]
                 settings = self.root / ".env" if is_dotenv else self.config
                 changes[str(self.mission.path if name == "mission" else settings)] = "changed, not adopted"
         for path, what in changes.items():
@@ -518,19 +513,16 @@ class Run:
 
     # --- Validation ---
 
-    def prove(self) -> dict[str, Verdict]:
-        """Return the verdict of every criterion. Raises MissionError or Stop for a check that proves nothing."""
-        state, current = self.state, self.state.current
-        checked = [state.criteria[criterion.id] for criterion in self.mission.criteria if criterion.check]
-        is_idle = current and not current.commit and not current.tools
-        if is_idle and state.open and not self.recovering and all(known.proof for known in checked):
-            log.info("the session changed nothing and ran nothing, so the checks say the same")
-            return {id: Verdict(id, known.verdict, failure=known.failure) for id, known in state.criteria.items()}
-        never_run = any(c.when == "last" and state.criteria[c.id].proof is None for c in self.mission.criteria)
-        place = self.place(self.root)
-        verdicts = dod.check(self.mission.criteria, place, state.criteria, everything=never_run)
-        self.require_proof(verdicts, place)
-        verdicts |= self.judge(dod.all_met(verdicts[id] for id in verdicts if id not in self.unchecked()))
+    def check_all(self) -> dict[str, Verdict]:
+        """Return the verdict of every criterion: of its check or its judge, and once all are met of a clean checkout.
+
+        Raises MissionError or Stop for a check that proves nothing.
+        """
+        records, place = self.state.criteria, self.place(self.root)
+        never_run = any(c.when == "last" and records[c.id].proof is None for c in self.mission.criteria)
+        verdicts = dod.check(self.mission.criteria, place, records, everything=never_run)
+        self.refuse_trivial(verdicts, place)
+        verdicts |= self.judge_unchecked(dod.all_met(verdicts[id] for id in verdicts if id not in self.unchecked()))
         return verdicts | self.confirm(verdicts)
 
     def end_checks(self) -> None:
@@ -544,9 +536,14 @@ class Run:
         if not self.sandbox_obstacle:
             hidden = (self.folder, self.config, self.root / ".env")
             box = sandbox.Sandbox(root, self.protected_paths(), tuple(checks.writable), checks.network, hidden)
-        both = self.confirms_in != "checkout"  # no clean checkout follows that takes both readings
         return dod.Place(
-            root, self.outputs, self.marker, checks, box, lambda: self.restore_protected("by a check"), both
+            root,
+            self.outputs,
+            self.marker,
+            checks,
+            sandbox=box,
+            restore=lambda: self.restore_protected("by a check"),
+            both=self.confirms_in == "tree",  # no clean checkout follows that takes both readings
         )
 
     @property
@@ -554,18 +551,15 @@ class Run:
         """Where all criteria have to be met in the end: "checkout" or "tree"."""
         return "checkout" if self.mission.confirm == "clean" and self.settings.repository.auto_commit else "tree"
 
-    def require_proof(self, verdicts: Mapping[str, Verdict], place: dod.Place) -> None:
-        """Refuse checks that were never seen to fail and pass in an empty folder. Raises MissionError, Stop."""
+    def refuse_trivial(self, verdicts: Mapping[str, Verdict], place: dod.Place) -> None:
+        """Raise MissionError, later Stop, for checks that were never seen to fail and pass in an empty folder."""
         texts = [path for path in (self.mission.path, HERE) if path.is_relative_to(self.root)]
         if reasons := dod.trivial(self.mission.criteria, place, verdicts, self.state.criteria, texts):
             error = missions.refusal(self.mission, reasons)
             raise Stop(USER, str(error)) if self.state.iterations else error
 
-    def judge(self, all_met: bool) -> dict[str, Verdict]:
-        """Return what still holds of the criteria without a check, and what a judge says of the rest.
-
-        all_met: whether every check passes; before that no judge is asked.
-        """
+    def judge_unchecked(self, all_met: bool) -> dict[str, Verdict]:
+        """Return what still holds of the criteria without a check, and once all checks pass what a judge says."""
         state, commit = self.state, self.state.commit
         unchecked = [criterion for criterion in self.mission.criteria if criterion.check is None]
         if not unchecked:
@@ -587,7 +581,7 @@ class Run:
         return verdicts
 
     def confirm(self, verdicts: Mapping[str, Verdict]) -> dict[str, Verdict]:
-        """Return what a clean checkout says: when all are met, and of those that it contradicted before."""
+        """Return what a clean checkout says: of all once they are met, else of those that it contradicted before."""
         state, commit, begun = self.state, self.state.commit, time.monotonic()
         state.confirmed = None
         everything = dod.all_met(verdicts.values())
@@ -596,25 +590,29 @@ class Run:
         wanted = checked if everything else [c for c in doubtful if verdicts[c.id].verdict == "met"]
         if not wanted:
             return {}
-        setup, found = None, dict[str, Verdict]()
+        setup, confirmed = None, dict[str, Verdict]()
         if self.confirms_in == "checkout":
             log.info(f"confirming {len(wanted)} criteria in a clean checkout of {commit[:12] or 'nothing'}")
-            folder = repo.scratch(self.marker, "clean")
-            try:
-                checkout = repo.Checkout(self.repo, commit, folder)
-                place, known = self.place(checkout.root), state.criteria
-                setup, found = dod.confirm(self.mission, wanted, place, checkout, known, self.repo, state.not_committed)
-            finally:
-                repo.delete(folder)
+            setup, confirmed = self.check_out_clean(wanted)
         elif everything:
             log.warn("all criteria are met in the work tree; no clean checkout was made to confirm it")
-        for id in (id for id, verdict in found.items() if verdict.verdict != "met"):
+        for id in (id for id, verdict in confirmed.items() if verdict.verdict != "met"):
             log.warn(f"criterion {id} passes in the work tree, but not in a clean checkout of {commit[:12]}")
-        if everything and dod.all_met(found.values()):
+        if everything and dod.all_met(confirmed.values()):
             made = {"code": setup.code, "seconds": setup.seconds, "digest": setup.digest} if setup else None
             here = {"commit": commit, "where": self.confirms_in, "at": states.now(), "setup": made}
             state.confirmed = {**here, "seconds": round(time.monotonic() - begun, 1)}
-        return found
+        return confirmed
+
+    def check_out_clean(self, criteria: Sequence[missions.Criterion]) -> tuple[Verdict | None, dict[str, Verdict]]:
+        """Return what `setup`, if there is one, and these checks say in a clean checkout of the commit."""
+        state, folder = self.state, repo.scratch(self.marker, "clean")
+        try:
+            checkout = repo.Checkout(self.repo, state.commit, folder)
+            place, absent = self.place(checkout.root), state.not_committed
+            return dod.confirm(self.mission, criteria, place, checkout, state.criteria, self.repo, absent)
+        finally:
+            repo.delete(folder)
 
     def learn(self, before: Mapping[str, states.CriterionState], outputs: Mapping[str, str], title: str) -> None:
         """Remember what met the criteria that sessions had failed on before."""

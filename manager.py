@@ -108,19 +108,13 @@ def _workable(situation: Situation) -> list[str]:
     open_ones = [id for id in failing if not state.is_set_aside(id)]
     if "judge" not in state.asked:  # else it exists and cannot be reached: these may be met
         open_ones += [id for id in _unproven(situation) if not state.criteria[id].attempts]
-    return open_ones or [id for id in failing if _deserves_another_try(state, id)]
+    return open_ones or [id for id in failing if state.criteria[id].stalls < STALLS[2]]
 
 
 def _unproven(situation: Situation) -> list[str]:
     """Return the criteria without a check of which nobody has said whether they are met."""
     state = situation.state
     return [id for id in state.open if state.criteria[id].verdict == "unjudged" and not prompt.check_of(situation, id)]
-
-
-def _deserves_another_try(state: State, id: str) -> bool:
-    """Whether more criteria are met now than after the last session on this one."""
-    met = next((entry.met for entry in reversed(state.history) if entry.focus == id), None)
-    return met is not None and len(state.met) > met and state.criteria[id].stalls < STALLS[2]
 
 
 def _conflicts(state: State) -> list[tuple[str, str]]:

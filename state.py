@@ -12,6 +12,7 @@ with each other (Plan, Outcome, Verdict, Usage) are here too, beside the state t
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -22,7 +23,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,8 @@ class CriterionState:
 @dataclass
 class Iteration:
     """One turn of the loop; number 0 is the baseline."""
+
+    __hash__ = object.__hash__  # one in the history stays as it is, so its JSON is made once
 
     number: int
     focus: str = ""  # "": no session, the checks ran by themselves
@@ -302,11 +305,11 @@ class State:
         self.accepted["mission"] = mission.digest
         before, self.criteria, self.best = self.criteria, {}, None
         for criterion in mission.criteria:
-            known = before.get(criterion.id)
-            if known is None or known.check_digest != criterion.digest:
-                known = CriterionState("", "", criterion.digest)
-            known.criteria, known.priority = criterion.criteria, criterion.priority
-            self.criteria[criterion.id] = known
+            record = before.get(criterion.id)
+            if record is None or record.check_digest != criterion.digest:
+                record = CriterionState("", "", criterion.digest)
+            record.criteria, record.priority = criterion.criteria, criterion.priority
+            self.criteria[criterion.id] = record
         if self.has_worked or self.is_running:  # what it did is checked
             self.current_phase, self.wait = "committing", None
         elif self.current_phase != "validation" or not self.plan:
@@ -318,15 +321,15 @@ class State:
         """Begin with the checks, and count anew: the user did something."""
         self.current_phase, self.blocked, self.wait = "validation", None, None
         self.answered, self.asked = self.iterations, {}
-        for known in self.criteria.values():
-            known.stalls = known.attempts = 0
-            known.recent_failures, known.doubt, known.judged_at = [], "", ""
+        for record in self.criteria.values():
+            record.stalls = record.attempts = 0
+            record.recent_failures, record.doubt, record.judged_at = [], "", ""
 
     def distrust(self) -> None:
         """Forget what is called proven: the run that said so ended uncleanly."""
         self.confirmed = None
-        for known in self.criteria.values():
-            known.proof = None
+        for record in self.criteria.values():
+            record.proof = None
         if not (self.plan and self.current and self.session):
             self.plan, self.current, self.blocked, self.current_phase = None, None, None, "validation"
         elif self.current_phase not in ("committing", "validation"):
@@ -387,15 +390,15 @@ class State:
             totals["api_calls_total"] += usage.calls
             totals["calls_of_unknown_cost"] += usage.unknown
             totals["manager_cost"] = round(totals["manager_cost"] + cost, 6)
-        for known in (self.criteria[id] for id in criteria if id in self.criteria):
-            known.cost_usd = round(known.cost_usd + cost / len(criteria), 6)
+        for record in (self.criteria[id] for id in criteria if id in self.criteria):
+            record.cost_usd = round(record.cost_usd + cost / len(criteria), 6)
 
     def record_tampering(self, changes: Mapping[str, str]) -> None:
         """Remember which protected files were changed. changes: path -> what became of it."""
         number, kept = self.iterations, f".cco/kept/{self.iterations:04d}"
-        found = [{"iteration": number, "path": path, "what": what, "kept": kept} for path, what in changes.items()]
-        self.tampering = [*self.tampering, *found][-MAX_TAMPERING:]
-        self.totals["tampered"] += len(found)
+        entries = [{"iteration": number, "path": path, "what": what, "kept": kept} for path, what in changes.items()]
+        self.tampering = [*self.tampering, *entries][-MAX_TAMPERING:]
+        self.totals["tampered"] += len(entries)
         if self.current:
             self.current.tampered = list(dict.fromkeys([*self.current.tampered, *changes]))[:MAX_TAMPERING]
 
@@ -404,22 +407,22 @@ class State:
         self.totals["check_seconds"] = round(self.totals["check_seconds"] + seconds, 1)
         entry, lines = self.current or Iteration(self.iterations, commit=self.commit[:12]), []
         for id, verdict in verdicts.items():
-            known = self.criteria[id]
+            record = self.criteria[id]
             self._record_failure(id, verdict)
-            known.flaky |= verdict.flaky
-            known.seen_failing |= verdict.verdict in ("unmet", "timeout", "flaky")  # a broken command shows nothing
+            record.flaky |= verdict.flaky
+            record.seen_failing |= verdict.verdict in ("unmet", "timeout", "flaky")  # a broken command shows nothing
             if verdict.where == "checkout":
-                known.fails_in_clean_checkout = verdict.verdict != "met"
-            self._record_proof(known, verdict)
-            if verdict.verdict != known.verdict:
+                record.fails_in_clean_checkout = verdict.verdict != "met"
+            self._record_proof(record, verdict)
+            if verdict.verdict != record.verdict:
                 is_failing = verdict.verdict not in ("met", "unjudged")  # what runs last is unjudged, nothing broke it
-                was_met = known.first_met is not None and known.verdict in ("met", "unjudged")
+                was_met = record.first_met is not None and record.verdict in ("met", "unjudged")
                 broke = was_met and is_failing and verdict.where != "checkout"
                 entry.changed[id] = verdict.verdict
                 entry.broke += [id] if broke else []
-                before, known.verdict, known.since = known.verdict, verdict.verdict, self.iterations
-                if verdict.verdict == "met" and known.first_met is None:
-                    known.first_met = self.iterations
+                before, record.verdict, record.since = record.verdict, verdict.verdict, self.iterations
+                if verdict.verdict == "met" and record.first_met is None:
+                    record.first_met = self.iterations
                 lines.append(f"criterion {id}: {before} -> {verdict.verdict}{' (regression)' if broke else ''}")
         entry.met = len(self.met)
         if self.current is None and entry.changed:
@@ -431,36 +434,36 @@ class State:
 
     def _record_failure(self, id: str, verdict: Verdict) -> None:
         """Count the sessions that changed nothing in a failure or brought back an earlier one; slowly all others."""
-        known, worked_on = self.criteria[id], self.plan is not None and self.plan.focus == id
+        record, worked_on = self.criteria[id], self.plan is not None and self.plan.focus == id
         if verdict.verdict == "unjudged":
-            known.attempts += worked_on
+            record.attempts += worked_on
             return
         if verdict.verdict == "met":
-            known.stalls = known.attempts = 0
-            known.failure, known.doubt = "", ""
-            known.recent_failures, known.failed_instructions = [], []
+            record.stalls = record.attempts = 0
+            record.failure, record.doubt = "", ""
+            record.recent_failures, record.failed_instructions = [], []
             return
         if worked_on and self.plan:
             given = digest(self.plan.instruction)
-            known.failed_instructions = [*(one for one in known.failed_instructions if one != given), given][-8:]
-        if verdict.failure != known.failure:
-            known.doubt = ""  # the checks say that something moved
-        unchanged = verdict.failure in (known.failure, *known.recent_failures)
-        known.attempts += worked_on
-        known.stalls = max(known.stalls + worked_on if unchanged else 0, known.attempts // ATTEMPTS)
-        others = (one for one in known.recent_failures if one != verdict.failure)
-        known.recent_failures = [*others, verdict.failure][-4:]
-        known.failure = verdict.failure
+            record.failed_instructions = [*(one for one in record.failed_instructions if one != given), given][-8:]
+        if verdict.failure != record.failure:
+            record.doubt = ""  # the checks say that something moved
+        unchanged = verdict.failure in (record.failure, *record.recent_failures)
+        record.attempts += worked_on
+        record.stalls = max(record.stalls + worked_on if unchanged else 0, record.attempts // ATTEMPTS)
+        others = (one for one in record.recent_failures if one != verdict.failure)
+        record.recent_failures = [*others, verdict.failure][-4:]
+        record.failure = verdict.failure
 
-    def _record_proof(self, known: CriterionState, verdict: Verdict) -> None:
+    def _record_proof(self, record: CriterionState, verdict: Verdict) -> None:
         here = {"where": verdict.where, "commit": self.commit, "at": now()}
         if verdict.evidence is not None and verdict.verdict == "met":
-            known.proof = {**here, **verdict.evidence}
+            record.proof = {**here, **verdict.evidence}
         elif verdict.where == "judge" and verdict.verdict == "unmet":
-            known.proof, known.judged_at = None, self.commit
+            record.proof, record.judged_at = None, self.commit
         elif verdict.runs:
             shown = {name: getattr(verdict, name) for name in ("code", "seconds", "digest", "runs")}
-            known.proof = {**here, **shown}
+            record.proof = {**here, **shown}
 
     def finish_iteration(self, statistics: Mapping[str, int]) -> list[str]:
         """Hold the worker's claims against the verdicts and add the iteration to the history; return the false ones."""
@@ -480,8 +483,8 @@ class State:
         assert self.best
         self.best.returns, self.best.returned = self.best.returns + 1, self.iterations
         self.commit, self.session, self.returning, self.current_phase = commit, None, "", "validation"
-        for known in self.criteria.values():
-            known.stalls = 0
+        for record in self.criteria.values():
+            record.stalls = 0
 
     def wait_for(self, seconds: float, kind: str, why: str) -> None:
         """Wait from now on. kind: limit, failure or judge."""
@@ -556,9 +559,9 @@ def load(path: Path, validate: bool = True) -> State:
     """Read a state file. validate=False skips the schema, for a quick look. Raises Stop, OSError."""
     try:
         data = json.loads(path.read_bytes())
-        if (found := data.get("version")) != VERSION:
+        if (version := data.get("version")) != VERSION:
             remedy = "finish it with the CCO that began it, or move the file away to start anew"
-            raise Stop(USAGE, f"{path}: a state of version {found!r:.20}, and this CCO reads {VERSION}: {remedy}")
+            raise Stop(USAGE, f"{path}: a state of version {version!r:.20}, and this CCO reads {VERSION}: {remedy}")
         if validate:
             from jsonschema import Draft202012Validator
 
@@ -605,22 +608,28 @@ def write(path: Path, content: bytes) -> None:
 
 def _to_json(state: State) -> bytes:
     """Return the state as JSON, one top-level key a line; all but VERBATIM, which a start depends on, is masked."""
-    data = asdict(state)
+    data = {name: value for name, value in vars(state).items() if name != "history"}
     failed = [f"{entry.number}: {entry.outcome}" for entry in state.sessions if entry.outcome not in ("ended", "limit")]
     met, total, cost = len(state.met), len(state.criteria), state.totals["estimated_cost"]
     share, each = round(100 * met / max(1, total), 1), round(cost / met, 4) if met else 0
-    data["totals"] |= {"total_iterations": state.iterations, "dod_criteria_completed": met, "dod_criteria_total": total}
-    data["totals"] |= {"completion_percentage": share, "cost_per_criteria": each}
+    seeds = {"total_iterations": state.iterations, "dod_criteria_completed": met, "dod_criteria_total": total}
+    data["totals"] = {**state.totals, **seeds, "completion_percentage": share, "cost_per_criteria": each}
     data |= {"completed_tasks": state.met, "pending_tasks": state.open, "errors": failed[-20:], "timestamp": now()}
     data["artifacts"] = [{"type": "commit", "path": state.branch, "version": state.commit}]
     shown = {"version": VERSION, **{key: v if key in VERBATIM else log.mask_tree(v) for key, v in data.items()}}
-    lines = (f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in shown.items())
+    lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in shown.items()]
+    lines.append(f'"history": [{", ".join(map(_entry, state.history))}]')
     return ("{\n" + ",\n".join(lines) + "\n}\n").encode("ascii")
 
 
+@functools.lru_cache(maxsize=2 * MAX_HISTORY)
+def _entry(entry: Iteration) -> str:
+    return json.dumps(log.mask_tree(entry), allow_nan=False)
+
+
 def _from_json(data: dict[str, Any]) -> State:
-    known = {one.name for one in fields(State)}
-    state = State(**{name: value for name, value in data.items() if name in known})
+    names = {one.name for one in fields(State)}
+    state = State(**{name: value for name, value in data.items() if name in names})
     state.criteria = {id: CriterionState(**value) for id, value in data["criteria"].items()}
     state.history = [Iteration(**entry) for entry in data["history"]]
     for name, kind in (("current", Iteration), ("last", Outcome), ("session", Session), ("wait", Wait), ("best", Best)):
@@ -628,6 +637,10 @@ def _from_json(data: dict[str, Any]) -> State:
             setattr(state, name, kind(**data[name]))
     if data["plan"] is not None:
         state.plan = Plan(**{**data["plan"], "usage": Usage(**data["plan"]["usage"])})
+    needs = {"waiting": state.wait, "blocked": state.blocked, "completed": not state.open, "committing": state.plan}
+    needs["execution"] = state.plan and state.session
+    if not needs.get(state.current_phase, True) or (state.plan is None) != (state.current is None):
+        raise ValueError(f"it is in {state.current_phase}, and what that phase needs is missing")
     return state
 
 

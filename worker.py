@@ -16,6 +16,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,12 @@ SWITCHES = ("DISABLE_AUTOUPDATER", "CLAUDE_CODE_DISABLE_BACKGROUND_TASKS", "CLAU
 HELPERS = ("apiKeyHelper", "awsAuthRefresh", "awsCredentialExport", "gcpAuthRefresh", "otelHeadersHelper")
 MARGIN, SPREAD = 60.0, 60.0  # seconds waited after a reset, and at most added by chance
 NO_RESET = 3600.0  # seconds waited for a limit that names no reset
+REMEDIES = {  # for kinds of Outcome after which no further session can help
+    "auth": "log in again: run `claude` once and /login, or set ANTHROPIC_API_KEY",
+    "credit": "add credit or raise the spending limit of the Anthropic account",
+    "missing": "install Claude Code, or set claude_code.command",
+    "denied": "claude refuses to start with these settings; see claude_code.* in .cco/config.yaml",
+}
 LOGINS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN")  # the user's settings may set them
 
 
@@ -93,6 +100,17 @@ def require(settings: Settings, root: Path) -> None:
             "Or choose to run without: claude_code.sandbox: off. Then nothing holds the worker's commands inside the"
             " repository, so do it only in a container or a virtual machine that you can lose.",
         )
+
+
+def require_login(settings: Settings, root: Path, marker: str) -> None:
+    """Raise Stop where claude says that it is not logged in; one that cannot say so learns it in a session."""
+    argv = [find(settings.claude_code.command, root), "auth", "status"]
+    with tempfile.TemporaryFile() as output:
+        proc.run(argv, cwd=root, env=environment(settings, root, marker), output=output, limits=proc.Limits(60.0))
+        text = proc.tail(output, 2000)
+    with suppress(ValueError):
+        if json.loads(text).get("loggedIn") is False:
+            raise Stop(CANNOT, f"claude is not logged in\nTo fix it: {REMEDIES['auth']}")
 
 
 def environment(settings: Settings, root: Path, marker: str) -> dict[str, str]:
