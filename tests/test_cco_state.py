@@ -1,4 +1,4 @@
-"""The state: what is read is what was written, what follows from it, the lock, and the notes and lessons beside it."""
+"""The state: what is read is what was written, what follows from it, and the notes and lessons beside it."""
 
 from __future__ import annotations
 
@@ -8,35 +8,26 @@ import json
 import os
 import re
 import stat
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import KIT
+from test_cco_prompt import criterion, mission_of
 
 import log
 import proc
 import prompt
 import state as states
-from mission import Limits, Mission, parse
+from mission import Limits
 from state import Outcome, Plan, State, Usage, Verdict
 
 SECRET = "Zk9-planted+value/4711=="
-PLAN = Plan("a", "Work", "Do it.")
-
-
-def mission_of(*ids: str, **more: Any) -> Mission:
-    criteria = [{"id": id, "criteria": f"{id} works", "check": f"make {id}"} for id in ids]
-    document = {"title": "A mission", "repository": "/a/project", "definition_of_done": criteria, **more}
-    return parse(json.dumps(document), Path("/a/project/api.json"))
 
 
 def new(*ids: str) -> State:
     made = State("api", "/a/project", "/a/project/api.json", "", commit="c0ffee0123456789")
-    made.adopt(mission_of(*(ids or ("a",))))
+    made.adopt(mission_of(*map(criterion, ids or ("a",))))
     return made
 
 
@@ -46,10 +37,17 @@ def see(known: State, *failures: str, **more: Any) -> list[str]:
     return known.record_results({id: Verdict(id, "unmet" if f else "met", failure=f, runs=1, **more) for id, f in ids})
 
 
-def iterate(known: State, focus: str, *failures: str, text: str = "Do it.", **outcome: Any) -> Any:
-    """One iteration on a criterion; return the false claims."""
+def begin(known: State, focus: str = "a", text: str = "Do it.") -> State:
+    """Begin a session on a criterion."""
     known.record_plan(Plan(focus, "Work", text))
     known.begin_iteration()
+    known.current_phase = "execution"
+    return known
+
+
+def iterate(known: State, focus: str, *failures: str, text: str = "Do it.", **outcome: Any) -> Any:
+    """One iteration on a criterion; return the false claims."""
+    begin(known, focus, text)
     known.record_outcome(Outcome(**{"kind": "ended", **outcome}))
     known.current.commit = known.commit[:12]
     see(known, *failures)
@@ -86,7 +84,9 @@ def test_the_file_is_ascii_its_owners_alone_and_masked_but_for_what_a_start_need
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()], ids=["full", "interrupted"])
 def test_a_save_that_fails_anywhere_leaves_the_old_or_the_new_state(path, monkeypatch, error):
-    def failing(name: str, real: Any) -> Any:
+    known, calls, steps = new(), list[str](), ["open", "fsync", "replace", "open", "fsync"]
+
+    def failing(name: str, real: Any, nth: int) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
             calls.append(name)
             if len(calls) == nth:
@@ -95,39 +95,32 @@ def test_a_save_that_fails_anywhere_leaves_the_old_or_the_new_state(path, monkey
 
         return call
 
-    known, calls, steps = new(), list[str](), ["open", "fsync", "replace", "open", "fsync"]
-    for nth in range(1, len(steps) + 1):
+    for nth, left in enumerate((1, 1, 1, 2, 2), 1):
         known.iterations = 1
         states.save(path, known)
         known.iterations = 2
         calls.clear()
         with monkeypatch.context() as machine, pytest.raises(type(error)):
             for name in {*steps}:
-                machine.setattr(os, name, failing(name, getattr(os, name)))
+                machine.setattr(os, name, failing(name, getattr(os, name), nth))
             states.save(path, known)
         assert calls == steps[:nth]
-        assert (states.load(path).iterations, [*path.parent.iterdir()]) == (1 if nth < 4 else 2, [path])
+        assert (states.load(path).iterations, [*path.parent.iterdir()]) == (left, [path])
 
 
-DAMAGES: dict[str, tuple[Any, int, str]] = {  # what becomes of the text, and the error
-    "empty": (lambda text: b"", 4, "not a readable state"),
-    "half": (lambda text: text[: len(text) // 2], 4, "not a readable state"),
-    "list": (lambda text: b"[" + text + b"]", 4, "not a readable state"),
-    "utf-8": (lambda text: text.replace(b'"commit": "', b'"commit": "\xff'), 4, "not a readable state"),
-    "newer": (lambda text: text.replace(b" 5,", b" 6,", 1), 2, "a state of version 6, and this CCO reads 5"),
-    "older": (lambda text: text.replace(b" 5,", b" 4,", 1), 2, "finish it with the CCO that began it"),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_file_that_is_no_state_of_this_version_is_one_error_that_names_it(path, damage):
-    make, code, reason = DAMAGES[damage]
+def test_a_file_that_is_no_state_of_this_version_is_one_error_that_names_it(path):
     states.save(path, new())
-    path.write_bytes(make(path.read_bytes()))
-    for validate in (True, False):
-        with pytest.raises(match=re.escape(reason)) as caught:
-            states.load(path, validate=validate)
-        assert caught.value.code == code and str(path) in str(caught.value) and len(str(caught.value)) < 1000
+    text = path.read_bytes()
+    damaged = [b"", text[: len(text) // 2], b"[" + text + b"]", text.replace(b'"commit": "', b'"commit": "\xff')]
+    others = {6: "a state of version 6, and this CCO reads 5", 4: "finish it with the CCO that began it", None: "None"}
+    cases = [(content, 4, "not a readable state") for content in damaged]
+    cases += [(text.replace(b" 5,", f" {json.dumps(n)},".encode(), 1), 2, reason) for n, reason in others.items()]
+    for content, code, reason in cases:
+        path.write_bytes(content)
+        for validate in (True, False):
+            with pytest.raises(proc.Stop, match=re.escape(reason)) as caught:
+                states.load(path, validate=validate)
+            assert caught.value.code == code and str(path) in str(caught.value) and len(str(caught.value)) < 1000
 
 
 def test_a_state_stays_small_however_long_the_mission_runs_and_keeps_the_latest(path):
@@ -140,37 +133,6 @@ def test_a_state_stays_small_however_long_the_mission_runs_and_keeps_the_latest(
     loaded = states.load(path)
     assert 50 < len(loaded.history) <= states.MAX_HISTORY and loaded.history[-1].number == 299
     assert (loaded.totals["session_count"], loaded.totals["tampered"], len(loaded.tampering)) == (299, 299, 20)
-
-
-HOLD = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import proc
-from pathlib import Path
-with proc.lock(Path(sys.argv[2]), "api"):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-def test_one_process_holds_the_lock_and_an_unclean_end_is_known_until_that_is_settled(tmp_path):
-    path = tmp_path / "lock"
-    for is_killed in (False, True):
-        argv = [sys.executable, "-c", HOLD, str(KIT), str(path)]
-        other = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert other.stdout and other.stdout.readline() == b"held\n"
-        assert (proc.holder(path) or {}).items() >= {"pid": other.pid, "mission": "api"}.items()
-        with pytest.raises(Exception, match=f"works here: pid {other.pid}") as caught, proc.lock(path, "b"):
-            pass
-        assert caught.value.code == 75
-        if is_killed:
-            other.kill()
-        other.communicate()
-        assert proc.holder(path) is None
-        for was_unclean, settles in ((is_killed, False), (is_killed, True), (False, False)):
-            with proc.lock(path, "api") as lock:
-                assert lock.was_unclean is was_unclean
-                lock.is_settled |= settles
 
 
 def test_a_wait_is_never_longer_than_planned_wherever_the_clock_is_set(clock):
@@ -204,8 +166,8 @@ def test_limits_are_compared_warned_of_once_a_step_and_leave_a_session_what_is_l
     assert (known.limit_alerts(limits), known.limit_alerts(limits)) == (lines, [])
     assert (limits.reached(known.used()), limits.left(known.used(), 7200)) == ("", (3600, 1.5))
     known.pay(Usage(1.5, 1), ["a"])
-    assert "limits.cost_usd is reached: 10.0 of 10. Raise it in the mission" in limits.reached(known.used())
-    assert "orchestrator.max_iterations is reached: 1 of 1" in Limits(max_iterations=1).reached(known.used())
+    for name, used in known.used().items():
+        assert f"{name} is reached: {used} of {used}. Raise it in" in Limits(**{name: used}).reached(known.used())
     assert Limits(max_iterations=1, iterations=1).reached(known.used(), begun=True) == ""
 
 
@@ -239,37 +201,34 @@ def test_claims_costs_successes_and_failures_are_counted():
 def test_an_edit_keeps_what_is_decided_as_before_and_begins_the_rest_anew():
     known = new("a", "b", "c")
     iterate(known, "b", "", "no", "no")
-    b = {"id": "b", "criteria": "in other words", "check": "make b", "priority": "critical"}
-    known.adopt(mission_of(definition_of_done=[b, {"id": "a", "criteria": "a works", "check": "make other"}]))
+    b = {**criterion("b", priority="critical"), "criteria": "in other words"}
+    known.adopt(mission_of(b, criterion("a", check="make other")))
     assert {id: criterion.verdict for id, criterion in known.criteria.items()} == {"b": "unmet", "a": "unjudged"}
     kept = known.criteria["b"]
     assert (kept.criteria, kept.priority, kept.attempts, kept.failure) == ("in other words", "critical", 0, "no")
-    known.adopt(mission_of(definition_of_done=[{**b, "strict": False}]))
+    known.adopt(mission_of({**b, "strict": False}))
     assert known.criteria["b"].verdict == "unjudged"
 
 
 def test_an_edit_throws_away_a_plan_and_never_what_a_session_has_done():
-    known, seen = new(), []
-    for kind in ("", "limit"):
-        known.record_plan(PLAN)
-        known.begin_iteration()
-        known.current_phase = "execution"
-        if kind:
-            known.record_outcome(Outcome(kind))
-            known.wait_for(100, "limit", "the usage limit")
-        known.adopt(mission_of("a", "b"))
-        seen.append((known.plan, known.iterations, known.current_phase, known.wait))
-    assert seen == [(None, 0, "validation", None), (PLAN, 1, "committing", None)]
+    known = begin(new())
+    known.adopt(mission_of(criterion("a"), criterion("b")))
+    assert (known.plan, known.iterations, known.current_phase) == (None, 0, "validation")
+    known = begin(new())
+    known.record_outcome(Outcome("limit"))
+    known.wait_for(100, "limit", "the usage limit")
+    known.adopt(mission_of(criterion("a"), criterion("b")))
+    assert (bool(known.plan), known.iterations, known.current_phase, known.wait) == (True, 1, "committing", None)
 
 
-def test_after_an_unclean_end_nothing_counts_as_proven_any_more():
-    known = new("a", "b")
-    see(known, "", "")
-    known.criteria["b"].proof = {"where": "user"}
-    known.confirmed, known.current_phase = {"where": "checkout"}, "completed"
-    known.distrust()
-    proofs = [criterion.proof for criterion in known.criteria.values()]
-    assert (known.confirmed, known.current_phase, proofs) == (None, "validation", [None, None])
+def test_after_an_unclean_end_nothing_counts_as_proven_any_more_and_what_was_begun_goes_on():
+    for phase in ("planning", "execution", "blocked", "completed", "waiting", "committing", "validation"):
+        goes_on = phase if phase in ("committing", "validation") else "execution"
+        for known, then in ((new(), "validation"), (begin(new()), goes_on)):
+            known.criteria["a"].proof = {"where": "user"}
+            known.confirmed, known.current_phase = {"where": "checkout"}, phase
+            known.distrust()
+            assert (known.confirmed, known.current_phase, known.criteria["a"].proof) == (None, then, None)
 
 
 def test_notes_wait_in_order_for_their_mission_and_are_filed_once_an_instruction_carried_them(tmp_path):
@@ -293,8 +252,8 @@ def test_a_lesson_is_found_by_its_failure_or_its_first_error_newest_first_and_ma
     prompt.learn(tmp_path, "f1", f"{error}\n", "it loads", f"pip install pyyaml {SECRET}")
     prompt.learn(tmp_path, "f2", "1\n", "it prints two", "print 2")
     prompt.learn(tmp_path, "f3", f"line 7\n{error}\n", "it loads", "add requirements.txt")
-    lessons = [f"{error}: add requirements.txt", f"{error}: pip install pyyaml ***"]
-    assert prompt.lessons(tmp_path, "unknown", error) == lessons
+    found = prompt.lessons(tmp_path, "unknown", error)
+    assert found == [f"{error}: add requirements.txt", f"{error}: pip install pyyaml ***"]
     assert prompt.lessons(tmp_path, "f2", "something else") == ["it prints two: print 2"]
     (tmp_path / "lessons.jsonl").write_text("[1]\n")
     assert prompt.lessons(tmp_path, "f1", error) == []
