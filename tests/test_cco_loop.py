@@ -33,7 +33,7 @@ FULL = {"assistant_error": "invalid_request", "text": "Prompt is too long", "ter
 LOST = {"result": {"subtype": "error_during_execution", "is_error": True, "errors": ["No conversation found"]}}
 DOWN = {"status": 402, "body": {"error": {"code": 402, "message": "Insufficient credits"}}}
 KEY = "sk-or-planted-5a7c90d1"
-WAYS_UP = ["retry_modified", "retry_modified", "alternative", "alternative"]
+WAYS_UP = ["retry_modified", "retry_modified", "alternative", "alternative"]  # then it is set aside
 TONE = {"id": "tone", "criteria": "the tone is friendly"}
 MET = {"id": "tone", "met": True, "reason": "It is.", "quotes": [{"path": "a", "text": "a friendly word"}]}
 CLOCK = """
@@ -311,31 +311,31 @@ def test_what_a_session_did_before_its_limits_were_used_up_is_checked_and_no_fur
 
 def test_a_mission_that_is_stuck_asks_once_and_a_note_makes_it_go_on(bench, project):
     mission(bench, [{**A, "check": "test -e a || { echo 'there is no a'; false; }"}])
-    bench.sessions(*[[{"say": "I have no idea."}]] * 4, WRITES_A)
+    bench.sessions(*[[{"say": "I have no idea."}]] * 6, WRITES_A)
     for _ in range(3):
         done = bench.start()
-        assert (done.returncode, len(bench.calls())) == (3, 4) and "what is the worker missing?" in said(done)
+        assert (done.returncode, len(bench.calls())) == (3, 6) and "what is the worker missing?" in said(done)
     assert len(done.stdout.splitlines()) <= 3  # cron says little
-    assert (history(bench, "strategy"), bench.resumed()) == (WAYS_UP, [False, True, False, False])
+    assert (history(bench, "strategy"), bench.resumed()) == ([*WAYS_UP, *WAYS_UP[2:]], [False, True, *[False] * 4])
     assert "take another approach" in prompts(bench)[3]
     question = bench.state()["blocked"]["question"]
     asked = (project / ".cco" / "reports" / "demo.blocked.md").read_text()
     for part in ("what is the worker missing?", "there is no a", "I have no idea.", "tell SESSION=demo TEXT="):
         assert part in asked, part
-    blocked, stalled = messages(bench)
+    stalled, blocked = messages(bench)
     assert (blocked["event"], blocked["question"], stalled["event"]) == ("blocked", question, "stalled")
     assert "nothing is running: start it" in bench.run("tell", "the file is called a").stdout
     done = bench.start()
-    assert (done.returncode, len(bench.calls())) == (0, 5), said(done)
+    assert (done.returncode, len(bench.calls())) == (0, 7), said(done)
     assert "something changed since the question was asked: checking again" in said(done)
-    assert "the file is called a" in prompts(bench)[4]
+    assert "the file is called a" in prompts(bench)[6]
 
 
 @pytest.mark.parametrize("by", ("an edit of the mission", "a commit"))
 def test_what_is_stuck_is_set_aside_for_others_tried_once_more_and_asked_about(bench, project, git, by):
     bench.sessions(*[IDLE] * 4, WRITES_B, *[IDLE] * 2)
     assert bench.start().returncode == 3
-    ways = [*(("a", way) for way in WAYS_UP), ("b", "partial"), ("a", "alternative")]  # b was met: that is new ground
+    ways = [*(("a", way) for way in WAYS_UP), ("b", "partial"), *[("a", "alternative")] * 2]
     assert [*zip(history(bench, "focus"), history(bench, "strategy"), strict=True)] == ways
     if by == "a commit":
         (project / "a").write_text("the user helped")
@@ -344,7 +344,7 @@ def test_what_is_stuck_is_set_aside_for_others_tried_once_more_and_asked_about(b
     else:
         mission(bench, [{**A, "check": "test -e b"}, B])
     done = bench.start()
-    assert (done.returncode, len(bench.calls())) == (0, 6), said(done)
+    assert (done.returncode, len(bench.calls())) == (0, 7), said(done)
 
 
 # --- The manager LLM -----------------------------------------------------------------------------------
@@ -612,6 +612,23 @@ def test_init_keeps_what_is_there_and_check_shows_the_verdicts_and_starts_nothin
     assert done.returncode == 0 and "ready: make start MISSION=" in done.stdout, said(done)
     assert re.search(r"^\[x\]  a  ", done.stdout, re.M) and re.search(r"^\[ \]  b  ", done.stdout, re.M)
     assert git(project, "branch", "--show-current") == "main" and not (project / ".cco" / "demo.json").exists()
+
+
+def test_check_says_that_setup_fails_in_a_clean_checkout_and_refuses_a_claude_without_login(bench, project, git):
+    (project / ".gitignore").write_text("local\n")
+    (project / "local").touch()  # so that setup works here, and nowhere else
+    git(project, "add", "-A")
+    git(project, "commit", "-qm", "ignore")
+    mission(bench, TWO_CRITERIA, setup="echo no compiler here; test -e local")
+    done = bench.run("check", str(bench.mission))
+    assert done.returncode == 0 and "`setup` fails in a clean checkout (unmet):\nno compiler here" in done.stdout
+    program = bench.folder / "claude"
+    program.write_text("""#!/bin/sh\n[ "$*" = "auth status" ] && echo '{"loggedIn": false}'\nexit 1\n""")
+    program.chmod(0o755)
+    mission(bench, TWO_CRITERIA, settings={"claude_code": {"command": str(program)}})
+    done = bench.run("check", str(bench.mission))
+    assert done.returncode == 4 and "not logged in" in said(done) and "log in again" in said(done)
+    assert not (project / ".cco" / "demo.json").exists() and not bench.calls()
 
 
 def test_an_unexpected_error_is_one_line_and_its_traceback_is_in_the_log(bench, project):

@@ -43,11 +43,11 @@ def example() -> State:
 
 
 def test_every_state_that_is_saved_can_be_loaded(tmp_path):
-    for made in (State("api", "/repository", "api.yaml", ""), example()):
-        state.save(tmp_path / "api.json", made)
-        loaded = state.load(tmp_path / "api.json")
-        assert {**asdict(loaded), "totals": None} == {**asdict(made), "totals": None}
-        assert made.totals.items() <= loaded.totals.items()
+    made = example()
+    state.save(tmp_path / "api.json", made)
+    loaded = state.load(tmp_path / "api.json")
+    assert {**asdict(loaded), "totals": None} == {**asdict(made), "totals": None}
+    assert made.totals.items() <= loaded.totals.items()
 
 
 def test_the_schema_names_every_field_and_no_other():

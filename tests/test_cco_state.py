@@ -51,6 +51,7 @@ def iterate(known: State, focus: str, *failures: str, text: str = "Do it.", **ou
     known.record_outcome(Outcome(**{"kind": "ended", **outcome}))
     known.current.commit = known.commit[:12]
     see(known, *failures)
+    known.current_phase = "planning"
     return known.finish_iteration({})
 
 
@@ -112,6 +113,9 @@ def test_a_file_that_is_no_state_of_this_version_is_one_error_that_names_it(path
     states.save(path, new())
     text = path.read_bytes()
     damaged = [b"", text[: len(text) // 2], b"[" + text + b"]", text.replace(b'"commit": "', b'"commit": "\xff')]
+    senseless = ("waiting", "blocked", "completed", "committing", "execution")  # for nothing, with nothing
+    damaged += [text.replace(b'"current_phase": "validation"', f'"current_phase": "{it}"'.encode()) for it in senseless]
+    damaged += [text.replace(b'"current": null', b'"current": ' + json.dumps(vars(states.Iteration(1))).encode())]
     others = {6: "a state of version 6, and this CCO reads 5", 4: "finish it with the CCO that began it", None: "None"}
     cases = [(content, 4, "not a readable state") for content in damaged]
     cases += [(text.replace(b" 5,", f" {json.dumps(n)},".encode(), 1), 2, reason) for n, reason in others.items()]
