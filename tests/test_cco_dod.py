@@ -640,30 +640,38 @@ def test_a_protected_file_that_setup_or_a_check_changes_there_makes_it_tampered(
     assert words(confirm("true", change, "true", restore=protected.restore)[1]) == ["met", "tampered", "met"]
 
 
-def test_what_only_the_work_tree_has_is_named(confirm, git):
+BUILD = "echo build/ > .gitignore; git add .; git commit -qm x; mkdir build; touch build/file"
+ONLY_HERE: list[tuple[str, str]] = [  # what was done in the work tree, and what the reason names
+    ("mkdir .cco; touch .cco/file; git update-ref refs/cco/demo/best HEAD", ""),
+    (BUILD, "build (git ignores it)"),
+    ("touch big", "big (it is too large)"),
+    ("touch $(seq 10 39)", "10, 11, 12, 13, 14, 15, 16, 17 and 22 more (not committed)"),
+    ("mkdir empty; git init -q nested", "empty, nested (an empty folder or a repository of its own)"),
+    ("chmod 600 README.md", "README.md (its mode is 600, there {there})"),
+    ("git config core.fileMode false; chmod 755 README.md", "README.md (its mode is 755, there {there})"),
+    (
+        "git update-index --skip-worktree README.md; rm README.md",
+        "README.md (skip-worktree or assume-unchanged is set)",
+    ),
+    ("git update-index --assume-unchanged README.md", "README.md (skip-worktree or assume-unchanged is set)"),
+    ("git config filter.x.smudge cat", "filter.x.smudge (set in .git alone)"),
+    ("echo '* text' > .git/info/attributes", "info/attributes (set in .git alone)"),
+    ("git notes add -m x; echo x > README.md; git stash -q", "refs/notes/commits, refs/stash (no clone has it)"),
+]
+
+
+@pytest.mark.parametrize(("command", "named"), ONLY_HERE, ids=range(len(ONLY_HERE)))
+def test_what_only_the_work_tree_has_is_named(confirm, git, command, named):
     root = confirm.checks.root
-    confirm.commit(**{".gitignore": "build/\n"})
-    for name in ("build", "empty", "nested", ".cco"):
-        (root / name).mkdir()
-        if name != "empty":
-            (root / name / "file").write_text("x")
-    git(root / "nested", "init", "-q")
-    (root / "big").write_text("x")
-    found = confirm("true", "test -d build", "false", not_committed={"big": "it is too large"})[1]
+    named = named.format(there=f"{(root / 'README.md').stat().st_mode & 0o777:o}")
+    subprocess.run(command, shell=True, cwd=root, check=True)
+    not_committed = {"big": "it is too large"} if "big" in named else {}
+    found = confirm("true", "test -d build", "false", not_committed=not_committed)[1]
     assert words(found) == ["met", "unmet", "unmet"]
     reason = found["c2"].tail
     assert reason == found["c3"].tail == confirm.checks.output("c2") != found["c1"].tail
     assert f"not in a clean checkout of commit {git(root, 'rev-parse', 'HEAD')[:12]}" in reason
-    only_here = re.search(r"What is only here: (.*)\.\]$", reason)
-    assert only_here and set(only_here[1].split("; ")) == {
-        "build (git ignores it)",
-        "empty (an empty folder or a repository of its own)",
-        "nested (an empty folder or a repository of its own)",
-        "big (it is too large)",
-    }
-    for number in range(30):
-        (root / f"file-{number:02}").touch()
-    assert "; and 22 more.]" in confirm("false")[1]["c1"].tail
+    assert reason.endswith(f" What is only here: {named}.]" if named else "has run before it.]")
 
 
 # Checks that prove nothing, and a mission without setup
