@@ -231,16 +231,16 @@ def keep_reason(id: str, folder: Path, text: str) -> None:
 # --- Until a verdict is certain ---
 
 
-def _run(criteria: Sequence[Criterion], place: Place, records: Records) -> dict[str, Verdict]:
-    """Run checks until their verdicts are certain.
+def _run(criteria: Sequence[Criterion], place: Place, records: Records, each: bool = False) -> dict[str, Verdict]:
+    """Run checks until their verdicts are certain. each: compare protected files after each, also in the sandbox.
 
     In the sandbox, where each has its processes to itself, as many at once as the settings say; an exclusive one alone.
-    There protected files are read-only, and are compared once in the end; elsewhere after each check.
+    There protected files are read-only, so comparing them once in the end is enough.
     """
     verdicts = {c.id: _unjudged(c, "it has no check") for c in criteria if c.check is None}
     waiting, trials = [c for c in criteria if c.check is not None], list[_Trial]()
-    jobs = place.settings.jobs if place.sandbox and not place.before else 1
-    is_read_only = place.sandbox and len(place.sandbox.protected) <= sandbox.MOUNTS
+    jobs = place.settings.jobs if place.sandbox and not (place.before or each) else 1
+    once = waiting and not each and place.sandbox and len(place.sandbox.protected) <= sandbox.MOUNTS
     try:
         while waiting or trials:
             while waiting and len(trials) < jobs:
@@ -255,14 +255,14 @@ def _run(criteria: Sequence[Criterion], place: Place, records: Records) -> dict[
             for trial in list(trials):
                 if verdict := trial.look():
                     trials.remove(trial)
-                    verdicts[verdict.id] = verdict
-                    if not is_read_only:
-                        verdicts |= _compared({verdict.id: verdict}, place)
+                    verdicts[verdict.id] = verdict if once else _compared(verdict, place)
     finally:  # also after a signal
         log.live("")
         for trial in trials:
             trial.close()
-    return _compared(verdicts, place) if is_read_only else verdicts
+    if once and place.restore():  # one of them got around that; which one?
+        return _run(criteria, place, records, each=True)
+    return verdicts
 
 
 def _needed(criterion: Criterion, place: Place, records: Records) -> int:
@@ -319,14 +319,12 @@ def _difference(passing: Reading, failing: Reading, code: int | None) -> str:
     return f"{DIFFER}: `{names[0]}` passes, `{names[1]}` ends with exit code {code}"
 
 
-def _compared(verdicts: dict[str, Verdict], place: Place) -> dict[str, Verdict]:
-    """Restore protected files; where one was changed, whatever has run is tampered."""
-    ran = [verdict for verdict in verdicts.values() if verdict.verdict != "unjudged"]
-    if not ran or not (changed := place.restore()):
-        return verdicts
-    note = f"\n[protected files were changed: {', '.join(changed[:LEFT])}]"
-    tampered = [replace(verdict, verdict="tampered", failure=f"tampered {verdict.failure}") for verdict in ran]
-    return verdicts | {verdict.id: _noted(verdict, note, place) for verdict in tampered}
+def _compared(verdict: Verdict, place: Place) -> Verdict:
+    """Restore protected files; where one was changed, the verdict is tampered."""
+    if not (changed := place.restore()):
+        return verdict
+    verdict = replace(verdict, verdict="tampered", failure=f"tampered {verdict.failure}")
+    return _noted(verdict, f"\n[protected files were changed: {', '.join(changed[:LEFT])}]", place)
 
 
 def _unjudged(criterion: Criterion, reason: str) -> Verdict:
