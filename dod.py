@@ -235,12 +235,12 @@ def _run(criteria: Sequence[Criterion], place: Place, records: Records, each: bo
     """Run checks until their verdicts are certain. each: compare protected files after each, also in the sandbox.
 
     In the sandbox, where each has its processes to itself, as many at once as the settings say; an exclusive one alone.
-    There protected files are read-only, so comparing them once in the end is enough.
+    There protected files are read-only; where a clean checkout follows, comparing them once in the end is enough.
     """
     verdicts = {c.id: _unjudged(c, "it has no check") for c in criteria if c.check is None}
     waiting, trials = [c for c in criteria if c.check is not None], list[_Trial]()
     jobs = place.settings.jobs if place.sandbox and not (place.before or each) else 1
-    once = waiting and not each and place.sandbox and len(place.sandbox.protected) <= sandbox.MOUNTS
+    once = waiting and not (each or place.both) and place.sandbox and len(place.sandbox.protected) <= sandbox.MOUNTS
     try:
         while waiting or trials:
             while waiting and len(trials) < jobs:
