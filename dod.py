@@ -1,7 +1,7 @@
 """Definition of Done: run the checks, and say what their results prove.
 
     verdicts = dod.check(mission.criteria, place, state.criteria)
-    setup, verdicts = dod.confirm(mission, mission.criteria, place, checkout, state.criteria, repository)
+    setup, verdicts = dod.confirm(mission, mission.criteria, place, checkout, state.criteria, repository, {})
 
 A check is a shell command of the mission; exit code 0 means met, and nothing else closes its criterion. It runs in the
 root of a checkout, without secrets, under limits, in the sandbox where there is one, with its output in a file of its
@@ -15,11 +15,11 @@ import os
 import re
 import shutil
 import signal
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +34,13 @@ from state import CriterionState, Verdict
 MAX_OUTPUT = 10_000_000  # bytes; a check that prints more is ended
 TAIL = 4000  # characters of output that are shown and handed on
 COMPARED = TAIL // 2  # characters by which two failures are compared: with longer numbers the tail begins later
-NAMED = 12  # paths that a failed confirmation names
+NAMED = 8  # paths, and reasons for them, that a failed confirmation names
 LEFT = 3  # processes that a check left behind, or protected files that it changed, that its output names
 STREAK = 3  # passes in a row that a flaky check needs
 SETUP, SETUP_TIME = "setup", 3600.0  # name of the setup command's output, and seconds that it may take
 STEP = 0.2  # seconds between two looks at running checks
-WAY_OUT = (
-    "Let it test what the mission is about, so that it fails until that is done."
-    " If it guards what must stay as it is, say so: guard: true"
-)
+WAY_OUT = "Let it fail until the work is done. If it guards what must stay as it is, say so: guard: true"
+CONVERTS = r"^filter\.|^core\.(autocrlf|eol)$"  # settings that decide what a checked out file contains
 LOCK_FILES = {"package-lock.json", "yarn.lock", "pnpm-lock.yaml", "bun.lock", "poetry.lock", "uv.lock", "Pipfile.lock"}
 LOCK_FILES |= {"requirements.txt", "Gemfile.lock", "composer.lock"}  # without what these name a checkout is not ready
 
@@ -75,11 +73,7 @@ class Place:
     restore: Callable[[], Sequence[str]] = tuple  # restores protected files and names those that were changed
     both: bool = False  # also what was met before passes in both readings: where no clean checkout follows
     work_tree: Path | None = None  # the repository, where the root is another place: nothing may lead there
-
-    @cached_property
-    def environment(self) -> dict[str, str]:
-        """The variables of every command; its TMPDIR comes on top."""
-        return {**proc.clean_env(os.environ, self.settings.env, self.work_tree), proc.MARKER: self.marker}
+    before: Callable[[], None] | None = None  # called before each run of a check
 
 
 def check(
@@ -111,21 +105,26 @@ def confirm(
 ) -> tuple[Verdict | None, dict[str, Verdict]]:
     """Run `setup` in a clean checkout, and each check, in both readings, on it as setup left it.
 
-    not_committed: path -> why. Returns the verdict of setup (None: there is none) and those of the criteria.
-    Raises proc.Interrupted, repo.GitError, OSError.
+    not_committed: path -> why. Returns the verdict of setup (None: there is none) and those of the criteria; without
+    criteria only setup runs. Raises proc.Interrupted, repo.GitError, OSError.
     """
     proc.require_space(checkout.root)
     place = _away(place, checkout.root, (repository.root, repository.folder()), checkout.sources)
     setup = _set_up(mission, place)
     if setup and setup.verdict != "met":
         reason = f"`setup` fails ({setup.verdict}), so nothing can be checked there.\n{setup.tail}"
-        return setup, {criterion.id: _unproven(criterion, reason, place) for criterion in criteria}
+        unmet = Verdict("", "unmet", tail=reason[-TAIL:], failure=prompt.fingerprint(reason), where="checkout")
+        for criterion in criteria:
+            keep_reason(criterion.id, place.outputs, reason)
+        return setup, {criterion.id: replace(unmet, id=criterion.id) for criterion in criteria}
+    if not criteria:
+        return setup, {}
     checkout.keep()
     # A second look tells a check that fails there from one that fails now and then.
     again = [replace(criterion, retries=max(1, criterion.retries)) for criterion in criteria]
-    verdicts = _run(again, replace(place, both=True), records, before=checkout.reset)
+    verdicts = _run(again, replace(place, both=True, before=checkout.reset), records)
     if not all_met(verdicts.values()):
-        reason = why(repository, checkout.commit, not_committed)
+        reason = why(repository, checkout, not_committed)
         verdicts = {id: v if v.verdict == "met" else _noted(v, reason, place) for id, v in verdicts.items()}
     return setup, {id: replace(verdict, where="checkout") for id, verdict in verdicts.items()}
 
@@ -232,36 +231,37 @@ def keep_reason(id: str, folder: Path, text: str) -> None:
 # --- Until a verdict is certain ---
 
 
-def _run(
-    criteria: Sequence[Criterion], place: Place, records: Records, before: Callable[[], None] | None = None
-) -> dict[str, Verdict]:
-    """Run checks until their verdicts are certain. before: called before each run.
+def _run(criteria: Sequence[Criterion], place: Place, records: Records, each: bool = False) -> dict[str, Verdict]:
+    """Run checks until their verdicts are certain. each: compare protected files after each, also in the sandbox.
 
     In the sandbox, where each has its processes to itself, as many at once as the settings say; an exclusive one alone.
+    There protected files are read-only; where a clean checkout follows, comparing them once in the end is enough.
     """
     verdicts = {c.id: _unjudged(c, "it has no check") for c in criteria if c.check is None}
     waiting, trials = [c for c in criteria if c.check is not None], list[_Trial]()
-    jobs = place.settings.jobs if place.sandbox and not before else 1
+    jobs = place.settings.jobs if place.sandbox and not (place.before or each) else 1
+    once = waiting and not (each or place.both) and place.sandbox and len(place.sandbox.protected) <= sandbox.MOUNTS
     try:
         while waiting or trials:
             while waiting and len(trials) < jobs:
                 if trials and (waiting[0].exclusive or trials[0].criterion.exclusive):
                     break
                 criterion = waiting.pop(0)
-                trials.append(_Trial(criterion, place, _needed(criterion, place, records), before))
+                trials.append(_Trial(criterion, place, _needed(criterion, place, records)))
             now = time.monotonic()
             lines = (f"check {t.criterion.id} ({now - t.running.begun:.0f} s): {t.criterion.check}" for t in trials)
             log.live("; ".join(lines))
-            if len(trials) > 1:
-                proc.wait_for_any([trial.running for trial in trials], STEP)
+            proc.wait_for_any([trial.running for trial in trials], STEP)
             for trial in list(trials):
-                if verdict := trial.look(STEP if len(trials) == 1 else 0):
+                if verdict := trial.look():
                     trials.remove(trial)
-                    verdicts[verdict.id] = _compared(verdict, place)
+                    verdicts[verdict.id] = verdict if once else _compared(verdict, place)
     finally:  # also after a signal
         log.live("")
         for trial in trials:
             trial.close()
+    if once and place.restore():  # one of them got around that; which one?
+        return _run(criteria, place, records, each=True)
     return verdicts
 
 
@@ -331,11 +331,6 @@ def _unjudged(criterion: Criterion, reason: str) -> Verdict:
     return Verdict(criterion.id, "unjudged", tail=reason, failure=prompt.fingerprint(f"unjudged {reason}"))
 
 
-def _unproven(criterion: Criterion, reason: str, place: Place) -> Verdict:
-    keep_reason(criterion.id, place.outputs, reason)
-    return Verdict(criterion.id, "unmet", tail=reason[-TAIL:], failure=prompt.fingerprint(reason), where="checkout")
-
-
 def _noted(verdict: Verdict, note: str, place: Place) -> Verdict:
     """Add to an output what it cannot say itself."""
     path = place.outputs / f"{verdict.id}.log"
@@ -350,14 +345,14 @@ def _noted(verdict: Verdict, note: str, place: Place) -> Verdict:
 class _Trial:
     """A check that is run until its verdict is certain; one run of it is always under way."""
 
-    def __init__(self, criterion: Criterion, place: Place, needed: int, before: Callable[[], None] | None):
-        self.criterion, self.place, self.before = criterion, place, before
+    def __init__(self, criterion: Criterion, place: Place, needed: int):
+        self.criterion, self.place = criterion, place
         self.steps = _steps(criterion, place, needed)
         self._start(next(self.steps))
 
-    def look(self, seconds: float) -> Verdict | None:
-        """Wait up to so many seconds for the end of this run; return the verdict where that makes it certain."""
-        if not self.running.over(seconds):
+    def look(self) -> Verdict | None:
+        """Return the verdict where this run has ended and made it certain."""
+        if not self.running.over():
             return None
         run = self._result(self.running.close())
         self._tidy()
@@ -376,8 +371,8 @@ class _Trial:
         self._tidy()
 
     def _start(self, reading: Reading) -> None:
-        if self.before:
-            self.before()
+        if self.place.before:
+            self.place.before()
         criterion, place, settings = self.criterion, self.place, self.place.settings
         self.scratch = repo.scratch(place.marker, "check")
         self.output = tempfile.TemporaryFile()  # noqa: SIM115
@@ -386,7 +381,8 @@ class _Trial:
         argv = sandbox.capped([bash, *reading], f"{trap}{criterion.check}", settings.file_size)
         self.prefix = argv[-1].removesuffix(f"{criterion.check}")
         argv = sandbox.command(argv, place.sandbox, self.scratch) if place.sandbox else argv
-        env = {**place.environment, "TMPDIR": "/tmp" if place.sandbox else str(self.scratch)}
+        env = {**proc.clean_env(os.environ, settings.env, place.work_tree), proc.MARKER: place.marker}
+        env["TMPDIR"] = str(self.scratch)  # in the sandbox it is another one
         caps = {"memory": settings.memory, "processes": settings.processes}
         limits = proc.Limits(criterion.timeout, max_output=MAX_OUTPUT, **caps)
         self.running = proc.Running(argv, place.root, env, self.output, limits)
@@ -439,6 +435,7 @@ def _set_up(mission: Mission, place: Place) -> Verdict | None:
     """Run `setup` once, as strictly as a check: so the line that fails is named, and not what follows from it."""
     if not mission.setup:
         return None
+    log.info(f"running setup in the clean checkout: {' '.join(mission.setup.split())}")
     step = Criterion(SETUP, SETUP, check=mission.setup, timeout=SETUP_TIME)
     return _run([step], place, {SETUP: CriterionState(SETUP, "", "", verdict="met", proof={})})[SETUP]
 
@@ -451,19 +448,40 @@ def _away(place: Place, root: Path, hidden: Sequence[Path], shown: Sequence[Path
     return replace(place, root=root, sandbox=box, work_tree=hidden[0])
 
 
-def why(repository: repo.Repo, commit: str, not_committed: Mapping[str, str]) -> str:
+def why(repository: repo.Repo, checkout: repo.Checkout, not_committed: Mapping[str, str]) -> str:
     """Say why a check may pass in the work tree alone. not_committed: path -> why."""
-    others = ("ls-files", "--others", "--directory", "--exclude-standard", "-z")
-    absent = {name.rstrip("/"): "git ignores it" for name in repository.names(*others, "--ignored")}
-    for name in repository.names(*others):
-        is_folder = name.endswith("/")
-        absent[name.rstrip("/")] = "an empty folder or a repository of its own" if is_folder else "not committed"
     own = tuple(f"{name}/" for name in repository.excluded)
-    absent = {name: reason for name, reason in {**absent, **not_committed}.items() if not f"{name}/".startswith(own)}
-    names = [f"{log.printable(name)} ({reason})" for name, reason in absent.items()]
-    more = f"; and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    lacking = f" What is only here: {'; '.join(names[:NAMED])}{more}." if names else ""
+    paths: dict[str, list[str]] = {}  # by reason
+    for name, reason in {**_only_here(repository, checkout), **not_committed}.items():
+        if not f"{name}/".startswith(own):
+            paths.setdefault(reason, []).append(log.printable(name))
+    named = []
+    for reason, names in [*paths.items()][:NAMED]:
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        named.append(f"{', '.join(names[:NAMED])}{more} ({reason})")
+    lacking = f" What is only here: {'; '.join(named)}." if named else ""
     return (
-        f"\n[It passes in the work tree, but not in a clean checkout of commit {commit[:12]}, where nothing is but"
-        f" committed files and what `setup` makes, and where no other check has run before it.{lacking}]"
+        f"\n[It passes in the work tree, but not in a clean checkout of commit {checkout.commit[:12]}, where nothing is"
+        f" but committed files and what `setup` makes, and where no other check has run before it.{lacking}]"
     )
+
+
+def _only_here(repository: repo.Repo, checkout: repo.Checkout) -> dict[str, str]:
+    """Return path, setting or ref, and why a checkout, as setup left it, has another one or none."""
+    others = ("ls-files", "--others", "--directory", "--exclude-standard", "-z")
+    reasons = {name.rstrip("/"): "git ignores it" for name in repository.names(*others, "--ignored")}
+    folder = "an empty folder or a repository of its own"
+    reasons |= {n.rstrip("/"): folder if n[-1] == "/" else "not committed" for n in repository.names(*others)}
+    for tag, name in (line.split(" ", 1) for line in repository.names("ls-files", "-v", "-z")):
+        places = [root / name for root in (repository.root, checkout.copy)]
+        modes = [f"{stat.S_IMODE(path.lstat().st_mode):o}" for path in places if os.path.lexists(path)]
+        if tag != "H":
+            reasons[name] = "skip-worktree or assume-unchanged is set"
+        elif len({*modes}) > 1:
+            reasons[name] = f"its mode is {modes[0]}, there {modes[1]}"
+    settings = repository.git("config", "--local", "--name-only", "--get-regexp", CONVERTS, may_fail=True)
+    attributes = ["info/attributes"] * (repository.folder() / "info" / "attributes").exists()
+    reasons |= dict.fromkeys([*os.fsdecode(settings).splitlines(), *attributes], "set in .git alone")
+    refs = os.fsdecode(repository.git("for-each-ref", "--format=%(refname)")).split()
+    ours = tuple(f"{name}/" for name in (*repo.REFS, "refs/cco"))
+    return reasons | {ref: "no clone has it" for ref in refs if not ref.startswith(ours)}

@@ -32,11 +32,8 @@ def holds(project: Path, mission: str) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         clone = ["git", "clone", "-q", "--branch", "cco/demo", str(project), "clone"]
         subprocess.run(clone, cwd=folder, check=True)
-        root, environment = Path(folder, "clone"), {**os.environ, "HELD": "1"}
-        ended = [
-            subprocess.run(["bash", "-c", command], cwd=root, env=environment, capture_output=True)
-            for command in filter(None, commands)
-        ]
+        given = {"cwd": Path(folder, "clone"), "capture_output": True}
+        ended = [subprocess.run(["bash", "-c", command], **given) for command in filter(None, commands)]
         return [done.returncode for done in ended] == [0] * len(ended)
 
 
@@ -58,14 +55,6 @@ def not_done(bench: Bench, code: int = 5, *args: str) -> str:
     assert code != 0 and bench.state()["current_phase"] != "completed"
     assert not bench.alive()
     return ended.stdout + ended.stderr
-
-
-def kill_when(bench: Bench, path: Path) -> None:
-    """Start it, and kill it when this file is there."""
-    running = bench.begin()
-    until(path.exists, f"{path} is there")
-    running.kill()
-    running.wait()
 
 
 def verdicts(bench: Bench) -> dict[str, str]:
@@ -135,30 +124,6 @@ def test_false_claims_are_counted_and_fed_back_and_an_honest_report_is_not_accus
     assert accused == [False, True, False]
 
 
-def test_a_manager_llm_cannot_end_a_mission_or_close_a_criterion(bench, project, git):
-    plan = {"focus": "b", "title": "Nothing is left", "instruction": "All is met. Set current_phase to completed."}
-    plan |= {"strategy": "partial", "session": "resume", "tier": None, "encouragement": None, "question": None}
-    whole = json.dumps(plan)
-    refused = [
-        json.dumps({**plan, "focus": "a"}),
-        json.dumps({**plan, "strategy": "complete"}),
-        json.dumps({**plan, "done": True, "verdicts": {"b": "met"}}),
-        whole[:-20],
-        "The mission is complete: all criteria are met.",
-    ]
-    commit(git, project, {"a": "1"})
-    bench.sessions(*[[{"append": {"diary": "x\n"}}, {"say": BOAST}]] * 6)
-    bench.environment["OPENROUTER_API_KEY"] = KEY
-    twice = [answer for answer in refused for _ in range(2)]  # each may be repaired once
-    with OpenRouterAPI([{"content": answer} for answer in (whole, *twice)]) as router:
-        settings = {"openrouter": {"base_url": router.url}}
-        bench.write([A, {**B, "check": "cat diary; test -e b"}], limits={"iterations": 6}, settings=settings)
-        said = not_done(bench)
-        assert len(router.calls) == 1 + len(twice)
-    assert said.count(": Nothing is left (") == 1 and said.count("chosen by rules") == len(refused)
-    assert verdicts(bench) == {"a": "met", "b": "unmet"}
-
-
 def test_a_regression_is_attributed_to_who_caused_it_everywhere(bench, project, git):
     bench.sessions(WRITES_A, [{"delete": "a"}, {"write": {"b": "1"}}, {"say": BOAST}], WRITES_A)
     said = done_after(bench, 3)
@@ -172,6 +137,7 @@ def test_a_regression_is_attributed_to_who_caused_it_everywhere(bench, project, 
 
 # --- Protected files, the mission, the settings, the state and the kit ---
 
+FORGE = "sed -i 's/unmet/met/g; s/execution/completed/g' .cco/demo.json"
 CHECK, DATA = "acceptance/check.sh", "acceptance/data.txt"
 ACCEPTED = {CHECK: "#!/bin/bash\ncat diary\ntest -e a\n", DATA: "expected\n"}
 TAMPERINGS: list[tuple[str, dict[str, str]]] = [  # a command of the worker, and what has to be named
@@ -228,16 +194,18 @@ def test_what_the_worker_does_to_protected_files_is_restored_kept_and_named_ever
     assert git(protected, "diff", "--name-only", "main", "cco/demo", "--", "acceptance") == ""
 
 
-def test_what_a_session_did_to_a_protected_file_before_the_kit_was_killed_is_restored_by_the_next_start(
-    bench, protected
-):
-    bench.sessions([{"bash": f"echo exit 0 > {CHECK}; touch '{bench.folder}/cheated'"}, {"hang": True}], WRITES_A)
-    kill_when(bench, bench.folder / "cheated")
+def test_what_a_session_did_before_the_kit_was_killed_is_restored_and_what_it_forged_is_not_believed(bench, protected):
+    cheat = f"echo exit 0 > {CHECK}; {FORGE}; touch '{bench.folder}/cheated'"
+    bench.sessions([{"bash": cheat}, {"hang": True}], [{"say": BOAST}], WRITES_A)
+    running = bench.begin()
+    until((bench.folder / "cheated").exists, "the session has cheated")
+    running.kill()
+    running.wait()
+    bench.run("check", str(bench.mission))  # settles nothing
     ended = bench.start()
     said = ended.stdout + ended.stderr
-    assert ended.returncode == 0, said
-    assert said.index(f"protected file changed since the last session began: {CHECK}") < said.index("unmet -> met")
-    assert as_accepted(protected)
+    assert said.index(f"protected file changed since the last session began: {CHECK}") < said.index("met -> unmet")
+    assert (bench.state()["current_phase"], len(bench.calls()), as_accepted(protected)) == ("completed", 3, True)
 
 
 @pytest.mark.parametrize("sandboxed", (True, False), ids=("sandbox", "no sandbox"))
@@ -258,29 +226,8 @@ def test_a_script_that_a_check_runs_cannot_change_what_is_protected(bench, prote
         assert CHECK in prompt(bench, 2) and CHECK in report(bench)
 
 
-FORGE = """
-import json, sys
-state = json.load(open(".cco/demo.json"))
-for known in state["criteria"].values():
-    known["verdict"] = "met"
-    known["proof"] = {"where": "checkout", "commit": state["commit"], "at": "", "code": 0, "seconds": 0, "digest": ""}
-    known["proof"]["runs"] = 2
-state.update(current_phase="completed", plan=None, current=None)
-exec(sys.argv[1])
-json.dump(state, open(".cco/demo.json", "w"))
-open("forged", "w")
-"""
-
-
-@pytest.fixture
-def forge(tmp_path) -> str:
-    """A command that rewrites the state file as if all were met."""
-    (tmp_path / "forge.py").write_text(FORGE)
-    return f"python3 '{tmp_path}/forge.py'"
-
-
 @pytest.mark.parametrize("target", ("mission", "mission in the repository", "settings", ".env", "state"))
-def test_what_the_worker_does_to_mission_settings_keys_and_state_changes_nothing(bench, project, git, forge, target):
+def test_what_the_worker_does_to_mission_settings_keys_and_state_changes_nothing(bench, project, git, target):
     if target == "mission in the repository":
         bench.mission, target = project / "demo.yaml", "mission"
     bench.write(TWO_CRITERIA, limits={"iterations": 2})
@@ -289,7 +236,7 @@ def test_what_the_worker_does_to_mission_settings_keys_and_state_changes_nothing
         "mission": ({"write": {str(bench.mission): easy}}, "demo.yaml"),
         "settings": ({"write": {".cco/config.yaml": "checks: {sandbox: off}\n"}}, ".cco/config.yaml"),
         ".env": ({"bash": "echo OPENROUTER_API_KEY=sk-or-attacker-0123456789 > .env"}, ".env"),
-        "state": ({"bash": f"{forge} pass"}, ".cco/demo.json"),
+        "state": ({"bash": FORGE}, ".cco/demo.json"),
     }
     step, name = steps[target]
     bench.sessions([step, EDIT], [{"say": BOAST}])
@@ -304,19 +251,6 @@ def test_what_the_worker_does_to_mission_settings_keys_and_state_changes_nothing
     asked = bench.start()
     assert asked.returncode == 3 and "changed while a worker ran. Look at it, then:" in asked.stdout
     assert "and is adopted" in bench.start("--accept").stdout
-
-
-@pytest.mark.parametrize("also", ("pass", "state['mission_text'] = state['mission_text'].replace('test -e', 'true')"))
-def test_a_state_that_the_worker_forged_before_the_kit_was_killed_proves_nothing(bench, project, forge, also):
-    bench.write(TWO_CRITERIA, limits={"iterations": 1})
-    bench.sessions([{"bash": f'{forge} "{also}"'}, {"hang": True}], [{"say": BOAST}])
-    kill_when(bench, project / "forged")
-    (project / "forged").unlink()
-    bench.run("check", str(bench.mission))
-    said = not_done(bench, 5 if also == "pass" else 3)
-    assert ("mission text and digest do not agree" in said) == (also != "pass")
-    not_done(bench, 5, "--accept")
-    assert verdicts(bench) == {"a": "unmet", "b": "unmet"}
 
 
 def test_a_kit_that_the_worker_changes_is_restored_and_does_not_judge_by_that(bench, project, git):
@@ -340,21 +274,16 @@ def test_a_kit_that_the_worker_changes_is_restored_and_does_not_judge_by_that(be
 
 OUT = {"id": "out", "criteria": "out is there", "check": "grep -q fine build/out"}
 MADE = {"write": {"build/out": "fine\n"}}
-SECRET = "planted-4f9d2c77-9b0e"
-IGNORES, NESTS = {"write": {".gitignore": "build/\n"}}, {"bash": "git init -q build"}
-LARGE, HOLDS = {"write": {"build/out": "fine\n" + "x" * 3000}}, {"write": {"build/out": f"fine {SECRET}\n"}}
+IGNORES, LARGE = {"write": {".gitignore": "build/\n"}}, {"write": {"build/out": "fine\n" + "x" * 3000}}
 HIDDEN: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {  # what it does, how it is fixed, the reason
     "ignored": ([IGNORES, MADE], {"delete": ".gitignore"}, "build (git ignores it)"),
-    "nested": ([NESTS, MADE], {"bash": "rm -r build/.git"}, "build (a repository of its own"),
     "large": ([LARGE], MADE, "build/out (3005 bytes are more than claude_code.max_file_size allows (2048))"),
-    "secret": ([HOLDS], MADE, "build/out (it holds a known secret)"),
 }
 
 
 @pytest.mark.parametrize("means", HIDDEN)
 def test_work_that_is_not_in_the_commit_is_not_done_until_it_is(bench, means):
     hides, fixes, why = HIDDEN[means]
-    bench.environment["MY_SERVICE_TOKEN"] = SECRET
     bench.write([OUT], settings={"claude_code": {"max_file_size": "2KB"}})
     bench.sessions([*hides, {"say": "Met: out"}], [fixes, {"say": "now it is committed"}])
     assert "criterion out passes in the work tree, but not in a clean checkout" in done_after(bench, 2)
@@ -369,7 +298,7 @@ def test_setup_makes_what_is_missing_and_one_that_fails_proves_nothing_and_is_na
     setup = "echo no compiler here; test -e configure; mkdir -p build && echo fine > build/out"
     bench.write([{**OUT, "check": f"{OUT['check']} && test -e a"}], setup=setup)
     bench.sessions([MADE, *WRITES_A], [{"write": {"configure": "1"}}])
-    done_after(bench, 2)
+    assert f"running setup in the clean checkout: {setup}" in done_after(bench, 2)
     assert "`setup` fails (unmet), so nothing can be checked there" in prompt(bench, 2)
     assert "no compiler here" in prompt(bench, 2)
     assert ": exit code 0" in next(line for line in report(bench).splitlines() if "was confirmed" in line)
@@ -443,30 +372,6 @@ def test_a_check_counts_only_as_ci_runs_it_and_as_it_is_typed_unless_it_says_oth
 
 
 # --- Checks that misbehave, and when they run ---
-
-
-def test_checks_that_hang_flood_kill_around_or_leave_processes_do_no_harm(bench, project, tmp_path):
-    need_sandbox(project)
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    bench.environment["TMPDIR"] = str(temporary)
-    inside = '[ "$HELD" ] || ! grep -q bwrap /proc/1/comm ||'  # what follows happens only where it can do no harm
-    misbehave = {
-        "hangs": ("trap '' TERM; setsid sleep 1000; sleep 1000", "timeout", "it took too long"),
-        "floods": ("yes && test -e a", "unmet", "it printed more than 10000000 bytes"),
-        "rubbish": ("head -c 9999 /dev/urandom; printf '\\377\\376\\000\\033[2J'; test -e a", "met", ""),
-        "everybody": (f"{inside} kill -9 -1 || true; test -e a", "met", ""),
-        "daemon": ("setsid -f sleep 1000; test -e a", "met", ""),
-    }
-    criteria = [{"id": id, "criteria": id, "check": check, "timeout": 60} for id, (check, *_) in misbehave.items()]
-    criteria[0]["timeout"] = 0.5
-    bench.write(criteria, limits={"iterations": 1})
-    bench.sessions([*WRITES_A[:1], {"say": BOAST}])
-    not_done(bench)
-    assert verdicts(bench) == {id: verdict for id, (_, verdict, _) in misbehave.items()}
-    for id, (_, _, said) in misbehave.items():
-        assert said in (project / ".cco" / "logs" / "checks" / f"{id}.log").read_text()[-1000:]
-    assert [*temporary.iterdir()] == []
 
 
 def test_a_check_that_alternates_is_marked_and_met_only_after_three_in_a_row(bench, outside):
@@ -585,31 +490,20 @@ def with_judge(bench: Bench, router: OpenRouterAPI, *criteria: dict[str, Any], *
     bench.write([*criteria], settings={"openrouter": {"base_url": router.url}}, **fields)
 
 
-def test_a_judges_quote_has_to_be_in_the_commit(bench):
-    answers = Judge(judged(pretty=True), *[judged(pretty=None)] * 2, judged(pretty=False), judged(pretty=True))
-    bench.sessions([*WRITES_A], [{"write": {"x": "1"}}], [{"write": {"x": "2"}}], [WORDS])
-    with OpenRouterAPI(content=answers) as router:
-        with_judge(bench, router, A, PRETTY)
-        ended = bench.start()
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "quote is too short or not in that file: README.md: 'It counts unicorns at night.'" in prompt(bench, 2)
-    assert "quotes nothing that proves it" in prompt(bench, 3)
-    proof = bench.state()["criteria"]["pretty"]["proof"]
-    assert (proof["where"], proof["quotes"][0]["path"], answers.answers) == ("judge", "README.md", [])
-    assert QUOTE["text"] in report(bench)
-
-
-def test_a_judges_verdict_falls_with_the_file_that_it_quotes(bench):
-    answers = Judge(
-        judged(pretty=True, clear=False), judged(pretty=False, clear=False), judged(pretty=True, clear=True)
-    )
-    bench.sessions([*WRITES_A, WORDS], [{"write": {"README.md": "# nothing\n"}}], [WORDS])
+def test_a_judges_quote_has_to_be_in_the_commit_and_the_verdict_falls_with_the_file_that_it_quotes(bench):
+    unquoted, half = [judged(pretty=None, clear=False)] * 2, judged(pretty=True, clear=False)
+    answers = Judge(half, *unquoted, half, judged(pretty=False, clear=False), judged(pretty=True, clear=True))
+    bench.sessions([*WRITES_A], [{"write": {"x": "1"}}], [WORDS], [{"write": {"README.md": "# nothing\n"}}], [WORDS])
     with OpenRouterAPI(content=answers) as router:
         with_judge(bench, router, A, PRETTY, CLEAR)
         ended = bench.start()
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert (ended.returncode, bench.state()["iterations"], answers.answers) == (0, 5, []), ended.stdout + ended.stderr
+    assert "quote is too short or not in that file: README.md: 'It counts unicorns at night.'" in prompt(bench, 2)
+    assert "quotes nothing that proves it" in prompt(bench, 3)
     assert "criterion pretty: met -> unmet (regression)" in ended.stdout
-    assert answers.answers == [] and bench.state()["iterations"] == 3
+    proof = bench.state()["criteria"]["pretty"]["proof"]
+    assert (proof["where"], proof["quotes"][0]["path"]) == ("judge", "README.md")
+    assert QUOTE["text"] in report(bench)
 
 
 @pytest.mark.parametrize(
