@@ -283,7 +283,7 @@ def test_without_an_llm_a_template_is_filled_with_the_commands_of_the_repository
     assert (loaded.title, loaded.description) == (WISH, f"{WISH}\nand says so in the README")
     assert loaded.setup == "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt"
     found = [(c.id, c.check) for c in loaded.criteria]
-    assert found == [("wanted", None), ("tests", "make test"), ("lint", "make lint")]
+    assert found == [("wanted", None), ("test", "make test"), ("lint", "make lint")]
 
 
 SCRIPTS = json.dumps({"scripts": {"test": "jest", "lint": "eslint .", "build": "tsc"}})
@@ -302,14 +302,14 @@ LINES = {
 @pytest.mark.parametrize("line", LINES, ids=range(len(LINES)))
 def test_each_ecosystem_is_one_line(alone, git, line):
     alone.commit(git, **LINES[line])
-    assert draft.survey(alone.project).line() == line
+    assert draft.one_line(draft.survey(alone.project)[1]) == line
 
 
 def test_links_are_not_read(alone, git, tmp_path):
     (tmp_path / "outside.json").write_text(SCRIPTS)
     (alone.project / "package.json").symlink_to(tmp_path / "outside.json")
     alone.commit(git)
-    assert draft.survey(alone.project).line() == ""
+    assert draft.one_line(draft.survey(alone.project)[1]) == ""
 
 
 # models
