@@ -290,12 +290,12 @@ LOCKS = {  # lock file -> the tool, and the command that makes a fresh checkout 
 }
 PYTHON = ("pyproject.toml", "requirements.txt", "requirements-dev.txt", "setup.cfg", "setup.py", "tox.ini")
 TARGET = r"(?m)^{}\s*:(?!=|.*no test specified)"  # of a Makefile or a script of package.json; `npm init` writes that
-BUILT = {  # a file in the root -> what tests, and what builds
-    "Cargo.toml": ("cargo test", "cargo build"),
-    "go.mod": ("go test ./...", "go build ./..."),
-    "pom.xml": ("mvn test", "mvn package"),
-    "build.gradle": ("gradle test", "gradle build"),
-}
+BUILT = (  # a file in the root, what tests, and what builds
+    ("Cargo.toml", "cargo test", "cargo build"),
+    ("go.mod", "go test ./...", "go build ./..."),
+    ("pom.xml", "mvn test", "mvn package"),
+    ("build.gradle", "gradle test", "gradle build"),
+)
 USUAL = [  # what a command is for, the command, a file in the root, what has to be in it
     ("test", "make test", "Makefile", TARGET.format("test")),
     ("test", "make tests", "Makefile", TARGET.format("tests")),
@@ -305,11 +305,9 @@ USUAL = [  # what a command is for, the command, a file in the root, what has to
     *((kind, f"{{node}} run {kind}", "package.json", TARGET.format(kind)) for kind in ("test", "lint", "build")),
     *(("test", "{python} pytest", name, "pytest") for name in PYTHON),
     *(("lint", "{python} ruff check .", name, "ruff") for name in PYTHON),
-    *(
-        (kind, command, name, "")
-        for name, pair in BUILT.items()
-        for kind, command in zip(("test", "build"), pair, strict=True)
-    ),
+    ("test", "{python} pytest", "conftest.py", ""),
+    *(("test", test, name, "") for name, test, _ in BUILT),
+    *(("build", build, name, "") for name, _, build in BUILT),
 ]
 
 
