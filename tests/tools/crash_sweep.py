@@ -4,11 +4,11 @@
     python tests/tools/crash_sweep.py [--jobs 2] [--every N] [--kit DIR]
     python tests/tools/crash_sweep.py --only 3:rename:7:before     one point again (or a pattern: '3:git:*')
 
-A mission of three iterations is run once, as three `start --once`, the last with its checks in the sandbox, and its
-folder is kept as it was before each. Every point puts that folder back, repeats the run up to the point and kills the
-kit there; then it is started until it ends. It has to end done, with every piece of work in a fresh clone, each
-iteration counted and committed once, each cent once, and nothing left. A violation is printed with the command that
-repeats it, its folder is kept, and the exit code is 1. Not tried: power loss, calls that only read, lines of the log.
+A mission of three iterations is run once, as three `start --once`, the last with its checks in the sandbox. Every point
+puts back the folder as it was before one of them, repeats the run up to the point and kills the kit there; then it is
+started until it ends. It has to end done, with every piece of work in a fresh clone, each iteration counted and
+committed once, each cent once, and nothing left. A violation is printed with the command that repeats it, its folder is
+kept, and the exit code is 1. Not tried: power loss, calls that only read, lines of the log.
 
     3:rename:7:before     SIGKILL on entry of the 7th rename of the kit's 3rd run; the call does not happen
     3:vfork:9:after       SIGKILL when the call has returned: the git, the check or the worker it started lives on
@@ -16,11 +16,9 @@ repeats it, its folder is kept, and the exit code is 1. Not tried: power loss, c
     3:git:17:openat:2:held       the kit dies while git has just made that lock file; git goes on while the kit starts
     3:worker:worked:orphaned     the kit dies while the worker is at work, and the worker lives on; `killed`: both die
 
-strace kills on entry with `inject=CALL:signal=KILL:when=N`; `delay_exit` writes `(DELAYED)` when the call has had its
-effect, and holds the process there. How often openat, close and write are called hangs on the machine, so `-P` counts
-only those on the very same path, and the kit is run by a few lines that make the same temporary names every time. A run
-in whose trace the killed call does not stand last proves nothing, and counts as a violation. Everything runs in a
-process namespace (bubblewrap), which makes tracing fast and lets nothing survive.
+strace writes `(DELAYED)` when a call has had its effect, and holds the process there. How often openat, close and write
+are called hangs on the machine, so `-P` counts only those on the very same path, and temporary names are the same every
+time. A run in whose trace the killed call does not stand last proves nothing, and counts as a violation.
 """
 
 from __future__ import annotations
@@ -334,15 +332,13 @@ class Trial(Scratch):
         if code not in (0, LATER):
             self.note("unended", f"exit code {code}: {self.said()[-1500:]}")
         self.look_at_state(f"start {self.starts}")
-        if code == LATER:
-            self.skip_wait()
+        self.skip_wait()
         end = time.monotonic() + HOLD / 1e6  # a git that is held is let go by then
-        while (alive := processes(self.folder)) and time.monotonic() < end:
+        while processes(self.folder) and time.monotonic() < end:
             time.sleep(self.poll)
+        self.expect("leftovers", "living", processes(self.folder), {})
         names = ("repository/.cco/**/.*.tmp", "tmp/cco-*", "repository/.git/**/*.lock")
-        lying = [str(path) for name in names for path in self.folder.glob(name)]
-        if alive or lying:
-            self.note("leftovers", f"living: {alive}, lying about: {lying}")
+        self.expect("leftovers", "lying about", [path for name in names for path in self.folder.glob(name)], [])
 
     def prove(self) -> None:
         """What must be so in the end: everything once, in a fresh clone too, and nothing else touched."""
