@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -165,28 +166,23 @@ def test_the_question_stays_within_max_prompt_and_keeps_the_wish(desk, git, monk
     assert f"{WISH} {'x' * 3000}" in text and "more bytes are not shown" in text
 
 
-def test_a_check_can_harm_neither_the_work_tree_nor_the_machine(desk, sandbox, git, tmp_path):
+def test_a_check_sees_what_is_installed_and_can_harm_neither_work_tree_nor_machine(desk, sandbox, git, tmp_path):
+    (desk.project / ".venv").symlink_to(sys.prefix)  # what is below /tmp itself is not seen in the sandbox
+    desk.commit(git, **{".gitignore": ".venv\n"})
     (desk.project / "uncommitted.txt").write_text("a day's work")
+    harm = f"rm -rf .git * '{desk.project}'/*; echo x > '{desk.project}/planted'; touch '{tmp_path}/planted'; false"
     with socket.create_server(("127.0.0.1", 0)) as server:
-        harm = f"rm -rf .git * '{desk.project}'/*; echo x > '{desk.project}/planted'; touch '{tmp_path}/planted'; false"
         network = f"exec 3<>/dev/tcp/127.0.0.1/{server.getsockname()[1]}"
-        desk.draft([criterion("harm", harm), criterion("network", network)], args=(), code=3)
+        works = '.venv/bin/python -c "import yaml" && grep project README.md'
+        checks = {"works": works, "harm": harm, "network": network}
+        shown = desk.draft([criterion(id, check) for id, check in checks.items()], args=(), code=3).out
         server.setblocking(False)
         with pytest.raises(BlockingIOError):
             server.accept()
-    assert git(desk.project, "status", "--short") == "?? uncommitted.txt"
+    assert re.findall(r"\[(.)\] +(\w+)", shown) == [("x", "works"), (" ", "harm"), (" ", "network")]
+    assert "every check proves something" in shown and git(desk.project, "status", "--short") == "?? uncommitted.txt"
     assert (desk.project / "README.md").exists() and not (tmp_path / "planted").exists()
     assert list(desk.tmp.iterdir()) == []
-
-
-def test_what_is_installed_in_the_work_tree_serves_the_checks(desk, sandbox, git):
-    tool = desk.project / "node_modules" / ".bin" / "tool"
-    tool.parent.mkdir(parents=True)
-    tool.write_text("#!/bin/sh\ncat README.md\n")
-    tool.chmod(0o755)
-    desk.commit(git, **{".gitignore": "node_modules/\n"})
-    shown = desk.draft([criterion("works", 'echo "$(node_modules/.bin/tool)" | grep project')]).out
-    assert "0 of 1" not in shown and "every check proves something" in shown
 
 
 def test_without_a_sandbox_nothing_runs(desk, monkeypatch, tmp_path):
@@ -314,9 +310,9 @@ ROWS = [
 ]
 
 
-def table(text: str) -> list[list[str]]:
-    """The words of each line of the table."""
-    return [line.split() for line in text.split("\n\n")[0].splitlines()]
+def table(text: str) -> list[str]:
+    """The lines of the table, the words of each between single spaces."""
+    return [" ".join(line.split()) for line in text.split("\n\n")[0].splitlines()]
 
 
 def test_the_free_models_come_first_then_the_cheapest_and_those_without_a_price_last(desk, monkeypatch):
@@ -324,16 +320,15 @@ def test_the_free_models_come_first_then_the_cheapest_and_those_without_a_price_
     monkeypatch.setenv("CCO_OPENROUTER_MODEL", "acme/dear:nitro")
     shown = desk.run(code=0, main=models.main).out
     assert table(shown) == [
-        ["model", "context", "$", "in", "$", "out", "structured", "ends"],
-        ["acme/json:free", "1000", "k", "free", "free", "json", "only"],
-        ["acme/plain:free", "32", "k", "free", "free", "no"],
-        ["acme/cheap", "1000", "k", "0.1", "0.5", "yes", SOON],
-        ["*", "acme/dear", "1000", "k", "2", "10", "yes"],
-        ["acme/router", "1000", "k", "?", "?", "yes"],
+        "model context $ in $ out structured ends",
+        "acme/json:free 1000 k free free json only",
+        "acme/plain:free 32 k free free no",
+        f"acme/cheap 1000 k 0.1 0.5 yes {SOON}",
+        "* acme/dear 1000 k 2 10 yes",
+        "acme/router 1000 k ? ? yes",
     ]
     assert f"5 of 7 models of {desk.api.url}/models" in shown and "In your settings" not in shown
-    free = table(desk.run("--free", code=0, main=models.main).out)
-    assert [line[0] for line in free[1:]] == ["acme/json:free", "acme/plain:free"]
+    assert table(desk.run("--free", code=0, main=models.main).out) == table(shown)[:3]
 
 
 def test_what_is_wrong_with_the_models_of_the_settings_is_said(desk):
@@ -344,7 +339,7 @@ def test_what_is_wrong_with_the_models_of_the_settings_is_said(desk):
         "  models: {economy: openai/gpt-4o-mini, strong: 'acme/plain:free'}\n"
     )
     shown = desk.run(code=0, main=models.main).out
-    assert [line[1] for line in table(shown)[1:] if line[0] == "*"] == ["acme/plain:free", "acme/cheap"]
+    assert [line.split()[1] for line in table(shown) if line[0] == "*"] == ["acme/plain:free", "acme/cheap"]
     problems = [line.removeprefix("In your settings: ") for line in shown.splitlines() if line.startswith("In your")]
     assert problems.pop(0).endswith(" on 2027-01-14: use openai/gpt-6-luna")
     assert problems == [
@@ -358,7 +353,7 @@ def test_what_is_wrong_with_the_models_of_the_settings_is_said(desk):
 def test_without_prices_a_list_or_readable_settings_it_says_so(desk, monkeypatch):
     desk.api.models = [{"id": "llama3.2:latest", "object": "model", "max_model_len": 8000}]
     shown = desk.run(code=0, main=models.main).out
-    assert table(shown)[1] == ["llama3.2:latest", "8", "k", "?", "?", "?"] and "In your settings" not in shown
+    assert table(shown)[1] == "llama3.2:latest 8 k ? ? ?" and "In your settings" not in shown
     desk.api.models = []
     assert "HTTP 404" in desk.run(code=4, main=models.main).err
     monkeypatch.setenv("CCO_OPENROUTER_BASE_URL", "http://user:a-long-password@127.0.0.1:1/v1")
