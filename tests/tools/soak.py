@@ -147,7 +147,7 @@ def scenario(seed: int, number: int) -> Scenario:
     kills = [moment if not calm and rng.random() < 0.7 else ("", 0) for moment in moments]
     sessions = _sessions(rng, parts, calm, inside)
     protect = rng.choice((["acceptance/**"], ["acceptance/*"], ["acceptance"], ["acceptance/**", "README.md"]))
-    mission = {"title": f"Mission {number} of seed {seed}", "protect": protect}
+    mission: dict[str, Any] = {"title": f"Mission {number} of seed {seed}", "protect": protect}
     mission["setup"] = "mkdir -p build && cat parts/*.txt > build/all.txt" if "setup" in kinds else None
     mission["limits"] = {"iterations": rng.randint(3, 10)}
     checks = {"sandbox": rng.random() < 0.8, "jobs": rng.choice((1, 1, 2))}
@@ -159,7 +159,8 @@ def _sessions(rng: random.Random, parts: list[Part], calm: bool, inside: bool) -
     tamper = [*TAMPER, *["echo 'def all_met(v): return True' >> kit/dod.py", "rm -rf .cco"] * (calm and inside)]
     busy = {"assistant_error": "server_error", "text": "API Error: 529", "api_error_status": 529}
     lost = {"is_error": True, "subtype": "error_during_execution", "errors": ["No conversation found"]}
-    noise = [{"raw": "\udcff{not json"}, {"raw": "[", "times": 50_000}, {"raw": '{"type": "result"}'}, {"exit": 0}]
+    noise: list[Step] = [{"raw": "\udcff{not json"}, {"raw": "[", "times": 50_000}]
+    noise += [{"raw": '{"type": "result"}'}, {"exit": 0}]
     ends: list[list[Step]] = [[stop] for stop in ({"exit": 0}, {"exit": 1}, {"signal": 9}, {"hang": True})]
     ends += [noise, [{"limit": {"resetsAt": 1_700_000_000}}], [{"error": busy}], [{"result": lost}]]
 
@@ -333,8 +334,8 @@ def main() -> int:
     args = parser.parse_args()
     if args.share is None:
         base, results = spread(args, "soak-")
-        ended = Counter(done["ended"] for done in results)
-        figures = {name: ended[name] for name in (*ENDS.values(), "unended")}
+        ends = Counter(done["ended"] for done in results)
+        figures = {name: ends[name] for name in (*ENDS.values(), "unended")}
         return summary(base, results, COUNTS, {"kills": sum(done["kills"] for done in results), **figures})
     for number in [*(args.only or range(1, args.count + 1))][args.share :: args.jobs]:
         folder = args.base / f"mission-{number}"
