@@ -1,14 +1,17 @@
 #!/usr/bin/env python3
 """What one iteration of the kit costs, beside what its commands cost bare: `make bench`.
 
-    python extras/bench.py [--rounds 3] [--cases 1,1+sandbox,30+sandbox+idle@100]
+    python extras/bench.py [--rounds 2] [--cases 1,1+sandbox,30+sandbox+idle@100]
 
-A case is a scratch repository with so many criteria, half of them met, and a state of so many iterations. Measured is
-from the end of one session to the beginning of the next; the worker is a few lines of bash. The floor is the same
+A case is a scratch repository with so many criteria, half of them met, and a state of so many iterations (10, if it
+does not say); `idle`: 400 more processes sleep beside it, `protect`: `protect: [tests/**]` with so many files. Measured
+is from the end of one session to the beginning of the next; the worker is a few lines of bash. The floor is the same
 without the kit: each git command with its arguments, environment and input (recorded by a `git` on PATH), each save,
 each check (bash, or bash in a bare bubblewrap), the start of the worker. Times are medians in milliseconds, kit and
-floor in turn; `unchecked` is what is left without the checks, and its floor. Counted by strace is what an iteration
-takes: processes besides worker and checks, shells of checks, fsyncs. Then the size of the state, and the files in .cco.
+floor in turn; `overhead` is what is left without the checks, and its floor; `times` is the iteration beside that of the
+same criteria alone at iteration 10. Counted by strace is what an iteration takes: processes besides worker and checks,
+shells of checks, fsyncs. Then the size of the state, and the files in .cco. In brackets: the most that it should be, on
+an idle machine with two cores; ! marks what is above that.
 """
 
 from __future__ import annotations
@@ -35,11 +38,17 @@ sys.path.insert(0, str(KIT))
 import prompt  # noqa: E402
 import state as states  # noqa: E402
 
-CASES = "1,1+sandbox,30,30+sandbox,1+idle,30+sandbox+idle,1@100,1@1000,30@1000"
-HEAD = "case ratio iteration floor unchecked floor git saves checks worker processes shells fsyncs kB files".split()
+CASES = "1,1+sandbox,30,30+sandbox,1+protect,1+idle,30+sandbox+idle,1@100,1@1000,30@1000"
+HEAD = (
+    "case iteration floor ratio times overhead floor git saves checks worker processes shells fsyncs kB files".split()
+)
+TARGETS = {("1", False): 60, ("30", False): 200, ("30", True): 350}  # ms of an iteration: criteria, sandbox
+RATIO, TIMES, PROCESSES, SIZE, FILES = 2, 1.3, 18, 100, 50  # likewise, of the columns
+MEMORY, START, CALLS, CHARACTERS = 40, 100, 30, 60_000  # MB; ms of `status`; what thirty criteria take of the manager
 LIMIT, LATER = 5, 75  # exit codes: a limit was reached, one session was asked for
 SESSIONS = 9  # of one run; more on one criterion would climb the ladder
 IDLE = 400  # processes that sleep beside it
+TESTS = 100  # files in tests/
 STATUS = 41  # runs of `status`
 BARE = "bwrap --ro-bind / / --dev /dev --proc /proc --bind . . --unshare-pid --unshare-net --die-with-parent".split()
 SHELL = "bash -e -o pipefail -c".split()
@@ -70,10 +79,11 @@ class Case:
 
     def __init__(self, name: str, folder: Path, program: Path):
         """name: like 30+sandbox+idle@100, which is 30 criteria at iteration 100."""
-        if not (match := re.fullmatch(r"(\d+)(\+sandbox)?(\+idle)?(?:@(\d+))?", name)):
+        if not (match := re.fullmatch(r"(\d+)(\+sandbox)?(\+protect)?(\+idle)?(?:@(\d+))?", name)):
             raise SystemExit(f"{name!r} is no case")
-        criteria, self.iteration = int(match[1]), int(match[4] or 10)
-        self.sandbox, self.idle, self.name, self.program = bool(match[2]), IDLE * bool(match[3]), name, str(program)
+        criteria, self.iteration, self.protect = int(match[1]), int(match[5] or 10), ["tests/**"] * bool(match[3])
+        self.sandbox, self.idle, self.name, self.program = bool(match[2]), IDLE * bool(match[4]), name, str(program)
+        self.alone, self.target = match[1] + (match[2] or ""), TARGETS.get((match[1], self.sandbox))
         self.checks = [("cat word.txt missing.txt", "test -e README.md")[number % 2] for number in range(criteria)]
         self.root, self.before, self.calls = folder / "tree", folder / "before", folder / "calls"
         self.worker, self.times, self.mission = folder / "claude", folder / "claude.times", folder / "bench.json"
@@ -90,6 +100,9 @@ class Case:
     def _begin(self) -> None:
         """Make repository, worker and mission, and let the kit run the baseline and one session."""
         (self.root / "README.md").write_text("# Bench\n")
+        (self.root / "tests").mkdir()
+        for number in range(TESTS):
+            (self.root / "tests" / f"test_{number}.py").write_text(f"assert {number} >= 0\n")
         self._git("init", "-q", "-b", "main")
         self._git("add", "-A")
         self._git("-c", "user.name=Bench", "-c", "user.email=bench@localhost", "commit", "-q", "-m", "A repository")
@@ -98,6 +111,7 @@ class Case:
         texts = [{"criteria": f"part {number} is there", "check": check} for number, check in enumerate(self.checks)]
         criteria = [{**one, "id": f"c{number:02}", "guard": number % 2 == 1} for number, one in enumerate(texts)]
         mission = {"title": "Bench", "repository": str(self.root), "limits": {"iterations": self.iteration + SESSIONS}}
+        mission |= {"protect": self.protect}
         settings = {"manager": {"provider": "rules"}, "checks": {"sandbox": self.sandbox}}
         settings["claude_code"] = {"command": str(self.worker), "sandbox": False}
         self.mission.write_text(json.dumps({**mission, "settings": settings, "definition_of_done": criteria}))
@@ -214,32 +228,54 @@ class Case:
         """Run a command whose output nobody reads."""
         subprocess.run(argv, cwd=self.root, env=env or self.env, stdin=stdin, stdout=DEVNULL, stderr=DEVNULL)
 
-    def row(self) -> list[str]:
-        """Return the line of the table."""
+    def row(self, alone: Case | None) -> list[str]:
+        """Return the line of the table. alone: the same criteria with nothing else to be seen to."""
         parts = [*map(median, zip(*self.costs, strict=True))]
         whole, floor, checks = median(self.gaps), sum(parts), parts[2]
-        times = [f"{number:.0f}" for number in (whole, floor, whole - checks, floor - checks, *parts)]
-        counts = [f"{number:.1f}" for number in (*self.counts, self.size / 1000)]
-        return [self.name, f"{whole / floor:.2f}", *times, *counts, str(self.files)]
+        times = [limited(whole / median(alone.gaps), TIMES, ".2f") if alone not in (None, self) else ""]
+        times += [f"{number:.0f}" for number in (whole - checks, floor - checks, *parts)]
+        counts = [limited(self.counts[0], PROCESSES, ".1f"), *(f"{number:.1f}" for number in self.counts[1:])]
+        counts += [limited(self.size / 1000, SIZE, ".1f"), limited(self.files, FILES)]
+        return [
+            self.name,
+            limited(whole, self.target),
+            f"{floor:.0f}",
+            limited(whole / floor, RATIO, ".2f"),
+            *times,
+            *counts,
+        ]
 
 
-def status(case: Case) -> dict[str, str]:
-    """Return how fast `status` is beside a Python that does nothing, in turn."""
+def limited(number: float, most: float | None, form: str = ".0f") -> str:
+    """Return a number with the most that it should be."""
+    return f"{number:{form}}{'!' * (number > most)} ({most})" if most else f"{number:{form}}"
+
+
+def status(case: Case) -> dict[str, float]:
+    """Return how fast `status` is beside a Python that does nothing, in turn, in milliseconds."""
     commands = {"python -c pass": ["-c", "pass"], "status": [case.program, "status"]}
     found: dict[str, list[float]] = {name: [] for name in commands}
     for name, args in [*commands.items()] * STATUS:
         begun = time.perf_counter()
         case.run([sys.executable, *args])
         found[name].append(1000 * (time.perf_counter() - begun))
-    return {name: f"{median(times):.0f} ms" for name, times in found.items()}
+    return {name: median(times) for name, times in found.items()}
+
+
+def manager() -> dict[str, str]:
+    """Return what the manager is asked for thirty criteria, if the kit's tests are here."""
+    tool = KIT / "tests" / "tools" / "thirty.py"
+    argv = [sys.executable, str(tool)]
+    output = subprocess.run(argv, capture_output=True, text=True, check=False).stdout if tool.exists() else ""
+    return dict(line.split(": ") for line in output.splitlines())
 
 
 def main() -> int:
-    """Measure, and print the table and the other figures as `name: value`."""
+    """Measure, and print the table and the other figures."""
     from tabulate import tabulate
 
     parser = argparse.ArgumentParser(description="What an iteration costs, beside its commands bare.")
-    parser.add_argument("--rounds", type=int, default=3, help=f"runs of {SESSIONS} sessions in each case")
+    parser.add_argument("--rounds", type=int, default=2, help=f"runs of {SESSIONS} sessions in each case")
     parser.add_argument("--cases", default=CASES, help="default: %(default)s")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix=".cco-bench-", dir=Path.home()) as folder:  # /tmp is not the sandbox's
@@ -249,11 +285,16 @@ def main() -> int:
         for case in cases * args.rounds:
             print(f"measuring {case.name}", file=sys.stderr)
             case.measure()
-        print(tabulate([case.row() for case in cases], headers=HEAD, disable_numparse=True))
-        print(f"peak memory: {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1000:.0f} MB")
-        print(*(f"{name}: {value}" for name, value in status(cases[-1]).items()), sep="\n")
-    tool = KIT / "tests" / "tools" / "thirty.py"  # what the manager is asked for thirty criteria
-    return subprocess.run([sys.executable, str(tool)], check=False).returncode if tool.exists() else 0
+        first = {case.name: case for case in cases}
+        print(tabulate([case.row(first.get(case.alone)) for case in cases], headers=HEAD, disable_numparse=True))
+        memory, ms = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1000, status(cases[-1])
+    rows = [("peak memory, MB", limited(memory, MEMORY)), ("python -c pass, ms", f"{ms['python -c pass']:.0f}")]
+    rows += [("status, ms", limited(ms["status"], START))]
+    if asked := manager():
+        rows += [("calls of the manager for thirty criteria", limited(int(asked["manager_calls"]), CALLS))]
+        rows += [("their characters", limited(int(asked["prompt_characters"]), CHARACTERS))]
+    print("", tabulate(rows, tablefmt="plain", disable_numparse=True), sep="\n")
+    return 0
 
 
 if __name__ == "__main__":

@@ -3,15 +3,12 @@
 
     python cco.py draft TEXT [--output FILE] [--yes] [--config FILE]
 
-An LLM is asked once and writes criteria with checks; without one, a template is filled with the commands of the
-repository. Then `cco.py check` runs each check once in a clone of the last commit, in the sandbox and without the
-network, and says which prove nothing; without a sandbox none runs. You see the mission, what its checks say and what
-it cost; it is written when you say yes, and no file is ever overwritten.
+An LLM writes criteria with checks; without one, a template is filled with the commands of the repository. `cco.py
+check` runs each check once in a clone of the last commit, in the sandbox and without the network, and says which prove
+nothing; without a sandbox none runs. You see that and what it cost; the mission is written when you say yes, and no
+file is ever overwritten. Whether the checks prove all that you meant is for you to read.
 
-Exit codes: 0 written, 2 bad usage or settings, 3 nothing was written since you did not say yes, 4 cannot run, 130 and
-143 interrupted.
-
-Limitations: whether the checks prove all that you meant is for you to read; commands of subfolders are not found.
+Exit codes: 0 written, 2 bad usage or settings, 3 you did not say yes, 4 cannot run, 130 and 143 interrupted.
 """
 
 from __future__ import annotations
@@ -29,7 +26,6 @@ import tempfile
 import textwrap
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +47,12 @@ LINE = 300  # characters of what is said of the repository
 PROBLEMS = 5  # problems of a draft that are named at once
 INSTALLED = ("node_modules", ".venv", "venv", "vendor")  # folders that a clone lacks
 UNREAD = {"CCO_CHECKS_SANDBOX": "on", "CCO_CHECKS_NETWORK": "off", "CCO_CHECKS_WRITABLE": "[]", "CCO_CHECKS_ENV": "[]"}
-BY_TEMPLATE = "a template, filled with the commands of the repository"
 UNCHECKED = """\
 No command checks this: an LLM judges it by quotes from committed files, or you do (make accept ID={id}). \
 Better is a command that fails now and passes when it is done: add it here as `check:`."""
 
 Draft = dict[str, Any]  # by schema/draft.json
+Commands = dict[str, list[str]]  # the shell commands that test, lint, build and set up
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,23 +75,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def draft(text: str, output: str | None, yes: bool, config: str | None) -> int:
-    """Draft, try and show a mission, write it if the user says yes, and return the exit code.
+    """Draft, try and show a mission, write it if the user says yes; the exit code. Raises Stop, MissionError, OSError.
 
     text: the wish. output: where to write it. yes: write without asking. config: a settings file.
-    Raises Stop, MissionError, OSError.
     """
-    root = _root(output)
+    root = mission.find_git_root(Path.cwd())
+    if root is None:
+        raise Stop(USAGE, f"{Path.cwd()} is in no git repository: go to yours, or run git init first")
+    if output and os.path.lexists(output):
+        raise Stop(USAGE, f"{output} exists and is not overwritten: name another file, or move it away")
     usual = root / ".cco" / "config.yaml"
     file = Path(os.path.abspath(config)) if config else usual if usual.exists() else None
     settings = _settings(root, file)
     words = prompt.as_data(text)
     if not 0 < len(words.encode()) <= MAX_WORDS:
         raise Stop(USAGE, f"TEXT: expected 1 to {MAX_WORDS} bytes; put long texts into a file and name that")
-    profile = survey(root)
-    made, by, usage = write(words, profile, settings, root)
+    files, commands = survey(root)
+    made, by, usage = write(words, files, commands, settings, root)
     path = Path(os.path.realpath(output)) if output else _free_name(root, made["title"])
     is_away = mission.find_git_root(path.parent) != root
-    finished = render(made, words, by, profile.line(), os.path.relpath(root, path.parent) if is_away else "")
+    finished = render(made, words, by, one_line(commands), os.path.relpath(root, path.parent) if is_away else "")
     print(log.printable(f"\n{finished}\n{_cost(usage)}\n"))
     print(log.printable(try_out(finished, root, path, file)))
     if not (yes or _agrees(f"Write it to {path}?")):
@@ -107,16 +106,6 @@ def draft(text: str, output: str | None, yes: bool, config: str | None) -> int:
     make, name = f"make -C {shlex.quote(str(KIT))}", shlex.quote(str(path))
     print(f"wrote {path}\nnext: {make} check MISSION={name}, then: {make} start MISSION={name}")
     return DONE
-
-
-def _root(output: str | None) -> Path:
-    """Return the repository of the current folder. Raises Stop, also for an output that cannot be written."""
-    root = mission.find_git_root(Path.cwd())
-    if root is None:
-        raise Stop(USAGE, f"{Path.cwd()} is in no git repository: go to yours, or run git init first")
-    if output and os.path.lexists(output):
-        raise Stop(USAGE, f"{output} exists and is not overwritten: name another file, or move it away")
-    return root
 
 
 def _settings(root: Path, file: Path | None) -> mission.Settings:
@@ -133,10 +122,8 @@ def _agrees(question: str) -> bool:
     """Return whether a user at the terminal says yes."""
     if not sys.stdin.isatty():
         return False
-    try:
-        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
-    except EOFError:
-        return False
+    print(f"{question} [y/N] ", end="", flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _free_name(root: Path, title: str) -> Path:
@@ -148,51 +135,43 @@ def _free_name(root: Path, title: str) -> Path:
 
 
 def _cost(usage: Usage) -> str:
-    if not usage.calls:
-        return "it cost nothing: no LLM was asked"
-    tokens = usage.tokens
-    return f"it cost ${usage.cost_usd:.4f} ({tokens.get('input', 0)} tokens in, {tokens.get('output', 0)} out)"
+    tokens = f"{usage.tokens.get('input', 0)} tokens in, {usage.tokens.get('output', 0)} out"
+    return f"it cost ${usage.cost_usd:.4f} ({tokens})" if usage.calls else "it cost nothing: no LLM was asked"
 
 
 # The words become a draft
 
 
-def write(words: str, profile: Survey, settings: mission.Settings, root: Path) -> tuple[Draft, str, Usage]:
+def write(words: str, files: list[str], commands: Commands, settings: Any, root: Path) -> tuple[Draft, str, Usage]:
     """Return the draft, who wrote it, and what that cost."""
-    if llm.provider(settings) == "rules":
-        return template(words, profile), BY_TEMPLATE, Usage()
-    system = prompt.fill("draft.md", {})
-    room = max(settings.openrouter.max_prompt, prompt.LEAST) - len(system.encode()) - LINE - 200
-    files = "\n".join(sorted(profile.files, key=lambda name: (name.count("/"), name))) or "none yet"
-    parts = {"words": prompt.cut(words, room // 2), "files": prompt.cut(prompt.as_data(files), room // 2)}
-    parts["profile"] = prompt.as_data(profile.line()) or "nothing usual is there"
-    question = llm.Question(system, prompt.fill("wish.md", parts), "draft", objection=objection, root=root)
-    print("asking the LLM ...")
-    try:
-        answer = llm.ask(question, settings)
-    except llm.NoAnswer as error:
-        print(log.printable(f"the LLM gave no usable draft, so this is the template: {error}"), file=sys.stderr)
-        return template(words, profile), BY_TEMPLATE, error.usage
-    made = answer.content
-    return {**made, "setup": made["setup"] or profile.setup or None}, answer.model, answer.usage
+    usage = Usage()
+    if llm.provider(settings) != "rules":
+        system = prompt.fill("draft.md", {})
+        room = (max(settings.openrouter.max_prompt, prompt.LEAST) - len(system.encode()) - LINE - 200) // 2
+        names = "\n".join(sorted(files, key=lambda name: (name.count("/"), name))) or "none yet"
+        parts = {"words": prompt.cut(words, room), "files": prompt.cut(prompt.as_data(names), room)}
+        parts["profile"] = prompt.as_data(one_line(commands)) or "nothing usual is there"
+        question = llm.Question(system, prompt.fill("wish.md", parts), "draft", objection=objection, root=root)
+        print("asking the LLM ...")
+        try:
+            answer = llm.ask(question, settings)
+            setup = answer.content["setup"] or [*commands["setup"], None][0]
+            return {**answer.content, "setup": setup}, answer.model, answer.usage
+        except llm.NoAnswer as error:
+            print(log.printable(f"the LLM gave no usable draft, so this is the template: {error}"), file=sys.stderr)
+            usage = error.usage
+    return template(words, commands), "a template, filled with the commands of the repository", usage
 
 
-def template(words: str, profile: Survey) -> Draft:
+def template(words: str, commands: Commands) -> Draft:
     """Return a draft without an LLM: the wish, which nothing can check yet, and the commands of the repository."""
-    title = words.splitlines()[0]
     criteria = [_criterion("wanted", "all that the description asks for is there", "critical", None)]
-    kinds = {"tests": ("the tests pass", profile.test), "lint": ("the code is clean", profile.lint)}
-    for name, (text, commands) in {**kinds, "build": ("it builds", profile.build)}.items():
-        for number, command in enumerate(commands, 1):
-            id = name if number == 1 else f"{name}-{number}"
-            criteria.append(_criterion(id, f"{text}: {command}", "high" if name == "tests" else "medium", command))
-    return {
-        "title": title if len(title) <= TITLE else f"{title[: TITLE - 3]}...",
-        "description": words,
-        "constraints": [],
-        "setup": profile.setup or None,
-        "criteria": criteria,
-    }
+    for kind, text in {"test": "the tests pass", "lint": "the code is clean", "build": "it builds"}.items():
+        for number, command in enumerate(commands[kind], 1):
+            id = kind if number == 1 else f"{kind}-{number}"
+            criteria.append(_criterion(id, f"{text}: {command}", "high" if kind == "test" else "medium", command))
+    title, setup = textwrap.shorten(words.splitlines()[0], TITLE, placeholder=" ..."), [*commands["setup"], None][0]
+    return {"title": title, "description": words, "constraints": [], "setup": setup, "criteria": criteria}
 
 
 def _criterion(id: str, criteria: str, priority: str, check: str | None) -> dict[str, Any]:
@@ -236,30 +215,28 @@ def try_out(text: str, root: Path, path: Path, file: Path | None) -> str:
         done = subprocess.run(git, capture_output=True, text=True, errors="replace", check=False)
         if done.returncode:
             return f"not tried: {done.stderr.strip()}"
-        _link_installed(root, clone)
+        for name in INSTALLED:  # in the sandbox it is read-only
+            if (root / name).is_dir() and not os.path.lexists(clone / name):
+                (clone / name).symlink_to((root / name).resolve())
+                with open(clone / ".git" / "info" / "exclude", "a", encoding="utf-8") as exclude:
+                    exclude.write(f"/{name}\n")
         inside = clone / (path.relative_to(root) if path.is_relative_to(root) else "missions/draft.yaml")
         inside.parent.mkdir(parents=True, exist_ok=True)
         inside.write_text(text, "utf-8")
         argv = [sys.executable, str(KIT / "cco.py"), "check", str(inside)]
         argv += ["--config", str(file)] if file else []
-        code, output = _run(argv, clone)
-    lines = output.replace(f"{clone}/", "").splitlines()
+        with open(Path(folder) / "output", "w+b") as printed:
+            null, env = subprocess.DEVNULL, {**os.environ, **UNREAD}
+            with subprocess.Popen(argv, cwd=clone, env=env, stdin=null, stdout=printed, stderr=printed) as running:
+                try:
+                    code = running.wait()
+                except BaseException:
+                    running.terminate()  # it ends what its checks have started, and is waited for
+                    raise
+            printed.seek(0)
+            lines = printed.read().decode("utf-8", "replace").replace(f"{clone}/", "").splitlines()
     shown = "\n".join(line for line in lines if not line.startswith("ready:")).strip()
-    return f"{shown}\n\n{'every check proves something' if code == 0 else 'fix this before you start'}\n"
-
-
-def _run(argv: Sequence[str], folder: Path) -> tuple[int, str]:
-    """Run a command; return its exit code and what it printed. On an interrupt it ends first."""
-    null, pipe, out = subprocess.DEVNULL, subprocess.PIPE, subprocess.STDOUT
-    environ = {**os.environ, **UNREAD}
-    with subprocess.Popen(argv, cwd=folder, env=environ, stdin=null, stdout=pipe, stderr=out) as process:
-        try:
-            output, _ = process.communicate()
-        except BaseException:
-            process.terminate()  # it ends what its checks have started
-            process.communicate()
-            raise
-    return process.returncode, output.decode("utf-8", "replace")
+    return f"{shown}\n\n{'fix this before you start' if code else 'every check proves something'}\n"
 
 
 def _has_sandbox() -> bool:
@@ -269,21 +246,8 @@ def _has_sandbox() -> bool:
     return bool(bwrap) and subprocess.run(probe, capture_output=True, check=False).returncode == 0
 
 
-def _link_installed(root: Path, clone: Path) -> None:
-    """Let a clone use what was installed in the work tree; it is read-only in the sandbox."""
-    for name in INSTALLED:
-        if (root / name).is_dir() and not os.path.lexists(clone / name):
-            (clone / name).symlink_to((root / name).resolve())
-            with open(clone / ".git" / "info" / "exclude", "a", encoding="utf-8") as file:
-                file.write(f"/{name}\n")
-
-
 def render(made: Draft, words: str = "", by: str = "", context: str = "", repository: str = "") -> str:
-    """Return the text of the mission file.
-
-    words, by: the wish, and who drafted it. context: what the repository is made of. repository: its path, where the
-    mission has to name it.
-    """
+    """Return the text of the mission file. words: the wish. by: who drafted it. repository: named if not empty."""
     fields = {"title": made["title"], "description": made["description"], "context": context, "repository": repository}
     fields |= {"constraints": made["constraints"], "setup": made["setup"]}
     text = f"{_comment(f'Drafted by {by} from these words: {words}')}\n" if words else ""
@@ -325,75 +289,65 @@ LOCKS = {  # lock file -> the tool, and the command that makes a fresh checkout 
     "requirements.txt": ("pip", "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt"),
 }
 PYTHON = ("pyproject.toml", "requirements.txt", "requirements-dev.txt", "setup.cfg", "setup.py", "tox.ini")
-USUAL = {  # a file in the root -> what tests, lints and builds
-    "Cargo.toml": ("cargo test", "", "cargo build"),
-    "go.mod": ("go test ./...", "", "go build ./..."),
-    "pom.xml": ("mvn test", "", "mvn package"),
-    "build.gradle": ("gradle test", "", "gradle build"),
-}
-Commands = tuple[str, str, str]  # what tests, lints and builds
+TARGET = r"(?m)^{}\s*:(?!=|.*no test specified)"  # of a Makefile or a script of package.json; `npm init` writes that
+BUILT = (  # a file in the root, what tests, and what builds
+    ("Cargo.toml", "cargo test", "cargo build"),
+    ("go.mod", "go test ./...", "go build ./..."),
+    ("pom.xml", "mvn test", "mvn package"),
+    ("build.gradle", "gradle test", "gradle build"),
+)
+USUAL = [  # what a command is for, the command, a file in the root, what has to be in it
+    ("test", "make test", "Makefile", TARGET.format("test")),
+    ("test", "make tests", "Makefile", TARGET.format("tests")),
+    ("test", "make check", "Makefile", TARGET.format("check")),
+    ("lint", "make lint", "Makefile", TARGET.format("lint")),
+    ("build", "make build", "Makefile", TARGET.format("build")),
+    *((kind, f"{{node}} run {kind}", "package.json", TARGET.format(kind)) for kind in ("test", "lint", "build")),
+    *(("test", "{python} pytest", name, "pytest") for name in PYTHON),
+    *(("lint", "{python} ruff check .", name, "ruff") for name in PYTHON),
+    ("test", "{python} pytest", "conftest.py", ""),
+    *(("test", test, name, "") for name, test, _ in BUILT),
+    *(("build", build, name, "") for name, _, build in BUILT),
+]
 
 
-@dataclass(frozen=True)
-class Survey:
-    """What a repository has, by the usual files in its root; nothing is run."""
+def survey(root: Path) -> tuple[list[str], Commands]:
+    """Return the paths that git tracks, and the commands that the usual files in the root stand for.
 
-    files: list[str]  # the paths that git tracks
-    setup: str  # the shell command that makes a fresh checkout ready
-    test: list[str]  # shell commands
-    lint: list[str]
-    build: list[str]
-
-    def line(self) -> str:
-        """Return the commands on one line of at most LINE characters; "" where there are none."""
-        commands = {"test": self.test, "lint": self.lint, "build": self.build, "setup": (self.setup,)}
-        parts = [f"{kind}: {' | '.join(lines)}" for kind, lines in commands.items() if any(lines)]
-        return textwrap.shorten("; ".join(parts), LINE, placeholder=" ...")
-
-
-def survey(root: Path) -> Survey:
-    """Look at the usual files of a repository. Nothing of a file's text gets into a command."""
+    Nothing of a file's text gets into a command.
+    """
     git = ["git", "-C", str(root), "-c", "core.fsmonitor=false", "ls-files", "-z"]
     listed = subprocess.run(git, capture_output=True, check=False).stdout.decode("utf-8", "replace")
     files = [name for name in listed.split("\0") if name and name.isprintable()]
-    texts = {name: _read(root / name) for name in files if name in ("Makefile", "package.json", *PYTHON)}
-    locks = [lock for name, lock in LOCKS.items() if name in files]
-    make, rows = _makefile(texts), [_node(texts, locks), _python(texts, files, locks)]
-    rows += [row for name, row in USUAL.items() if name in files]
-    commands = [[make[kind]] if make[kind] else [row[kind] for row in rows if row[kind]] for kind in range(3)]
-    return Survey(files, locks[0][1] if locks else "", *commands)
+    tools = {tool: setup for name, (tool, setup) in LOCKS.items() if name in files}
+    node = next((tool for tool in ("yarn", "pnpm") if tool in tools), "npm")
+    python = ".venv/bin/python -m" if "requirements.txt" in files else "python3 -m"
+    python = next((f"{tool} run" for tool in ("poetry", "uv") if tool in tools), python)
+    commands: Commands = {"test": [], "lint": [], "build": [], "setup": [*tools.values()][:1]}
+    for kind, command, name, pattern in USUAL:
+        filled, known = command.format(node=node, python=python), commands[kind]
+        is_made = known and known[0].startswith("make ")  # by what runs all the others
+        if name in files and filled not in known and not is_made and re.search(pattern, _read(root / name)):
+            known.append(filled)
+    return files, commands
+
+
+def one_line(commands: Commands) -> str:
+    """Return the commands on one line of at most LINE characters; "" where there are none."""
+    parts = [f"{kind}: {' | '.join(found)}" for kind, found in commands.items() if found]
+    return textwrap.shorten("; ".join(parts), LINE, placeholder=" ...")
 
 
 def _read(path: Path) -> str:
-    """Return the beginning of a plain file; "" for what is none, or leads elsewhere."""
+    """Return the beginning of a plain file, of package.json its scripts; "" for what is none, or leads elsewhere."""
     if path.is_symlink() or not path.is_file():
         return ""
-    with open(path, encoding="utf-8", errors="replace") as file:
-        return file.read(MAX_READ)
-
-
-def _makefile(texts: dict[str, str]) -> Commands:
-    targets = re.findall(r"(?m)^([\w-]+)\s*:(?!=)", texts.get("Makefile", ""))
-    test = next((f"make {name}" for name in ("test", "tests", "check") if name in targets), "")
-    return test, "make lint" * ("lint" in targets), "make build" * ("build" in targets)
-
-
-def _node(texts: dict[str, str], locks: Sequence[tuple[str, str]]) -> Commands:
+    text = path.read_text("utf-8", "replace")[:MAX_READ]
     try:
-        scripts = {name: str(body) for name, body in json.loads(texts["package.json"])["scripts"].items()}
+        scripts = json.loads(text)["scripts"] if path.name == "package.json" else {}
+        return "\n".join(f"{name}: {body}" for name, body in scripts.items()) or text
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-        return "", "", ""
-    run = next((tool for tool, _ in locks if tool in ("yarn", "pnpm")), "npm") + " run"
-    has_test = "test" in scripts and "no test specified" not in scripts["test"]  # which `npm init` writes
-    return f"{run} test" * has_test, f"{run} lint" * ("lint" in scripts), f"{run} build" * ("build" in scripts)
-
-
-def _python(texts: dict[str, str], files: Sequence[str], locks: Sequence[tuple[str, str]]) -> Commands:
-    text = "\n".join(texts.get(name, "") for name in PYTHON)
-    python = ".venv/bin/python -m" if "requirements.txt" in files else "python3 -m"
-    run = next((f"{tool} run" for tool, _ in locks if tool in ("poetry", "uv")), python)
-    by_pytest = "pytest" in text or "conftest.py" in files
-    return f"{run} pytest" * by_pytest, f"{run} ruff check ." * ("ruff" in text), ""
+        return ""
 
 
 if __name__ == "__main__":

@@ -46,8 +46,7 @@ class Bench:
 
     def sessions(self, *sessions: list[dict[str, Any]]) -> None:
         """What the worker does in its sessions from here on."""
-        for leftover in (f"{self.script}.used",):
-            Path(leftover).unlink(missing_ok=True)
+        Path(f"{self.script}.used").unlink(missing_ok=True)
         self.script.write_text(json.dumps(sessions))
 
     def command(self, *args: str) -> list[str]:

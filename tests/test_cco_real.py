@@ -53,21 +53,10 @@ class Host:
 
     def task(self, root: Path, **given: Any) -> worker.Task:
         usual: dict[str, Any] = {
-            "prompt": "Go on.",
-            "session": SESSION,
-            "resume": False,
-            "root": root,
-            "protected": (),
-            "network": (),
-            "budget_usd": None,
-            "model": None,
-            "timeout": 120.0,
-            "window": stream.WINDOW,
-            "spent": {},
-            "marker": f"test-{root}",
-            "stream": self.folder / f"{root.name}.jsonl.gz",
-            "criteria": ["a", "b"],
-        }
+            "prompt": "Go on.", "session": SESSION, "resume": False, "root": root, "protected": (), "network": (),
+            "budget_usd": None, "model": None, "timeout": 120.0, "window": stream.WINDOW, "spent": {},
+            "marker": f"test-{root}", "stream": self.folder / f"{root.name}.jsonl.gz", "criteria": ["a", "b"],
+        }  # fmt: skip
         return worker.Task(**usual | given)
 
     def run(self, *replies: dict[str, Any], **given: Any) -> state.Outcome:
@@ -76,26 +65,19 @@ class Host:
             self.monkeypatch.setenv("ANTHROPIC_BASE_URL", api.url)
             if self.api_key:
                 self.monkeypatch.setenv("ANTHROPIC_API_KEY", self.api_key)
-            task = self.task(self.root, **given)
-            outcome = worker.run(task, self.settings)
+            outcome = worker.run(self.task(self.root, **given), self.settings)
         self.requests = [request for request in api.requests if request["turn"]]
-        assert marked(task.marker) == {}
+        assert marked(f"test-{self.root}") == {}
         return outcome
 
     def play(self, *steps: dict[str, Any], **given: Any) -> state.Outcome:
         """The same session of the stand-in."""
-        file, command = self.folder / "script.json", self.claude.command
         self.script.append(list(steps))
-        file.write_text(json.dumps(self.script))
-        self.monkeypatch.setenv("CLAUDE_STAND_IN", str(file))
-        self.claude.command = str(self.stand_in)
-        outcome = worker.run(self.task(self.other, **given), self.settings)
-        self.claude.command = command
-        return outcome
-
-    def answers(self) -> str:
-        """Everything that tools answered, in order."""
-        return "\n".join(result["text"] for request in self.requests for result in request["results"])
+        (self.folder / "script.json").write_text(json.dumps(self.script))
+        self.monkeypatch.setenv("CLAUDE_STAND_IN", str(self.folder / "script.json"))
+        with self.monkeypatch.context() as patch:
+            patch.setattr(self.claude, "command", str(self.stand_in))
+            return worker.run(self.task(self.other, **given), self.settings)
 
 
 @pytest.fixture
@@ -104,10 +86,9 @@ def host(tmp_path, real_claude, monkeypatch) -> Host:
     for name in filter(OWN.match, [*os.environ]):
         monkeypatch.delenv(name)
     made = Host(tmp_path, real_claude, monkeypatch)
-    for name, value in {"HOME": str(made.home), "TZ": "UTC"}.items():
+    own = {"HOME": str(made.home), "TZ": "UTC", "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1"}
+    for name, value in {**own, "CLAUDE_CODE_MAX_RETRIES": "0"}.items():
         monkeypatch.setenv(name, value)
-    for name, value in {"DISABLE_NONESSENTIAL_TRAFFIC": "1", "MAX_RETRIES": "0"}.items():
-        monkeypatch.setenv(f"CLAUDE_CODE_{name}", value)
     return made
 
 
@@ -136,9 +117,7 @@ def shared(outcome: state.Outcome) -> tuple[Any, ...]:
     )
 
 
-# --------------------------------------------------------------------------------------------------------
-# How a session ends
-# --------------------------------------------------------------------------------------------------------
+# --- How a session ends ---
 
 
 def test_a_session_ends_and_a_resumed_one_costs_what_it_added(host):
@@ -165,29 +144,16 @@ def error(kind: str, text: str, status: int | None, reason: str = "api_error") -
 
 
 LONG = "prompt is too long: 250000 tokens > 200000 maximum"
-DEAR = {"usage": {"input_tokens": 500_000}}
+TOO_LONG = error("invalid_request", LONG.replace("prompt is too long:", "Prompt is too long ·"), 400, "prompt_too_long")
+OPUS = {"resetsAt": RESET, "rateLimitType": "seven_day_opus"}
+DEAR = [{"usage": {"input_tokens": 500_000}}, {"bash": "true"}]
 ENDS: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]] = {
     "limit": ("limit", [limit("five_hour")], [{"limit": {"resetsAt": RESET}}], {}),
-    "limit of a model": (
-        "limit",
-        [limit("seven_day_opus")],
-        [{"limit": {"resetsAt": RESET, "rateLimitType": "seven_day_opus"}}],
-        {},
-    ),
+    "limit of a model": ("limit", [limit("seven_day_opus")], [{"limit": OPUS}], {}),
     "no login": ("auth", [], [error("authentication_failed", "Not logged in · Please run /login", None)], {}),
-    "prompt too long": (
-        "context_full",
-        [fails(400, LONG)],
-        [error("invalid_request", "Prompt is too long · 250000 tokens > 200000 maximum", 400, "prompt_too_long")],
-        {},
-    ),
+    "prompt too long": ("context_full", [fails(400, LONG)], [TOO_LONG], {}),
     "turns": ("turn_cap", [calls(bash("true"), repeat=9)], [{"bash": "true"}] * 9, {}),
-    "budget": (
-        "budget_cap",
-        [calls(bash("true"), input_tokens=500_000)],
-        [DEAR, {"bash": "true"}],
-        {"budget_usd": 0.5},
-    ),
+    "budget": ("budget_cap", [calls(bash("true"), input_tokens=500_000)], DEAR, {"budget_usd": 0.5}),
     "lost": ("lost_session", [], [], {"resume": True}),
 }
 
@@ -229,9 +195,7 @@ def test_a_session_that_is_ended_leaves_nothing_behind(host, monkeypatch):
     monkeypatch.undo()
 
 
-# --------------------------------------------------------------------------------------------------------
-# What it may not touch
-# --------------------------------------------------------------------------------------------------------
+# --- What it may not touch ---
 
 
 def test_neither_file_tools_nor_commands_reach_what_is_protected_secret_or_outside(host, monkeypatch):
@@ -252,17 +216,13 @@ def test_neither_file_tools_nor_commands_reach_what_is_protected_secret_or_outsi
     reads += [bash("echo the token is $MY_SERVICE_TOKEN$ANTHROPIC_API_KEY.; cat /proc/[0-9]*/environ; echo")]
     given = {"protected": [host.root / "tests", host.root / "pages", *protected[2:]]}
     outcome = host.run(calls(*writes), calls(*reads), calls(bash("for i in 1; do echo $i > a; done")), **given)
-    assert outcome.kind == "ended"
-    assert (host.root / "a").read_text() == "1\n"  # what it may do it can do
-    for path in (*protected, host.root / ".claude" / "settings.json"):
-        assert path.read_text() == '"as it was"'
+    assert outcome.kind == "ended" and (host.root / "a").read_text() == "1\n"  # what it may do it can do
+    assert {path.read_text() for path in (*protected, host.root / ".claude" / "settings.json")} == {'"as it was"'}
     assert not outside.exists() and not (host.root / "tests" / "new.py").exists()
-    answers = host.answers()
-    assert "the token is ." in answers
-    for word in ("WRITTEN", "CONNECTED", "as it was", "a-planted-secret", "none-is-needed"):
-        assert word not in answers, word
-    for path in targets:
-        assert f"Write {path}" in outcome.denials, path
+    answers = "\n".join(result["text"] for request in host.requests for result in request["results"])
+    told = ("WRITTEN", "CONNECTED", "as it was", "a-planted-secret", "none-is-needed")
+    assert "the token is ." in answers and [word for word in told if word in answers] == []
+    assert [path for path in targets if f"Write {path}" not in outcome.denials] == []
 
 
 def test_the_repositorys_instructions_are_in_the_prompt_and_its_commands_do_not_run(host):

@@ -34,25 +34,19 @@ def tool(tmp_path):
     return run
 
 
-def test_random_missions_end_as_promised(tool):
-    code, figures, _ = tool("soak", "--count", "8")
-    assert code == 0 and figures["trials"] == "8" and int(figures["kills"]) > 0
+LEAST = {
+    "soak --count 8": {"trials": 8, "kills": 1},
+    "crash_sweep --every 53": {"survived": 8},
+    "load --missions 6 --shorten": {"done": 6, "sessions": 24},
+    "thirty": {"iterations": 30},
+}
 
 
-def test_a_fixed_part_of_all_moments_to_die_in_is_survived(tool):
-    code, figures, _ = tool("crash_sweep", "--every", "53")
-    assert code == 0 and figures["trials"] == figures["survived"] and int(figures["survived"]) >= 8
-
-
-def test_missions_at_once_end_done_and_none_disturbs_another(tool):
-    code, figures, _ = tool("load", "--missions", "6", "--shorten")
-    assert code == 0 and (figures["done"], figures["sessions"], figures["disturbed"]) == ("6", "24", "0")
-
-
-def test_a_mission_of_30_criteria_takes_at_most_30_calls_and_60000_characters(tool):
-    code, figures, _ = tool("thirty")
-    assert code == 0 and figures["iterations"] == "30"
-    assert int(figures["manager_calls"]) <= 30 and int(figures["prompt_characters"]) <= 60_000
+@pytest.mark.parametrize("words", LEAST)
+def test_what_they_try_holds(tool, words):
+    code, figures, printed = tool(*words.split())
+    assert code == 0 and "VIOLATION" not in printed
+    assert {name: figures[name] for name, least in LEAST[words].items() if int(figures[name]) < least} == {}
 
 
 SABOTAGE = {

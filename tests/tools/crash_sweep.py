@@ -4,11 +4,11 @@
     python tests/tools/crash_sweep.py [--jobs 2] [--every N] [--kit DIR]
     python tests/tools/crash_sweep.py --only 3:rename:7:before     one point again (or a pattern: '3:git:*')
 
-A mission of three iterations is run once, as three `start --once`, the last with its checks in the sandbox, and its
-folder is kept as it was before each. Every point puts that folder back, repeats the run up to the point and kills the
-kit there; then it is started until it ends. It has to end done, with every piece of work in a fresh clone, each
-iteration counted and committed once, each cent once, and nothing left. A violation is printed with the command that
-repeats it, its folder is kept, and the exit code is 1. Not tried: power loss, calls that only read, lines of the log.
+A mission of three iterations is run once, as three `start --once`, the last with its checks in the sandbox. Every point
+puts back the folder as it was before one of them, repeats the run up to the point and kills the kit there; then it is
+started until it ends. It has to end done, with every piece of work in a fresh clone, each iteration counted and
+committed once, each cent once, and nothing left. A violation is printed with the command that repeats it, its folder is
+kept, and the exit code is 1. Not tried: power loss, calls that only read, lines of the log.
 
     3:rename:7:before     SIGKILL on entry of the 7th rename of the kit's 3rd run; the call does not happen
     3:vfork:9:after       SIGKILL when the call has returned: the git, the check or the worker it started lives on
@@ -16,11 +16,9 @@ repeats it, its folder is kept, and the exit code is 1. Not tried: power loss, c
     3:git:17:openat:2:held       the kit dies while git has just made that lock file; git goes on while the kit starts
     3:worker:worked:orphaned     the kit dies while the worker is at work, and the worker lives on; `killed`: both die
 
-strace kills on entry with `inject=CALL:signal=KILL:when=N`; `delay_exit` writes `(DELAYED)` when the call has had its
-effect, and holds the process there. How often openat, close and write are called hangs on the machine, so `-P` counts
-only those on the very same path, and the kit is run by a few lines that make the same temporary names every time. A run
-in whose trace the killed call does not stand last proves nothing, and counts as a violation. Everything runs in a
-process namespace (bubblewrap), which makes tracing fast and lets nothing survive.
+strace writes `(DELAYED)` when a call has had its effect, and holds the process there. How often openat, close and write
+are called hangs on the machine, so `-P` counts only those on the very same path, and temporary names are the same every
+time. A run in whose trace the killed call does not stand last proves nothing, and counts as a violation.
 """
 
 from __future__ import annotations
@@ -35,12 +33,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from soak import BRANCH, Scratch, end_all, options, processes, report, saved, spread, summary
+from scratch import LATER, Scratch, end_all, options, processes, read, report, saved, spread, summary
 
 import state as states
 from extras.claude_stand_in import PRICE
@@ -48,16 +44,15 @@ from extras.claude_stand_in import PRICE
 PIECES = 3
 RUNS = [str(n) for n in range(1, PIECES + 1)]
 STARTS = 6  # after a kill, of which one should do
-PATIENCE = 120.0  # seconds for one start
-POLL = 0.001  # seconds between two looks for the moment to kill
 HOLD = 3_000_000  # microseconds that git is held in the middle, longer than a start takes to get to its own git
 DELAYS = (300_000, 3_000_000)  # microseconds that the kit is held to be killed, the second where the first was missed
 STARTERS = ("vfork", "clone", "clone3", "fork")
+STRACE = ("strace", "-y", "-s", "200", "-o")
 POLLED = ("openat", "close", "write")  # calls whose number hangs on the machine
 CHANGING = "pwrite64,ftruncate,fsync,fdatasync,flock,rename,renameat,renameat2,link,linkat,symlink,unlink,unlinkat,"
 TRACED = f"trace={CHANGING}rmdir,mkdir,chmod,fchmod,{','.join((*POLLED, *STARTERS))}"
 KINDS = ("not_injected", "unended", "tracebacks", "states", "counts", "commits", "work", "cost", "two_workers",
-         "leftovers", "touched")  # fmt: skip
+         "leftovers", "touched", "hangs")  # fmt: skip
 # Run as `repeatable.py PID_FILE RUN cco.py ...`: the same run makes the same names.
 REPEATABLE = """\
 import itertools, os, runpy, sys, tempfile, uuid
@@ -99,7 +94,6 @@ class Call:
     path: str = ""  # the same, whole
     nth_there: int = 1  # among the calls of this name on what is given
     line: str = ""
-    at: int = 0  # among all calls
 
     @property
     def filtered(self) -> list[str]:
@@ -136,7 +130,7 @@ class Point:
 def calls_of(trace: Path, folder: Path) -> list[Call]:
     """What the trace of a process that works in this folder shows, in its order."""
     found, names, places = list[Call](), Counter[str](), Counter[tuple[str, str]]()
-    for line in _text(trace).splitlines():
+    for line in read(trace).splitlines():
         if parts := re.match(r"(\w+)\((.*)", line):
             name, rest = parts.groups()
             start = re.match(r'(?:(?:AT_FDCWD|\d+)<([^>]*)>(?:, )?)?(?:"([^"]*)")?', rest)
@@ -146,26 +140,24 @@ def calls_of(trace: Path, folder: Path) -> list[Call]:
             given = given or handle
             names[name] += 1
             places[name, given] += 1
-            found.append(Call(name, names[name], given, path, places[name, given], line, len(found)))
+            found.append(Call(name, names[name], given, path, places[name, given], line))
     return found
 
 
 def kit_points(run: str, calls: list[Call], root: Path, harmless: set[str]) -> list[Point]:
     """Before each call of the kit that touches state or git, and after each that starts a process that changes them."""
-    settled, scratch, found = dict[str, str](), dict[str, list[Call]](), list[Call]()
+    scratch, settled, numbers, points = dict[str, list[Call]](), dict[str, str](), Counter[str](), list[Point]()
     for call in calls:
-        before, settled[call.path] = settled.get(call.path, ""), call.name
         if call.path.startswith(f"{root}/tmp/cco-") and call.changes:
             scratch.setdefault(call.name, []).append(call)
-        elif call.name in STARTERS or _is_kept(call, before, root):
-            found.append(call)
-    found += [call for group in scratch.values() for call in {group[0], group[-1]}]  # all of them are much the same
-    points, numbers = [], Counter[str]()
-    for call in sorted(found, key=lambda call: call.at):
-        numbers[call.name] += 1
-        starts = call.name in STARTERS and call.line.split()[-1] not in harmless
-        for how in ("before", "after") if starts else ("before",):
-            points.append(Point(run, "kit", call, how, f"{run}:{call.name}:{numbers[call.name]}:{how}"))
+    ends = {call for group in scratch.values() for call in (group[0], group[-1])}  # all of them are much the same
+    for call in calls:
+        before, settled[call.path] = settled.get(call.path, ""), call.name
+        if call in ends or call.name in STARTERS or _is_kept(call, before, root):
+            numbers[call.name] += 1
+            starts = call.name in STARTERS and call.line.split()[-1] not in harmless
+            for how in ("before", "after") if starts else ("before",):
+                points.append(Point(run, "kit", call, how, f"{run}:{call.name}:{numbers[call.name]}:{how}"))
     return points
 
 
@@ -210,18 +202,16 @@ def _plain(path: str) -> str:
     return re.sub(".*/objects/([0-9a-f]{2}/)?tmp_obj_.*", "objects/tmp_obj", path)
 
 
-def _text(path: Path) -> str:
-    return path.read_text(errors="replace") if path.exists() else ""
-
-
 class Trial(Scratch):
     """The mission in a folder that always has the same path, put back for every point."""
+
+    poll = 0.001
 
     def __init__(self, base: Path, kit: Path):
         """Make the repository, the mission, the worker, and what traces."""
         super().__init__(base / "now", kit)
-        self.base, self.trace, self.sweep = base, base / "trace", base / "git"
-        self.starts = self.iterations = 0
+        self.base, self.trace, self.sweep, self.killed = base, base / "trace", base / "git", base / "killed"
+        self.iterations = 0
         self.env["PYTHONDONTWRITEBYTECODE"] = "1"
         for folder in (base / "bin", self.sweep):
             folder.mkdir()
@@ -229,24 +219,21 @@ class Trial(Scratch):
         self.program(base / "bin/git", GIT, GIT=shutil.which("git"))
         self.program(base / "bin/repeatable.py", REPEATABLE)
         criteria = [{"id": f"c{n}", "criteria": f"piece {n}", "check": f"test -e work/{n}"} for n in RUNS]
-        claude = {"command": str(self.folder / "bin/claude"), "sandbox": False}
-        settings = {"claude_code": claude, "checks": {"sandbox": False}, "manager": {"provider": "rules"}}
-        mission = {"title": "Some pieces", "repository": str(self.root), "settings": settings}
-        session = [{"bash": str(self.folder / "bin/work")}, {"say": "One piece more."}]
-        self.write({str(self.file): json.dumps({**mission, "definition_of_done": criteria})})
-        self.write({"README.md": "# a project\n", self.env["CLAUDE_STAND_IN"]: json.dumps([session] * 3 * PIECES)})
-        self.commit()
+        session = [{"bash": "@S@/bin/work"}, {"say": "One piece more."}]
+        mission = {"title": "Some pieces", "definition_of_done": criteria}
+        self.prepare(mission, {}, [session] * 3 * PIECES, {"README.md": "# a project\n"})
 
     def baseline(self, patterns: list[str]) -> list[Point]:
         """Run the mission once, keep what was before each run, and find the points that are asked for."""
         points = []
         for run in RUNS:
             subprocess.run(["cp", "-a", str(self.folder), str(self.base / f"before-{run}")], check=True)
-            strace = ["strace", "-y", "-s", "200", "-o", str(self.trace), "-e", TRACED]
-            code = self.watched(run, strace, {"SWEEP_CALL": "all", "SWEEP_OPTIONS": f"-e {TRACED}"}).wait(PATIENCE)
-            if code != (0 if run == RUNS[-1] else 75):
-                sys.exit(f"run {run} ends with {code} although nothing was killed:\n{_text(self.base / 'killed')}")
-            pids = dict(line.split() for line in _text(self.sweep / "pids").splitlines())
+            strace = [*STRACE, str(self.trace), "-e", TRACED]
+            running = self.watched(run, strace, {"SWEEP_CALL": "all", "SWEEP_OPTIONS": f"-e {TRACED}"})
+            self.wait(running)
+            if running.returncode != (0 if run == RUNS[-1] else LATER):
+                sys.exit(f"run {run} ends with {running.returncode} and nothing was killed:\n{read(self.killed)}")
+            pids = dict(line.split() for line in read(self.sweep / "pids").splitlines())
             harmless = {pid for pid, n in pids.items() if not changes_of(self.sweep / f"git-{n}", self.folder)}
             points += kit_points(run, calls_of(self.trace, self.root), self.folder, harmless)
             points += git_points(run, self.sweep, self.folder)
@@ -254,8 +241,8 @@ class Trial(Scratch):
                 points.append(Point(run, "worker", Call(when), how, f"{run}:worker:{when}:{how}"))
         return [point for point in points if any(fnmatch.fnmatch(point.name, pattern) for pattern in patterns)]
 
-    def try_point(self, point: Point) -> list[tuple[str, str]]:
-        """Kill the kit there and start it until it ends; what was not as promised."""
+    def try_point(self, point: Point) -> None:
+        """Kill the kit there and start it until it ends; note what was not as promised."""
         kill = {"kit": self.kill_kit, "git": self.kill_in_git, "worker": self.kill_at_work}[point.who]
         for delay in DELAYS:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -264,70 +251,51 @@ class Trial(Scratch):
             if kill(point, delay):
                 break
         else:
-            traces = (self.sweep / f"git-{point.command}" if point.who == "git" else self.trace, self.base / "killed")
-            self.note("not_injected", "it did not die there:\n" + "\n".join(_text(path)[-700:] for path in traces))
-            return self.found
+            traces = (self.sweep / f"git-{point.command}" if point.who == "git" else self.trace, self.killed)
+            self.note("not_injected", "it did not die there:\n" + "\n".join(read(path)[-700:] for path in traces))
+            return
         self.look_at_state("the kill")
-        code = 75
-        while code == 75 and self.starts < STARTS and not self.found:
-            code = self.start(point.run)
+        code = LATER
+        while code == LATER and self.starts < STARTS and not self.found:
+            running = self.begin("--no-wait")
+            self.wait(running)
+            code = running.returncode
             self.look(code)
-        if code == 75 and not self.found:
+        if code == LATER and not self.found:
             self.note("unended", f"after {self.starts} starts")
         elif not self.found:
             self.prove()
-        return self.found
-
-    def begin(self, command: list[str], output: str, env: dict[str, str], run: str) -> subprocess.Popen[bytes]:
-        """Begin a command in the repository; the last run has its checks in the sandbox."""
-        env = {**self.env, **env, "CCO_CHECKS_SANDBOX": "on" if run == RUNS[-1] else "off"}
-        with open(self.base / output, "wb") as file:
-            return subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, cwd=self.root, env=env,
-                start_new_session=True,
-            )  # fmt: skip
-
-    def start(self, run: str) -> int:
-        """Start the kit, untraced, and wait for its end; its exit code."""
-        kit = [sys.executable, str(self.kit / "cco.py"), "start", "--no-wait", str(self.file)]
-        running = self.begin(kit, f"start-{self.starts}", {}, run)
-        self.starts += 1
-        self.wait_for(lambda: False, running)
-        return running.wait()
 
     def watched(self, run: str, strace: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
-        """Begin a run that is traced, or whose git is."""
+        """Begin a run that is traced, or whose git is; the last one has its checks in the sandbox."""
         for path in (self.trace, self.base / "pid", *self.sweep.iterdir()):
             path.unlink(missing_ok=True)
         (self.sweep / "count").write_text("0")
+        self.env["CCO_CHECKS_SANDBOX"] = "on" if run == RUNS[-1] else "off"
         wrapped = [sys.executable, str(self.base / "bin/repeatable.py"), str(self.base / "pid"), run]
         kit = [*wrapped, str(self.kit / "cco.py"), "start", "--once", str(self.file)]
         git = {"PATH": f"{self.base / 'bin'}:{os.environ['PATH']}", "SWEEP": str(self.sweep)} if env else {}
-        return self.begin([*strace, *kit], "killed", {**git, **env}, run)
+        return self.popen([*strace, *kit], self.killed, {**git, **env})
 
     def kill_kit(self, point: Point, delay: int) -> bool:
         """Kill the kit before or after one of its own calls."""
         effect = "signal=KILL" if point.how == "before" else f"delay_exit={delay}"
-        running = self.watched(point.run, ["strace", "-y", "-s", "200", "-o", str(self.trace), *_at(point, effect)], {})
-        if point.how == "after":
-            self.wait_for(lambda: "(DELAYED)" in _text(self.trace), running)
-            if running.poll() is None:
-                os.kill(int(_text(self.base / "pid")), signal.SIGKILL)
-        self.wait_for(lambda: False, running)
-        return self.is_last(point.call, self.trace) and "killed by SIGKILL" in _text(self.trace)
+        running = self.watched(point.run, [*STRACE, str(self.trace), *_at(point, effect)], {})
+        if point.how == "after" and self.wait(running, lambda: "(DELAYED)" in read(self.trace)):
+            os.kill(int(read(self.base / "pid")), signal.SIGKILL)
+        self.wait(running)
+        return self.is_last(point.call, self.trace) and "killed by SIGKILL" in read(self.trace)
 
     def kill_in_git(self, point: Point, _: int) -> bool:
         """Kill git and kit together, or the kit alone while git holds a lock."""
         killed, trace = point.how == "killed", self.sweep / f"git-{point.command}"
         options = " ".join(_at(point, "signal=KILL" if killed else f"delay_exit={HOLD}"))
         running = self.watched(point.run, [], {"SWEEP_CALL": str(point.command), "SWEEP_OPTIONS": options})
-        self.wait_for(lambda: not killed and "(DELAYED)" in _text(trace), running)
+        alone = self.wait(running, lambda: not killed and "(DELAYED)" in read(trace))
         there = self.is_last(point.call, trace)
         if killed:
-            return there and "killed by SIGKILL" in _text(trace) and running.returncode == -signal.SIGKILL
-        alone = running.poll() is None
-        running.kill()
-        running.wait()
+            return there and "killed by SIGKILL" in read(trace) and running.returncode == -signal.SIGKILL
+        self.kill(running)
         return there and alone
 
     def is_last(self, call: Call, trace: Path) -> bool:
@@ -339,68 +307,45 @@ class Trial(Scratch):
         """Kill the kit, or kit and worker, while the worker is at work."""
         (self.folder / f"pause-{point.call.name}").touch()
         running = self.watched(point.run, [], {})
-        self.wait_for((self.folder / "paused").exists, running)
-        there = running.poll() is None and len(processes(self.folder)) > 1
-        running.kill()
-        running.wait()
+        there = self.wait(running, (self.folder / "paused").exists) and len(processes(self.folder)) > 1
+        self.kill(running)
         if point.how == "killed":
             end_all(self.folder)
         return there
 
-    def wait_for(self, condition: Callable[[], bool], running: subprocess.Popen[bytes]) -> None:
-        """Wait for a moment of a run, or for its end."""
-        end = time.monotonic() + PATIENCE
-        while running.poll() is None and not condition():
-            if time.monotonic() > end:
-                running.kill()
-                self.note("unended", f"it did not end in {PATIENCE:.0f} s")
-            time.sleep(POLL)
-
     # --- What must be so ---
-
-    def expect(self, kind: str, what: str, found: Any, wanted: Any) -> None:
-        """Note it when it is not as it must be."""
-        if found != wanted:
-            self.note(kind, f"{what}: {found!r}, and not {wanted!r}")
 
     def look_at_state(self, after: str) -> states.State | None:
         """The state, which is valid whenever there is one, and whose iterations never go down."""
         state = saved(self.state)
         if self.state.exists() and not state:
-            self.note("states", f"after {after}: {_text(self.state)[:300]}")
+            self.note("states", f"after {after}: {read(self.state)[:300]}")
         count = state.iterations if state else 0
         if count < self.iterations:
             self.note("counts", f"after {after} iterations went down from {self.iterations} to {count}")
         self.iterations = count
-        if (self.folder / "two").exists():
-            self.note("two_workers", _text(self.folder / "two"))
         return state
 
     def look(self, code: int) -> None:
         """What must be so after every start that was not killed."""
-        said = _text(self.base / f"start-{self.starts - 1}")
-        if re.search(r"^Traceback", said, re.M) or "unexpected error" in said:
-            self.note("tracebacks", said[-3000:])
-        elif code not in (0, 75):
-            self.note("unended", f"exit code {code}: {said[-1500:]}")
-        state = self.look_at_state(f"start {self.starts - 1}")
-        if code == 75 and state and state.wait:  # an hour later
-            state.wait.until = 0
-            states.save(self.state, state)
+        self.look_at_output()
+        if code not in (0, LATER):
+            self.note("unended", f"exit code {code}: {self.said()[-1500:]}")
+        self.look_at_state(f"start {self.starts}")
+        self.skip_wait()
         end = time.monotonic() + HOLD / 1e6  # a git that is held is let go by then
-        while (alive := processes(self.folder)) and time.monotonic() < end:
-            time.sleep(POLL)
+        while processes(self.folder) and time.monotonic() < end:
+            time.sleep(self.poll)
+        self.expect("leftovers", "living", processes(self.folder), {})
         names = ("repository/.cco/**/.*.tmp", "tmp/cco-*", "repository/.git/**/*.lock")
-        lying = [str(path) for name in names for path in self.folder.glob(name)]
-        if alive or lying:
-            self.note("leftovers", f"living: {alive}, lying about: {lying}")
+        self.expect("leftovers", "lying about", [path for name in names for path in self.folder.glob(name)], [])
 
     def prove(self) -> None:
         """What must be so in the end: everything once, in a fresh clone too, and nothing else touched."""
         state = self.look_at_state("the end")
         assert state
-        count, calls = state.iterations, len(_text(self.folder / "script.json.calls.jsonl").splitlines())
-        once, begun = [*range(1, count + 1)], len(_text(self.folder / "script.json.used"))  # without those refused
+        count, calls = state.iterations, len(read(self.folder / "script.json.calls.jsonl").splitlines())
+        once, begun = [*range(1, count + 1)], len(read(self.folder / "script.json.used"))  # without those refused
         self.expect("counts", "phase", state.current_phase, "completed")
         if count not in (PIECES - 1, PIECES):  # one less where a killed session had done its piece, and did the next
             self.note("counts", f"{count} iterations for {PIECES} pieces")
@@ -408,17 +353,17 @@ class Trial(Scratch):
         sessions = state.totals["session_count"]
         if not begun - 1 <= sessions <= calls or begun > count + 1:
             self.note("counts", f"{sessions} sessions, {calls} calls of the worker, {begun} begun, {count} iterations")
-        trailers = self.git("log", "--reverse", "--format=%(trailers:key=CCO-Iteration,valueonly,separator=)", BRANCH)
-        self.expect("commits", "CCO-Iteration trailers", [int(n) for n in trailers.split()], once)
-        self.expect("commits", "commits", self.git("rev-list", "--count", f"main..{BRANCH}"), str(count))
-        self.expect("commits", "the state's commit", state.commit, self.git("rev-parse", BRANCH))
-        self.expect("commits", "checked out", self.git("symbolic-ref", "--short", "HEAD"), BRANCH)
-        self.expect("commits", "uncommitted", self.git("status", "--porcelain"), "")
-        self.expect("commits", "git fsck", self.git("fsck", "--no-dangling"), "")
-        refs = {ref for ref in self.git("for-each-ref", "--format=%(refname)").split() if "refs/cco/" not in ref}
-        self.expect("leftovers", "refs", refs, {"refs/heads/main", f"refs/heads/{BRANCH}"})
-        self.expect("touched", "main", self.git("rev-parse", "main"), self.main)
-        self.git("clone", "-q", "--branch", BRANCH, str(self.root), str(self.folder / "clone"), at=self.folder)
+        git, branch = self.git, self.branch
+        self.expect("commits", "trailers", [int(n) for n in self.trailers("CCO-Iteration", branch)], once)
+        self.expect("commits", "commits", git("rev-list", "--count", f"main..{branch}"), str(count))
+        self.expect("commits", "the state's commit", state.commit, git("rev-parse", branch))
+        self.expect("commits", "checked out", git("symbolic-ref", "--short", "HEAD"), branch)
+        self.expect("commits", "uncommitted", git("status", "--porcelain"), "")
+        self.expect("commits", "git fsck", git("fsck", "--no-dangling"), "")
+        refs = {ref for ref in git("for-each-ref", "--format=%(refname)").split() if "refs/cco/" not in ref}
+        self.expect("leftovers", "refs", refs, {"refs/heads/main", f"refs/heads/{branch}"})
+        self.expect("touched", "main", git("rev-parse", "main"), self.main)
+        git("clone", "-q", "--branch", branch, str(self.root), str(self.folder / "clone"), at=self.folder)
         pieces = {path.name: path.read_text() for path in (self.folder / "clone/work").glob("*")}
         self.expect("work", "a fresh clone", pieces, {n: f"piece {n}\n" for n in RUNS})
         books = [json.loads(path.read_text()) for path in (self.folder / "script.json.sessions").iterdir()]
@@ -450,13 +395,14 @@ def main() -> int:
     trial = Trial(args.base / f"job-{args.share}", args.base / "kit")
     chosen = trial.baseline(args.only)[args.every // 2 :: args.every]
     for number, point in enumerate(chosen[args.share :: args.jobs]):
-        found, kept = trial.try_point(point), args.base / "kept" / point.name
+        trial.try_point(point)
+        kept = args.base / "kept" / point.name
         if number % 10 == 0:
             print(f"{number * args.jobs + args.share + 1} of {len(chosen)}: {point.name}", flush=True)
         report(trial, args, f"python tests/tools/crash_sweep.py --only {point.name}  {point.call.line[:160]}", kept)
-        if found:
+        if trial.found:
             shutil.copytree(trial.folder, kept / "now", symlinks=True, ignore_dangling_symlinks=True)
-            for path in (trial.trace, *trial.sweep.glob("git-*"), *trial.base.glob("start-*")):
+            for path in (trial.trace, trial.killed, *trial.sweep.glob("git-*")):
                 shutil.copy(path, kept) if path.exists() else None
         end_all(trial.folder)
     return 0

@@ -1,13 +1,9 @@
-"""A scripted OpenRouter: answers chat completions offline, well or badly, as told.
+"""A scripted OpenRouter on loopback: answers chat completions, well or badly, as it is told.
 
-    python tests/tools/openrouter_api.py [STEPS.json] [--content TEXT] [--port 0] [--log FILE]
+    with OpenRouterAPI(steps) as api: ... api.url ... api.calls
 
-It binds 127.0.0.1, prints one line `http://127.0.0.1:PORT/api/v1` (for openrouter.base_url) when it is ready
-and serves until SIGTERM or SIGINT. In a test: `with OpenRouterAPI(steps) as api: ... api.url ... api.calls`.
-
-STEPS is a JSON list. Each valid POST to /chat/completions takes the next step; when there is none, the answer
-is a success whose content is TEXT, or in a test what `content(request body)` returns. A step is an object,
-and all its keys are optional:
+Each valid POST to /chat/completions takes the next step; when there is none, the answer is a success whose content is
+what `content(request body)` returns. A step is an object, and all its keys are optional:
 
     content         a success with this text
     body            any JSON value instead
@@ -18,23 +14,19 @@ and all its keys are optional:
     close_early     the connection is closed after this many bytes of the body
 
 A request without a bearer, one that does not fit REQUEST, a model that is not of the form author/name, and a strict
-schema that is not strict are refused as OpenRouter does, and take no step. GET /models answers with `models`, by
-default MODELS.
+schema that is not strict are refused as OpenRouter does, and take no step. GET /models answers with `models`.
 
 Not promised: streaming, routing, prices, or the real service's wording.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
-import signal
 import sys
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 BASE = "/api/v1"
@@ -42,132 +34,71 @@ BASE = "/api/v1"
 
 def row(name: str, prompt: str, completion: str, *parameters: str, **fields: Any) -> dict[str, Any]:
     """One model of the list. prompt, completion: US dollars per token. fields: what differs from the usual."""
-    prices = {"prompt": prompt, "completion": completion, **fields.pop("pricing", {})}
     return {
         "id": name,
         "canonical_slug": name.split(":")[0],
         "name": name,
-        "created": 1781631930,
         "context_length": 1_000_000,
         "architecture": {"modality": "text->text", "input_modalities": ["text"], "output_modalities": ["text"]},
-        "pricing": prices,
-        "top_provider": {"context_length": 1_000_000, "max_completion_tokens": 128_000, "is_moderated": False},
-        "per_request_limits": None,
+        "pricing": {"prompt": prompt, "completion": completion},
         "supported_parameters": ["max_tokens", *parameters],
-        "default_parameters": None,
-        "supported_voices": None,
         "expiration_date": None,
-        "links": {"details": f"/api/v1/models/{name.split(':')[0]}/endpoints"},
         **fields,
     }
 
 
-MODELS = [
-    row(
-        "anthropic/claude-sonnet-5.5", "0.000002", "0.00001", "reasoning", "response_format", "structured_outputs",
-        pricing={"input_cache_read": "0.0000002"},
-    ),
-    row("openai/gpt-6-luna", "0.0000001", "0.0000005", "reasoning", "response_format", "structured_outputs", "seed"),
-    row("z-ai/glm-5.2:free", "0", "0", "temperature", "response_format", context_length=256_000),
-    row("openrouter/auto", "-1", "-1", "temperature", "response_format", "structured_outputs"),
-]  # fmt: skip
+def _shape(required: str, **properties: Any) -> dict[str, Any]:
+    """The schema of an object that has no other fields."""
+    shape = {"type": "object", "additionalProperties": False, "required": required.split()}
+    return {**shape, "properties": properties}
+
 
 # The request as the endpoint publishes it, as far as this kit could ever use it. The real service passes over fields
 # that it does not know; here a misspelt one is seen.
-CACHE = {
-    "type": "object",
-    "required": ["type"],
-    "additionalProperties": False,
-    "properties": {"type": {"const": "ephemeral"}, "ttl": {"enum": ["5m", "1h"]}},
-}
-TEXT_PART = {
-    "type": "object",
-    "required": ["type", "text"],
-    "additionalProperties": False,
-    "properties": {"type": {"const": "text"}, "text": {"type": "string"}, "cache_control": CACHE},
-}
-MESSAGE = {
-    "type": "object",
-    "required": ["role", "content"],
-    "additionalProperties": False,
-    "properties": {
-        "role": {"enum": ["system", "developer", "user", "assistant"]},
-        "content": {"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": TEXT_PART}]},
-        "name": {"type": "string"},
-    },
-}
-FORMAT = {
-    "oneOf": [
-        {
-            "type": "object",
-            "required": ["type"],
-            "additionalProperties": False,
-            "properties": {"type": {"enum": ["text", "json_object"]}},
-        },
-        {
-            "type": "object",
-            "required": ["type", "json_schema"],
-            "additionalProperties": False,
-            "properties": {
-                "type": {"const": "json_schema"},
-                "json_schema": {
-                    "type": "object",
-                    "required": ["name"],
-                    "additionalProperties": False,
-                    "properties": {
-                        "name": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"},
-                        "description": {"type": "string"},
-                        "strict": {"type": ["boolean", "null"]},
-                        "schema": {"type": "object"},
-                    },
-                },
-            },
-        },
-    ]
-}
+MESSAGE = _shape(
+    "role content",
+    role={"enum": ["system", "developer", "user", "assistant"]},
+    content={"type": "string"},
+)
+SCHEMA = _shape(
+    "name",
+    name={"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"},
+    strict={"type": ["boolean", "null"]},
+    schema={"type": "object"},
+)
+STRUCTURED = _shape("type json_schema", type={"const": "json_schema"}, json_schema=SCHEMA)
 COUNT = {"type": ["integer", "null"], "minimum": 1}
-REQUEST = {
-    "type": "object",
-    "required": ["model", "messages"],
-    "additionalProperties": False,
-    "properties": {
-        "model": {"type": "string", "minLength": 1},
-        "messages": {"type": "array", "minItems": 1, "items": MESSAGE},
-        **dict.fromkeys(("max_tokens", "max_completion_tokens"), COUNT),
-        "temperature": {"type": ["number", "null"], "minimum": 0, "maximum": 2},
-        "response_format": FORMAT,
-        "reasoning": {"type": "object"},
-        "session_id": {"type": "string", "maxLength": 256},
-    },
-}
+REQUEST = _shape(
+    "model messages",
+    model={"type": "string", "minLength": 1},
+    messages={"type": "array", "minItems": 1, "items": MESSAGE},
+    max_tokens=COUNT,
+    max_completion_tokens=COUNT,
+    temperature={"type": ["number", "null"], "minimum": 0, "maximum": 2},
+    response_format={"oneOf": [_shape("type", type={"enum": ["text", "json_object"]}), STRUCTURED]},
+    reasoning={"type": "object"},
+    session_id={"type": "string", "maxLength": 256},
+)
 STRICT = ("type", "properties", "items", "enum", "anyOf", "description", "required", "additionalProperties")
 
 
 class OpenRouterAPI:
-    """The server as a context manager.
-
-    `calls` holds every request for an answer, good or bad: method, path, header names, body; `looks` the paths of
-    what was only looked up, such as the list of models.
-    """
+    """The server as a context manager; `calls` holds each request for an answer: method, path, header names, body."""
 
     def __init__(
         self,
         steps: list[dict[str, Any]] | None = None,
         content: Callable[[dict[str, Any]], str] = lambda request: "{}",
-        port: int = 0,
-        log: Path | None = None,
         models: list[dict[str, Any]] | None = None,
     ):
         """models: the rows of the list; [] for a server that has none."""
         self.calls: list[dict[str, Any]] = []
-        self.looks: list[str] = []
-        self.models = MODELS if models is None else models
+        self.models = models or []
         self.stopping = threading.Event()
         self._steps = list(steps or [])
         self._content = content
-        self._log = log
         self._lock = threading.Lock()
-        self._server = _Server(("127.0.0.1", port), _handler_for(self))
+        self._server = _Server(("127.0.0.1", 0), _handler_for(self))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.005,))
         self.url = f"http://127.0.0.1:{self._server.server_port}{BASE}"
 
@@ -183,17 +114,11 @@ class OpenRouterAPI:
 
     def answer(self, method: str, path: str, headers: dict[str, str], body: Any) -> dict[str, Any]:
         """Record the call and return the step that answers it, with its body complete."""
-        call = {"method": method, "path": path, "headers": sorted(headers), "body": body}
         with self._lock:
-            if self._log:
-                with self._log.open("a", encoding="utf-8") as log:
-                    log.write(json.dumps(call) + "\n")
-            if (method, path) == ("GET", "/models"):
-                self.looks.append(path)
-                return {"body": {"data": self.models}} if self.models else _error(404, f"No route {method} {path}")
-            self.calls.append(call)
-            refused = _refusal(method, path, headers, body)
-            if refused:
+            if (method, path) == ("GET", "/models") and self.models:
+                return {"body": {"data": self.models}}
+            self.calls.append({"method": method, "path": path, "headers": sorted(headers), "body": body})
+            if refused := _refusal(method, path, headers, body):
                 return refused
             step = self._steps.pop(0) if self._steps else {"content": self._content(body)}
             return {"body": _completion(body, step["content"], len(self.calls)), **step} if "content" in step else step
@@ -279,24 +204,18 @@ class _Server(ThreadingHTTPServer):
 def _handler_for(api: OpenRouterAPI) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._answer(None)
-
-        def do_POST(self) -> None:
             raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             try:
-                self._answer(json.loads(raw))
+                body = json.loads(raw)
             except json.JSONDecodeError:
-                self._answer(None)
-
-        def _answer(self, body: Any) -> None:
+                body = None
             path = self.path.removeprefix(BASE).split("?")[0]
             headers = {name.lower(): value for name, value in self.headers.items()}
             step = api.answer(self.command, path, headers, body)
-            raw = step["raw"] if "raw" in step else json.dumps(step.get("body", {}))
             count, seconds = step.get("drip", (0, 0))
-            text = raw.encode()
+            answer = (step["raw"] if "raw" in step else json.dumps(step.get("body", {}))).encode()
             self.send_response(step.get("status", 200))
-            sent = {"Content-Type": "application/json", "Content-Length": count + len(text)}
+            sent = {"Content-Type": "application/json", "Content-Length": count + len(answer)}
             sent["X-Generation-Id"] = f"gen-{len(api.calls)}"
             for name, value in {**sent, **step.get("headers", {})}.items():
                 self.send_header(name, str(value))
@@ -304,28 +223,11 @@ def _handler_for(api: OpenRouterAPI) -> type[BaseHTTPRequestHandler]:
             for _ in range(count):
                 self.wfile.write(b" ")
                 api.stopping.wait(seconds)
-            self.wfile.write(text[: step.get("close_early", len(text))])
+            self.wfile.write(answer[: step.get("close_early", len(answer))])
+
+        do_POST = do_GET  # noqa: N815
 
         def log_message(self, format: str, *args: object) -> None:
             """Say nothing: the log is `calls`."""
 
     return Handler
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("steps", type=Path, nargs="?", help="a JSON list of steps")
-    parser.add_argument("--content", default="{}", help="what a success says when the steps are used up")
-    parser.add_argument("--port", type=int, default=0, help="default: any free one")
-    parser.add_argument("--log", type=Path, help="append one JSON line per request")
-    args = parser.parse_args()
-    stop = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, stop)
-    steps = json.loads(args.steps.read_text(encoding="utf-8")) if args.steps else []
-    with OpenRouterAPI(steps, lambda request: args.content, args.port, args.log) as api:
-        print(api.url, flush=True)
-        signal.sigwait(stop)
-
-
-if __name__ == "__main__":
-    main()
