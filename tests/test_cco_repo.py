@@ -39,6 +39,7 @@ def home(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def tree(project) -> Repo:
     """The project, with a kit and a mission in it."""
+    (project / ".cco").mkdir()
     (project / "kit").mkdir()
     (project / "missions").mkdir()
     return Repo(project, [project / "kit", project / "missions" / "api.yaml", Path("/elsewhere"), project])
@@ -202,7 +203,7 @@ def test_files_of_any_name_are_committed_or_left_out(tree):
 
 
 def test_the_first_commit_of_a_repository_can_be_made(empty, git):
-    assert (commit(empty, ""), {*empty.statistics("").values()}) == (repo.Commit(""), {0})
+    assert (commit(empty, ""), {*empty.statistics("", "").values()}) == (repo.Commit(""), {0})
     assert (empty.iterations("api"), empty.commit_after("", "api", 1), empty.diff("", "")) == ([], None, "")
     assert (empty.recent("", "", 5), empty.files("")) == ([], {})
     write(empty.root, "a")
@@ -345,7 +346,7 @@ def test_whoever_git_knows_commits_and_else_the_kit(empty, git):
     for key, author in authors.items():
         git(empty.root, "config", f"user.{key}", "true")
         write(empty.root, key)
-        commit(empty)
+        commit(Repo(empty.root))
         assert git(empty.root, "log", "-1", "--format=%an <%ae> %cn <%ce>") == f"{author} {author}"
 
 
@@ -383,13 +384,13 @@ def use_everything(tree: Repo) -> repo.Commit:
     made = commit(tree, base)
     assert tree.iterations("api")[0] == (1, made.sha)
     assert tree.commit_after(base, "api", 1) == made
-    assert tree.statistics(base) == {"files_modified": 4, "lines_of_code_added": 4, "tests_created": 1}
+    assert tree.statistics(base, made.sha) == {"files_modified": 4, "lines_of_code_added": 4, "tests_created": 1}
     assert (made.changed, made.left_out) == (["README.md", "a", "b.x", "tests/test_a.py"], {})
     assert (changed(tree), tree.branch(), len(tree.files(made.sha))) == (set(), "main", 4)
     assert tree.diff(base, made.sha).splitlines()[-1] == "+x"
     assert tree.recent(base, made.sha, 3) == [f"{made.sha[:7]} Do it 4 files changed, 4 insertions(+), 1 deletion(-)"]
     tree.remember({"api/head": made.sha, "api/best": made.sha})
-    assert tree.git("rev-parse", "refs/cco/api/head", "refs/cco/api/best").decode().split() == [made.sha] * 2
+    assert tree.git("rev-parse", "refs/cco/api/head", "refs/cco/api/best").split() == [made.sha] * 2
     assert tree.restore(base, "back", "api", ["tests"]) != made.sha
     return made
 
@@ -501,7 +502,7 @@ def test_files_and_diff_of_a_commit_show_the_work_and_nothing_of_the_kit(tree, g
     write(tree.root, "uncommitted")
     found = tree.files(head)
     assert {*found} == {"README.md", ".gitmodules", "src/app.py", *NAMES}
-    assert tree.read(found["README.md"]) == "# a project\n"
+    assert tree.read(found["README.md"]) == "# a project"
     assert tree.read(git(tree.root, "hash-object", "-w", "/bin/sh")) is None
     assert "b/src/app.py" in (shown := tree.diff(first, head))
     assert not any(word in shown for word in ("kit/", "api.yaml", ".claude", "uncommitted"))
