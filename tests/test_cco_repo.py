@@ -26,14 +26,12 @@ NAMES += ["back\\slash", "tab\t", "\x1b[2J", "end ", "$HOME `id`", os.fsdecode(b
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch) -> Path:
+def no_settings(tmp_path, monkeypatch) -> None:
     """A home, and an environment, without any settings of git."""
-    folder = tmp_path / "home"
-    folder.mkdir()
-    monkeypatch.setenv("HOME", str(folder))
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for name in [name for name in os.environ if name.startswith(("GIT_", "XDG_"))]:
         monkeypatch.delenv(name)
-    return folder
 
 
 @pytest.fixture
@@ -88,24 +86,15 @@ def changed(tree: Repo) -> set[str]:
 
 def picture(folder: Path) -> dict[str, tuple[int, bytes]]:
     """All that is in a folder and is no folder: mode and content."""
-    found = {
-        str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()
-    }
-    read = {True: lambda path: os.fsencode(os.readlink(path)), False: Path.read_bytes}
-    return {name: (path.lstat().st_mode, read[path.is_symlink()](path)) for name, path in found.items()}
+    found = {os.path.join(place, name) for place, folders, names in os.walk(folder) for name in (*folders, *names)}
+    links = {path: os.fsencode(os.readlink(path)) for path in found if os.path.islink(path)}
+    rest = {path: Path(path).read_bytes() for path in found - links.keys() if not os.path.isdir(path)}
+    return {os.path.relpath(path, folder): (os.lstat(path).st_mode, text) for path, text in {**links, **rest}.items()}
 
 
 def files(root: Path) -> set[str]:
     """The names of all that, but for git's own."""
     return {name for name in picture(root) if ".git" not in name.split("/")}
-
-
-def in_commit(git: Any, root: Path) -> set[str]:
-    return {name for name in git(root, "ls-tree", "-rz", "--name-only", "HEAD").split("\0") if name}
-
-
-def parents(git: Any, root: Path) -> list[str]:
-    return str(git(root, "log", "-1", "--format=%P")).split()
 
 
 def program(path: Path, text: str) -> Path:
@@ -128,7 +117,6 @@ def test_status_names_every_kind_of_change_but_those_of_kit_mission_tools_and_ca
 
 BRANCHES = {
     "true": ("a", "main", "a"),
-    "git pack-refs --all": ("a", "main", "a"),
     "git pack-refs --all; git reset -q --hard b": ("b", "main", "a"),
     "git checkout -q cco/deep/er": ("a", "cco/deep/er", "a"),
     "git checkout -q --detach b": ("b", "", "a"),
@@ -182,9 +170,6 @@ def test_every_kind_of_work_tree_is_switched_to_a_branch_and_committed_in(tree, 
     assert (tree.branch(), changed(tree)) == ("main", {"module"})
 
 
-# A session's commit
-
-
 def test_everything_that_changed_is_in_one_commit(tree, git):
     base = save(git, tree.root, "deleted", "changed", "executable", "to a link", "folder/file", "linked/file")
     sh(
@@ -195,14 +180,14 @@ def test_everything_that_changed_is_in_one_commit(tree, git):
     made = commit(tree, base)
     expected = {"deleted", "changed", "executable", "to a link", "folder/file", "folder", "dangling", "src/file"}
     assert ({*made.changed}, made.left_out) == (expected | {"linked/file", "linked"}, {})
-    assert (made.sha, parents(git, tree.root), changed(tree)) == (tree.head(), [base], set())
+    assert (made.sha, git(tree.root, "rev-parse", "HEAD^@").split(), changed(tree)) == (tree.head(), [base], set())
     modes = {line.split("\t")[1]: line[:6] for line in git(tree.root, "ls-tree", "HEAD").splitlines()}
     assert {modes.pop(name) for name in ("to a link", "dangling", "linked")} == {"120000"}
     assert (modes["executable"], modes["folder"]) == ("100755", "100644")
     assert git(tree.root, "status", "--porcelain") == ""
 
 
-def test_files_of_any_name_are_committed_or_left_out(tree):
+def test_files_of_any_name_are_committed_or_left_out_with_the_reason(tree, git, tmp_path, fresh_mask):
     write(tree.root, *NAMES)
     assert {*commit(tree).changed} == {*NAMES}
     assert changed(tree) == set()
@@ -213,6 +198,14 @@ def test_files_of_any_name_are_committed_or_left_out(tree):
         assert (made.changed, {*made.left_out}) == (expected, {*NAMES, "README.md"})
     assert made.left_out["*"] == "1001 bytes are more than claude_code.max_file_size allows (1000)"
     assert (tree.root / "*").read_text() == "x" * 1001
+    log.register_secret(SECRET)
+    write(tmp_path, "outside", content=SECRET)
+    write(tree.root, "config.ini", *NAMES, content=f"[db]\npassword = {SECRET}\n")
+    (tree.root / "link").symlink_to(tmp_path / "outside")  # a link is committed, not what it leads to
+    made = commit(tree, title=f"Log in with {SECRET}", body=f"I used {SECRET}.\n" + "x" * 3975 + SECRET)
+    assert (made.changed, made.left_out.pop("README.md")[:4]) == (["link"], "1001")
+    assert made.left_out == dict.fromkeys(["config.ini", *NAMES], "it holds a known secret")
+    assert SECRET[:8] not in git(tree.root, "log", "-1", "--format=%B")
 
 
 def test_the_first_commit_of_a_repository_can_be_made(empty, git):
@@ -222,7 +215,11 @@ def test_the_first_commit_of_a_repository_can_be_made(empty, git):
     write(empty.root, "a")
     sh(empty.root, "git commit -q --allow-empty -m mine")
     made = commit(empty, "")
-    assert (made.changed, parents(git, empty.root), in_commit(git, empty.root)) == (["a"], [], {"a"})
+    assert (
+        made.changed,
+        git(empty.root, "rev-parse", "HEAD^@").split(),
+        {*git(empty.root, "ls-tree", "-r", "--name-only", "HEAD").split()},
+    ) == (["a"], [], {"a"})
     assert (empty.commit_after("", "api", 1), len(empty.recent("", made.sha, 5))) == (made, 1)
 
 
@@ -263,7 +260,7 @@ def test_what_is_in_the_work_tree_is_one_commit_whatever_git_was_left_with(tree,
     sh(tree.root, script)
     assert {half_done} - {""} <= {*tree.unfinished()}
     made = commit(tree, base)
-    assert (made.changed, parents(git, tree.root), tree.branch()) == (expected, [base], "main")
+    assert (made.changed, git(tree.root, "rev-parse", "HEAD^@").split(), tree.branch()) == (expected, [base], "main")
     assert (tree.head(), changed(tree), tree.unfinished()) == (made.sha, set(), [])
     assert tree.iterations("api") == [(1, made.sha)]
     assert git(tree.root, "status", "--porcelain") == ""
@@ -282,18 +279,6 @@ def test_a_head_without_the_accepted_commit_is_refused(tree):
         assert (tree.head(), tree.branch()) == before
 
 
-def test_a_known_secret_is_in_no_file_and_no_message(tree, git, tmp_path, fresh_mask):
-    log.register_secret(SECRET)
-    write(tmp_path, "outside", content=SECRET)
-    write(tree.root, "config.ini", "new\nline", content=f"[db]\npassword = {SECRET}\n")
-    write(tree.root, "small")
-    (tree.root / "link").symlink_to(tmp_path / "outside")  # a link is committed, not what it leads to
-    made = commit(tree, title=f"Log in with {SECRET}", body=f"I used {SECRET}.\n" + "x" * 3975 + SECRET)
-    assert made.changed == ["link", "small"]
-    assert made.left_out == dict.fromkeys(["config.ini", "new\nline"], "it holds a known secret")
-    assert SECRET[:8] not in git(tree.root, "log", "-1", "--format=%B")
-
-
 def test_kit_mission_and_folders_of_tools_are_never_committed_and_compiled_files_may_only_be_removed(tree, git):
     write(tree.root, ".cco/.gitignore", content="*\n")
     for how in ("true", "git add -f .; git commit -qm 'all of it'"):
@@ -302,7 +287,7 @@ def test_kit_mission_and_folders_of_tools_are_never_committed_and_compiled_files
         sh(tree.root, how)
         made = commit(tree, base)
         assert made.changed == ["a/b/c", "kit2/own"]
-        assert in_commit(git, tree.root) == {"README.md", "a/b/c", "kit2/own"}
+        assert {*git(tree.root, "ls-tree", "-r", "--name-only", "HEAD").split()} == {"README.md", "a/b/c", "kit2/own"}
         tools = [".claude/settings.json", "a/.claude/x", "a/b/.cco/lock"]
         assert made.left_out == dict.fromkeys(tools, "a tool's own settings")
         assert all((tree.root / name).read_text() == how for name in OWN)
@@ -372,7 +357,10 @@ def test_hooks_may_work_in_other_repositories_and_one_that_refuses_does_not_lose
     program(tree.root / ".git/hooks/commit-msg", "touch it-ran; echo the linter says no >&2; exit 1")
     write(tree.root, "b")
     assert commit(tree, hooks=True).changed == ["b"]
-    assert (in_commit(git, tree.root), (tree.root / "it-ran").exists()) == ({"README.md", "a", "b"}, True)
+    assert ({*git(tree.root, "ls-tree", "-r", "--name-only", "HEAD").split()}, (tree.root / "it-ran").exists()) == (
+        {"README.md", "a", "b"},
+        True,
+    )
     shown = capsys.readouterr().err
     assert "committed without them: " in shown and "the linter says no" in shown
 
@@ -421,20 +409,6 @@ PLACES = "core.worktree=/tmp core.bare=true"
 PROGRAMS = PLANTED + "".join(f" {name}=SPY" for name in COMMANDS.split())
 
 
-@pytest.mark.parametrize("settings", [PLACES, PROGRAMS, USUAL], ids=["places", "programs", "usual"])
-def test_no_setting_of_a_user_and_nothing_that_a_worker_planted_runs_or_counts(tree, git, tmp_path, settings):
-    spy = program(tmp_path / "spy", f'echo "$0" "$@" >> "{tmp_path}/spied"; exit 1')
-    for name in HOOKS.split():
-        program(tmp_path / "hooks" / name, f'echo {name} >> "{tmp_path}/spied"')
-        program(tree.root / ".git" / "hooks" / name, f'echo {name} >> "{tmp_path}/spied"')
-    write(tree.root, ".git/info/attributes", content="*.x diff=spy\n")
-    for name, _, value in (setting.partition("=") for setting in settings.split()):
-        git(tree.root, "config", name, value.replace("SPY", str(spy)).replace("HOOKS", str(tmp_path / "hooks")))
-    (tmp_path / "spied").unlink(missing_ok=True)
-    use_everything(tree)
-    assert not (tmp_path / "spied").exists(), (tmp_path / "spied").read_text()
-
-
 VARIABLES = """
 GIT_DIR=OTHER/.git GIT_WORK_TREE=OTHER GIT_INDEX_FILE=OTHER/.git/index GIT_OBJECT_DIRECTORY=OTHER/.git/objects
 GIT_CEILING_DIRECTORIES=/ GIT_NAMESPACE=other GIT_PREFIX=sub/ GIT_COMMON_DIR=OTHER/.git GIT_CONFIG_COUNT=1
@@ -444,20 +418,27 @@ GIT_LITERAL_PATHSPECS=1 GIT_TRACE=1 LC_ALL=de_DE.UTF-8 LANGUAGE=de OPENROUTER_AP
 """
 
 
-def test_no_variable_of_a_surrounding_git_changes_what_is_done_and_git_gets_no_secret(tree, git, tmp_path, monkeypatch):
-    sh(tree.root, f"git clone -q . ../other; git config filter.env.clean \"env > '{tmp_path}/env'; cat\"")
-    write(tree.root, ".git/info/attributes", content="a filter=env\n")
+@pytest.mark.parametrize("planted", [PLACES, PROGRAMS, USUAL, ""], ids=["places", "programs", "usual", "variables"])
+def test_no_setting_variable_or_program_but_the_kits_own_runs_or_counts(tree, git, tmp_path, monkeypatch, planted):
+    sh(tree.root, "git clone -q . ../other")
+    spied, seen = tmp_path / "spied", tmp_path / "seen"
+    spy = program(tmp_path / "spy", f'echo "$0" "$@" >> "{spied}"; exit 1')
+    for folder in (tmp_path / "hooks", tree.root / ".git/hooks"):
+        for name in HOOKS.split():
+            program(folder / name, f'echo {name} >> "{spied}"')
+    write(tree.root, ".git/info/attributes", content="*.x diff=spy\na filter=env\n")
+    for name, _, value in (setting.partition("=") for setting in [*planted.split(), "filter.env.clean=SEEN"]):
+        value = value.replace("SEEN", f"env > '{seen}'; cat")
+        git(tree.root, "config", name, value.replace("SPY", str(spy)).replace("HOOKS", str(tmp_path / "hooks")))
+    spied.unlink(missing_ok=True)
     with monkeypatch.context() as surrounding:
-        for name, _, value in (variable.partition("=") for variable in VARIABLES.split()):
+        for name, _, value in (variable.partition("=") for variable in VARIABLES.split() if not planted):
             surrounding.setenv(name, value.replace("OTHER", str(tmp_path / "other")))
         made = use_everything(tree)
+    assert not spied.exists(), spied.read_text()
     assert git(tree.root, "log", "-1", "--format=%an <%ce>", made.sha) == "Test <test@example.invalid>"
     assert git(tmp_path / "other", "log", "--format=%s") == "first"
-    assert "CCO_RUN=the marker\n" in (seen := (tmp_path / "env").read_text())
-    assert "a-secret-of-the-kit" not in seen
-
-
-# What dies with a run, and what is found again
+    assert "CCO_RUN=the marker\n" in seen.read_text() and "a-secret-of-the-kit" not in seen.read_text()
 
 
 def test_only_the_locks_of_a_dead_git_and_the_placeholders_of_a_killed_sandbox_are_removed(tree, git, tmp_path, capsys):
@@ -521,7 +502,7 @@ def test_the_files_are_those_of_the_earlier_commit_and_the_later_one_stays_an_an
     with pytest.raises(GitError, match="git restore"):
         tree.restore("0" * 40, "x", "api", [])
     made = tree.restore(best, "Return to iteration 3", "api", [])
-    assert (made, parents(git, tree.root)) == (tree.head(), [worse])
+    assert (made, git(tree.root, "rev-parse", "HEAD^@").split()) == (tree.head(), [worse])
     assert content("changed", "deleted", "folder/x", "tests/a.py", "deep/x.lock", *NAMES) == {"1\n"}
     assert (os.access(tree.root / "changed", os.X_OK), (tree.root / "tests/b.py").exists()) == (False, False)
     assert content("kit/cco.py") == {"2\n"}
@@ -530,9 +511,6 @@ def test_the_files_are_those_of_the_earlier_commit_and_the_later_one_stays_an_an
     assert (content("changed"), content("tests/a.py", "deep/x.lock")) == ({"2\n"}, {"1\n"})
     shown = git(tree.root, "log", "-1", "HEAD~1", f"--format=%s %(trailers:key={repo.MISSION},valueonly)")
     assert (shown, tree.restore(tree.head(), "x", "api", [])) == ("Return to iteration 3 api", tree.head())
-
-
-# Protected files
 
 
 NAMED = [f"tests/acc/names/{name}" for name in NAMES]
@@ -551,9 +529,8 @@ def accepted(tree, git) -> Repo:
 
 A, DATA = "tests/acc/a.py", "tests/acc/deep/data.bin"
 CHANGED, NAMED_CHANGED = {A: "changed"}, dict.fromkeys(NAMED, "changed")
-DELETED = dict.fromkeys(
-    [f"tests/acc/{n}" for n in ("a.py", "b.py", "deep/data.bin", "link", "run.sh")] + NAMED, "deleted"
-)
+THERE = [*NAMED, A, DATA, "tests/acc/b.py", "tests/acc/link", "tests/acc/run.sh"]
+DELETED = dict.fromkeys(THERE, "deleted")
 EDIT = f"echo 'assert True' > {A}"
 SWAP = f"touch -r {A} ../time; echo 'assert b' > {A}; touch -r ../time {A}"
 WAYS: dict[str, tuple[str, dict[str, str]]] = {
@@ -669,29 +646,19 @@ def test_every_change_of_the_kit_is_named_and_restored_by_content(tmp_path, monk
     assert next((tmp_path / "kept").glob("*/yaml/__init__.py")).read_text() == "planted\n"
 
 
-# The clean checkout
-
-
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    """Where the checkout is made."""
-    (tmp_path / "cco clean").mkdir()
-    return tmp_path / "cco clean"
-
-
-def test_only_what_is_committed_is_in_it_and_the_work_tree_is_not_touched(project, git, folder):
+def test_only_what_is_committed_is_in_it_and_the_work_tree_is_not_touched(project, git, tmp_path):
     sh(project, "ln -s run.sh link; touch run.sh; chmod +x run.sh")
     commit = save(git, project, ".gitignore", "src/app.py", *NAMES, content="*.log\n.venv/\n")
     write(project, "untracked", "x.log", ".venv/bin/python", "src/app.py", content="not committed\n")
     sh(project, "git add untracked")
     before = git(project, "status", "--porcelain"), git(project, "for-each-ref"), files(project / ".git")
-    checkout = Checkout(Repo(project), commit, folder)
+    checkout = Checkout(Repo(project), commit, tmp_path)
     assert files(checkout.root) == {".gitignore", "README.md", "src/app.py", "run.sh", "link", *NAMES}
     assert (checkout.root / "src/app.py").read_text() == "*.log\n.venv/\n"
     assert (os.access(checkout.root / "run.sh", os.X_OK), os.readlink(checkout.root / "link")) == (True, "run.sh")
     assert (git(checkout.root, "rev-parse", "HEAD"), git(checkout.root, "status", "--porcelain")) == (commit, "")
     assert checkout.sources == [project / ".git" / "objects"]
-    repo.delete(folder)
+    repo.delete(checkout.root)
     assert (git(project, "status", "--porcelain"), git(project, "for-each-ref"), files(project / ".git")) == before
 
 
@@ -705,12 +672,12 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_repository_is_checked_out_whole(project, empty, git, folder, tmp_path, kind):
+def test_every_kind_of_repository_is_checked_out_whole(project, empty, git, tmp_path, kind):
     commit = save(git, project, "wanted/a", "unwanted/b")
     sh(project, KINDS[kind])
     if kind in ("worktree", "sha256"):
         commit = save(git, tmp_path / "source", "wanted/c")
-    checkout = Checkout(Repo(tmp_path / "source"), commit, folder)
+    checkout = Checkout(Repo(tmp_path / "source"), commit, tmp_path)
     expected = {"README.md", "wanted/a", "unwanted/b", *["wanted/c"] * (kind in ("worktree", "sha256"))}
     assert (files(checkout.root), git(checkout.root, "log", "--format=%H", "-1")) == (expected, commit)
     assert files(Checkout(empty, "", checkout.root / ".git").root) == set()
@@ -724,12 +691,12 @@ git config --global filter.up.smudge 'tr a-z A-Z'; git config --global filter.up
 """
 
 
-def test_the_users_settings_count_those_of_the_git_folder_do_not_and_lfs_objects_are_at_hand(project, git, folder):
+def test_the_users_settings_count_those_of_the_git_folder_do_not_and_lfs_objects_are_at_hand(project, git, tmp_path):
     sh(project, RULES.splitlines()[-1])
     commit = save(git, project, "x", "y", "up", ".gitattributes", content="x filter=x\nup filter=up\n")
     sh(project, RULES)
     write(project, ".git/lfs/objects/x")
-    checkout = Checkout(Repo(project), commit, folder)
+    checkout = Checkout(Repo(project), commit, tmp_path)
     x, y, up = ((checkout.root / name).read_text() for name in ("x", "y", "up"))
     assert (x, y, up) == ("x filter=x\nup filter=up\n", x, x.upper())
     write(checkout.root, "made")
@@ -738,19 +705,19 @@ def test_the_users_settings_count_those_of_the_git_folder_do_not_and_lfs_objects
     assert checkout.sources == [project / ".git/objects", project / ".git/lfs"]
 
 
-def test_a_check_may_compare_with_other_branches_tags_and_the_remote(project, git, folder):
+def test_a_check_may_compare_with_other_branches_tags_and_the_remote(project, git, tmp_path):
     sh(project, 'git clone -q --bare . \'../the "origin"\'; git remote add origin "$PWD/../the \\"origin\\""')
     sh(project, "git fetch -q origin; git tag v1; git pack-refs --all")
     commit = save(git, project, "a")
     sh(project, "git branch other v1")
-    root = Checkout(Repo(project), commit, folder).root
+    root = Checkout(Repo(project), commit, tmp_path).root
     for base in ("other", "origin/main", "v1"):
         assert git(root, "diff", "--name-only", base, "HEAD") == "a"
     assert git(root, "describe", "--tags") == f"v1-1-g{commit[:7]}"
     sh(root, "git fetch -q origin")
 
 
-def test_submodules_are_at_the_committed_state_without_any_network_nested_ones_too(project, git, folder):
+def test_submodules_are_at_the_committed_state_without_any_network_nested_ones_too(project, git, tmp_path):
     sh(
         project,
         'git clone -q . ../inner; git clone -q . ../outer; git -C ../outer submodule --quiet add "$PWD/../inner" sub',
@@ -761,7 +728,7 @@ def test_submodules_are_at_the_committed_state_without_any_network_nested_ones_t
     sh(module, "echo changed > README.md; git commit -qam 'not committed outside'; touch untracked")
     assert Repo(project).submodules() == [module / ".git", module / "sub/.git"]
     before = picture(project)
-    checkout = Checkout(Repo(project), git(project, "rev-parse", "HEAD"), folder)
+    checkout = Checkout(Repo(project), git(project, "rev-parse", "HEAD"), tmp_path)
     expected = {".gitmodules", "README.md", "libs/a module/README.md", "libs/a module/.gitmodules"}
     assert files(checkout.root) == expected | {"libs/a module/sub/README.md"}
     assert (checkout.root / "libs/a module/README.md").read_text() == "# a project\n"
@@ -783,10 +750,10 @@ mkdir node_modules/link c; ln -s /etc a; touch c/d; git checkout -q -b other; gi
 TAKE = "mkdir -p locked/deep/er; touch locked/deep/er/x; chmod 0 locked/deep/er locked/deep locked ."
 
 
-def test_everything_is_reset_as_setup_left_it_times_included_and_can_be_deleted(project, git, folder):
+def test_everything_is_reset_as_setup_left_it_times_included_and_can_be_deleted(project, git, tmp_path):
     write(project, ".gitignore", content="node_modules/\n*.o\n")
     commit = save(git, project, "src/app.c", "src/sub/x", "by_setup", "deleted_by_setup", "a/b", "c")
-    checkout = Checkout(Repo(project), commit, folder)
+    checkout = Checkout(Repo(project), commit, tmp_path)
     root = checkout.root
 
     def state() -> dict[str, Any]:
@@ -802,26 +769,22 @@ def test_everything_is_reset_as_setup_left_it_times_included_and_can_be_deleted(
         assert state() == before
         assert ((root / "empty").is_dir(), git(root, "rev-parse", "HEAD")) == (True, commit)
     sh(root, TAKE)
-    repo.delete(folder)
-    assert not folder.exists()
-
-
-def test_only_the_temporary_folders_of_one_repository_are_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    mine, other = [repo.scratch("/a/b", name) for name in ("clean", "check")], repo.scratch("/a/c", "clean")
-    write(mine[0], "tree/x")
-    (tmp_path / "cco-notes").mkdir()
-    before = {*tmp_path.iterdir()}
-    repo.remove_scratch("/a/b")
-    assert (before - {*tmp_path.iterdir()}, other.exists()) == ({*mine}, True)
+    repo.delete(root)
+    assert not os.path.lexists(root)
 
 
 DEEP_DOWN = f"mkdir it; cd it; {sys.executable} -c \"import os\nfor _ in range(3000): os.mkdir('d'); os.chdir('d')\""
 
 
-def test_whatever_is_there_can_be_deleted_and_what_a_link_leads_to_stays(tmp_path):
-    write(tmp_path, "target/precious")
+def test_whatever_is_there_can_be_deleted_and_of_temporary_folders_those_of_one_repository(tmp_path, monkeypatch):
+    write(tmp_path, "target/precious", "cco-notes/x")
     for make in ("true", "touch it", "ln -s target it", "ln -s nowhere it", "mkfifo it", DEEP_DOWN):
         sh(tmp_path, make)
         repo.delete(tmp_path / "it")
         assert (os.path.lexists(tmp_path / "it"), (tmp_path / "target/precious").exists()) == (False, True)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    mine, other = [repo.scratch("/a/b", name) for name in ("clean", "check")], repo.scratch("/a/c", "clean")
+    write(mine[0], "tree/x")
+    before = {*tmp_path.iterdir()}
+    repo.remove_scratch("/a/b")
+    assert (before - {*tmp_path.iterdir()}, other.exists()) == ({*mine}, True)
