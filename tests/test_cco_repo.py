@@ -103,31 +103,35 @@ def program(path: Path, text: str) -> Path:
     return path
 
 
-BRANCHES = {
+PLAIN = {  # commit and branch that are checked out, commit of cco/deep/er: as git's files say
     "true": ("a", "main", "a"),
-    "git pack-refs --all; git reset -q --hard b": ("b", "main", "a"),
     "git checkout -q cco/deep/er": ("a", "cco/deep/er", "a"),
     "git checkout -q --detach b": ("b", "", "a"),
+    "git worktree add -q ../linked other; cd ../linked": ("b", "other", "a"),
+}
+ASKED = {  # as git itself says
+    "git pack-refs --all; git reset -q --hard b": ("b", "main", "a"),
+    "git worktree add -q --detach ../linked b; git pack-refs --all; cd ../linked": ("b", "", "a"),
     "git checkout -q --orphan new": ("", "new", "a"),
     "git symbolic-ref refs/heads/cco/deep/er refs/heads/other; git checkout -q cco/deep/er": ("b", "other", "b"),
-    "git symbolic-ref HEAD refs/tags/b": ("b", "refs/tags/b", "a"),
+    "git symbolic-ref HEAD refs/heads/other; git pack-refs --all": ("b", "other", "a"),
     "git checkout -q other; ln -sf refs/heads/main .git/HEAD": ("a", "main", "a"),
     "mkdir .git/reftable": ("a", "main", "a"),
-    "git worktree add -q ../linked other; cd ../linked": ("b", "other", "a"),
-    "git worktree add -q --detach ../linked b; git pack-refs --all; cd ../linked": ("b", "", "a"),
 }
 
 
-@pytest.mark.parametrize("how", BRANCHES)
-def test_head_and_branches_are_what_git_says_however_it_keeps_them(tree, git, tmp_path, how):
+@pytest.mark.parametrize("how", [*PLAIN, *ASKED])
+def test_head_and_branches_are_what_git_says_however_it_keeps_them(tree, git, tmp_path, monkeypatch, how):
     commits = {"a": git(tree.root, "rev-parse", "HEAD"), "": ""}
     sh(tree.root, "git commit -q --allow-empty -m b; git branch other; git tag b; git reset -q --hard HEAD~1")
     commits["b"] = git(tree.root, "rev-parse", "other")
     sh(tree.root, f"git branch cco/deep/er; {how}")
-    here = Repo(tmp_path / "linked") if "linked" in how else Repo(tree.root)
-    head, branch, other = BRANCHES[how]
+    here, asked, ask = Repo(tmp_path / "linked" if "linked" in how else tree.root), list[str](), Repo.git
+    assert here.folder() == tree.root / ".git"
+    monkeypatch.setattr(Repo, "git", lambda self, *args, **more: asked.append(args[0]) or ask(self, *args, **more))
+    head, branch, other = {**PLAIN, **ASKED}[how]
     assert (here.head(), here.branch(), here.head_of("cco/deep/er")) == (commits[head], branch, commits[other])
-    assert (here.head_of("gone"), here.head_of("cco"), here.folder()) == ("", "", tree.root / ".git")
+    assert (bool(asked), here.head_of("gone"), here.head_of("cco")) == (how in ASKED, "", "")
 
 
 def test_what_git_cannot_say_is_an_error_that_names_the_folder(tree, tmp_path):
@@ -620,10 +624,7 @@ def test_every_change_of_the_kit_is_named_and_restored_by_content(tmp_path, monk
 
 def test_only_what_is_committed_is_checked_out_with_branches_tags_and_remotes_to_compare_with(project, git, tmp_path):
     sh(project, 'git clone -q --bare . \'../the "origin"\'; git remote add origin "$PWD/../the \\"origin\\""')
-    sh(
-        project,
-        "git fetch -q origin; git tag v1; git pack-refs --all; ln -s run.sh link; touch run.sh; chmod +x run.sh",
-    )
+    sh(project, "git fetch -q origin; git tag v1; git pack-refs --all; ln -s run.sh link; install -T /dev/null run.sh")
     commit = save(git, project, ".gitignore", "src/app.py", *NAMES, content="*.log\n.venv/\n")
     write(project, "untracked", "x.log", ".venv/bin/python", "src/app.py", content="not committed\n")
     sh(project, "git branch other v1; git add untracked")
