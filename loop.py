@@ -224,7 +224,7 @@ class Run:
             log.info(line)
         if state.plan:
             self.learn(before, outputs, state.plan.title)
-            for id in state.finish_iteration(self.repo.statistics(state.base_commit)):
+            for id in state.finish_iteration(self.repo.statistics(state.base_commit, state.commit)):
                 log.warn(f"the worker reported {id} as met; its check says otherwise")
             prompt.file_notes(self.folder, state.notes)
             state.notes = []

@@ -20,7 +20,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -29,14 +29,13 @@ import log
 import proc
 import state
 
-Env = Mapping[str, str]
 TIMEOUT = proc.Limits(600.0)  # seconds for one git; the first look at a large tree is slow
 TITLE, BODY = 72, 4000  # characters of a commit's title, and of the report in it
 MISSION, ITERATION = "CCO-Mission", "CCO-Iteration"  # trailers by which a commit is found again
-REFS = ("refs/heads", "refs/tags", "refs/remotes")  # what a clean checkout has of them
 CLONED = r"^remote\..*\.(url|fetch|promisor|partialclonefilter)$"  # settings that a clean checkout has
 TOOLS = {".cco", ".claude"}  # folders that are never committed, wherever they are
 CACHES = {"__pycache__", ".pytest_cache"}  # written by every run of the tests
+COMPILED = re.compile(r"(^|/)(__pycache__|\.pytest_cache)(/|$)|\.py[co]$")
 # Against what a worker may have planted, and what would change the output that is read here.
 SETTINGS = """
     core.fsmonitor=false commit.gpgSign=false gc.auto=0 maintenance.auto=false submodule.recurse=false
@@ -51,11 +50,12 @@ STRICT = f"""
 IDENTITY = ("-c", "user.name=CCO", "-c", "user.email=cco@localhost")  # where git knows no user
 UNFINISHED = {"MERGE_HEAD": "a merge", "rebase-merge": "a rebase", "rebase-apply": "a rebase", "sequencer": "a series"}
 UNFINISHED |= {"CHERRY_PICK_HEAD": "a cherry-pick", "REVERT_HEAD": "a revert"}
-KIT_FOLDERS = {"extras", "prompts", "schema"}  # of which everything belongs to the kit
-KIT_FILES = re.compile(r"[^.].*\.(py|pyc|so)|(GNU)?[Mm]akefile|requirements\.txt")
-PACKAGE = re.compile(r"__init__\..*")  # a folder with it would hide an installed package
+KIT_FOLDERS = ("extras", "prompts", "schema")  # of which everything belongs to the kit
+KIT_FILES = rf"({'|'.join(KIT_FOLDERS)})/.*|[^./][^/]*\.(py|pyc|so)|(GNU)?[Mm]akefile|requirements\.txt"
+IN_KIT = re.compile(rf"{KIT_FILES}|[^/]+/__init__\.[^/]*", re.S)  # a package would hide an installed one
 GIVE_RIGHTS = ("-type", "d", "!", "-perm", "-700", "-exec", "chmod", "u+rwx", "{}", ";")  # to a folder and all in it
 GITLINK = "160000"  # mode of a submodule
+UNSTAGED = {"??", ".M", ".D", ".T"}  # letters of `git status` of what the index has as HEAD does
 TEST_FILE = re.compile(r"(^|/)(tests?|spec|__tests__)/|(^|/)test_|[._-](test|spec)s?\.", re.I)
 
 
@@ -84,7 +84,7 @@ class Repo:
     @cached_property
     def git_dir(self) -> Path:
         """Git's folder of this work tree. Raises GitError."""
-        return Path(self._text("rev-parse", "--absolute-git-dir", env=self.plain))
+        return Path(self.git("rev-parse", "--absolute-git-dir", env=self.plain))
 
     def folder(self) -> Path:
         """Return where git keeps objects, branches and settings: `.git`, or that of the main work tree."""
@@ -93,15 +93,28 @@ class Repo:
 
     def head(self) -> str:
         """Return the commit that is checked out, "" in an empty repository."""
-        return self._text("rev-parse", "--verify", "--quiet", "HEAD", may_fail=True)
+        return self._resolve("HEAD")[1]
 
     def branch(self) -> str:
         """Return the branch that is checked out, "" when HEAD is detached."""
-        return self._text("symbolic-ref", "--quiet", "HEAD", may_fail=True).removeprefix("refs/heads/")
+        return self._resolve("HEAD")[0].removeprefix("HEAD").removeprefix("refs/heads/")
 
     def head_of(self, branch: str) -> str:
         """Return the commit that a branch points to, "" if there is none."""
-        return self._text("rev-parse", "--verify", "--quiet", f"refs/heads/{branch}", may_fail=True)
+        return self._resolve(f"refs/heads/{branch}")[1]
+
+    def _resolve(self, name: str) -> tuple[str, str]:
+        """Return the reference that HEAD or another one leads to, and its commit, "" if there is none."""
+        path, text = (self.git_dir if name == "HEAD" else self.folder()) / name, ""
+        with suppress(OSError):  # git is asked only what no plain file says: what is packed, and what leads elsewhere
+            if not path.is_symlink() and not (self.folder() / "reftable").exists():
+                text = os.fsdecode(path.read_bytes()).strip()
+        if name == "HEAD" and text.startswith("ref: refs/"):
+            return self._resolve(text.removeprefix("ref: "))
+        if re.fullmatch("[0-9a-f]{40,64}", text):
+            return name, text
+        target = self.git("symbolic-ref", "--quiet", name, may_fail=True)
+        return target or name, self.git("rev-parse", "--verify", "--quiet", name, may_fail=True)
 
     def unfinished(self) -> list[str]:
         """Return the names by which git remembers what was begun and not ended: a merge, a rebase and the like."""
@@ -124,7 +137,7 @@ class Repo:
         return changes
 
     def _is_excluded(self, path: str) -> bool:
-        return bool({*path.split("/")} & TOOLS) or self._is_own(path) or _is_cache(path)
+        return bool({*path.split("/")} & TOOLS or COMPILED.search(path)) or self._is_own(path)
 
     def _is_own(self, path: str) -> bool:
         return any(f"{path}/".startswith(f"{name}/") for name in self.excluded)
@@ -135,7 +148,7 @@ class Repo:
         gits = [git for git in gits if git.exists()]
         return gits + [inner for git in gits for inner in Repo(git.parent).submodules()]
 
-    def tracked(self, *pathspecs: str, env: Env | None = None) -> dict[str, list[str]]:
+    def tracked(self, *pathspecs: str, env: dict[str, str] | None = None) -> dict[str, list[str]]:
         """Return path, and mode, object and stage, of what is in the index."""
         entries = (e.partition("\t") for e in self.names("ls-files", "--stage", "-z", "--", *pathspecs, env=env))
         return {name: facts.split() for facts, _, name in entries}
@@ -149,28 +162,28 @@ class Repo:
     def read(self, blob: str) -> str | None:
         """Return the text of a blob, None when it is no text."""
         content = self.git("cat-file", "blob", blob)
-        return None if b"\0" in content else content.decode("utf-8", "replace")
+        return None if "\0" in content else os.fsencode(content).decode("utf-8", "replace")
 
     def diff(self, base: str, commit: str) -> str:
         """Return what changed between two commits, excluded paths left out; "" stands for no commit yet."""
-        return self._text("diff", "--no-ext-diff", "--no-textconv", *self._trees(base, commit), "--", *self._scope())
+        return self.git("diff", "--no-ext-diff", "--no-textconv", *self._trees(base, commit), "--", *self._scope())
 
     def recent(self, base: str, commit: str, count: int) -> list[str]:
         """Return the last commits since `base` with what they changed, one line each, newest first."""
         look = ("--shortstat", "--format=%x00%h %s", f"-n{count}", commit, *[f"^{base}"] * bool(base))
-        return [" ".join(entry.split()) for entry in (self._text("log", *look) if commit else "").split("\0")[1:]]
+        return [" ".join(entry.split()) for entry in (self.git("log", *look) if commit else "").split("\0")[1:]]
 
-    def statistics(self, base: str) -> dict[str, int]:
-        """Return files modified, lines of code added and tests created since a commit."""
-        look = ("--no-ext-diff", "-M", "--numstat", "--summary", *self._trees(base, self.head() or base))
-        lines = self._text("diff", *look).splitlines()
+    def statistics(self, base: str, commit: str) -> dict[str, int]:
+        """Return files modified, lines of code added and tests created between two commits."""
+        look = ("--no-ext-diff", "-M", "--numstat", "--summary", *self._trees(base, commit))
+        lines = self.git("diff", *look).splitlines()
         rows = [line.split("\t") for line in lines if line[0] != " "]  # "-" counts the lines of what is no text
         new = [line.split(" ", 4)[4].strip('"') for line in lines if line.startswith(" create mode ")]
         added, tests = sum(int(row[0]) for row in rows if row[0] != "-"), sum(map(bool, map(TEST_FILE.search, new)))
         return {"files_modified": len(rows), "lines_of_code_added": added, "tests_created": tests}
 
     def _trees(self, *commits: str) -> list[str]:
-        return [commit or self._text("hash-object", "-t", "tree", "/dev/null") for commit in commits]
+        return [commit or self.git("hash-object", "-t", "tree", "/dev/null") for commit in commits]
 
     def iterations(self, mission: str) -> list[tuple[int, str]]:
         """Return number and commit of the mission's iterations among the commits of HEAD, newest first."""
@@ -182,8 +195,8 @@ class Repo:
 
     def commit_after(self, base: str, mission: str, iteration: int) -> Commit | None:
         """Return the commit of an iteration where it is HEAD and follows `base`: it was made before a crash."""
-        head, parent = self.head(), self._text("rev-parse", "--verify", "--quiet", "HEAD^", may_fail=True)
-        if not head or parent != base or self.iterations(mission)[:1] != [(iteration, head)]:
+        head, parent = self.head(), self.git("rev-parse", "--verify", "--quiet", "HEAD^", may_fail=True)
+        if parent != base or self.iterations(mission)[:1] != [(iteration, head)]:
             return None
         return Commit(head, self.names("diff", "--name-only", "--no-renames", "-z", *self._trees(base, head)))
 
@@ -202,13 +215,17 @@ class Repo:
         """
         self.remove_placeholders()
         self._return_to(base, branch)
-        reasons = {path: self._objection(path, *facts, max_size) for path, facts in self._look().items()}
+        changes = self._look()
+        if {letters for letters, _ in changes.values()} - UNSTAGED:  # what the worker staged does not count
+            self.git("reset", "--quiet", "--mixed")
+            changes = self._look()
+        reasons = {path: self._objection(path, *facts, max_size) for path, facts in changes.items()}
         left_out = {path.rstrip("/"): reason for path, reason in reasons.items() if reason}
         if not (changed := sorted(path for path, reason in reasons.items() if reason == "")):
             return Commit(base, [], left_out)
         links = {path for path in changed if (self.root / path).is_symlink()}  # to add one removes what is below it
         paths = "".join(f"{p}\0" for p in changed if not links.intersection(map(str, PurePosixPath(p).parents)))
-        self._text("update-index", "--add", "--remove", "--replace", "-z", "--stdin", stdin=paths)
+        self.git("update-index", "--add", "--remove", "--replace", "-z", "--stdin", stdin=paths)
         self._write_commit(_message(title, body, trailers), hooks)
         return Commit(self.head(), changed, left_out)
 
@@ -216,7 +233,7 @@ class Repo:
         """Point HEAD to the accepted commit on our branch; the work tree stays as the worker left it."""
         head, here = self.head(), self.branch()
         if head != base:
-            if base and here != branch and (not head or self._text("merge-base", base, head, may_fail=True) != base):
+            if base and here != branch and (not head or self.git("merge-base", base, head, may_fail=True) != base):
                 reason = f"was moved to a commit without the accepted one: git checkout {branch}"
                 raise GitError(proc.CANNOT, f"{self.root} {reason}")
             log.warn(f"{head[:12]} was committed by the worker, or by you; its changes go into this session's commit")
@@ -224,14 +241,13 @@ class Repo:
             delete(self.git_dir / name)
         if here != branch:
             self.git("symbolic-ref", "HEAD", f"refs/heads/{branch}")
-        if head and not base:
-            self.git("update-ref", "-d", f"refs/heads/{branch}")
-        self.git("reset", "--quiet", "--mixed", *[base] * bool(base))  # what the worker staged does not count
+        if self.head() != base:
+            self.git("update-ref", *([] if base else ["-d"]), f"refs/heads/{branch}", *[base] * bool(base))
 
     def _objection(self, name: str, letters: str, module: str, max_size: int) -> str | None:
         """Return why a path is not committed, "" when it is; None for what need not be named."""
         path = self.root / name
-        if self._is_own(name) or (_is_cache(name) and letters[1] != "D"):
+        if self._is_own(name) or (COMPILED.search(name) and letters[1] != "D"):
             return None
         if {*name.split("/")} & TOOLS:
             return "a tool's own settings"
@@ -245,24 +261,28 @@ class Repo:
             return f"{size} bytes are more than claude_code.max_file_size allows ({max_size})"
         return "it holds a known secret" if log.holds_secret(path.read_bytes()) else ""
 
+    @cached_property
+    def _identity(self) -> tuple[str, ...]:
+        """Options that say who commits: none where git knows a user."""
+        user = self.git("config", "--get-regexp", r"^user\.(name|email)$", may_fail=True)
+        return () if "user.name " in user and "user.email " in user else IDENTITY
+
     def _write_commit(self, message: str, hooks: bool) -> None:
-        user = self._text("config", "--get-regexp", r"^user\.(name|email)$", may_fail=True)
-        identity = () if "user.name " in user and "user.email " in user else IDENTITY
-        command = (*identity, "commit", "--quiet", "--allow-empty", "--cleanup=whitespace", "--file=-")
+        command = (*self._identity, "commit", "--quiet", "--allow-empty", "--cleanup=whitespace", "--file=-")
         if hooks:
             try:
-                self._text(*command, stdin=message, env=self.plain)
+                self.git(*command, stdin=message, env=self.plain)
                 return
             except GitError as error:
                 log.warn(f"the repository's commit hooks refused; committed without them: {error}")
-        self._text(*command, stdin=message)
+        self.git(*command, stdin=message)
 
     def restore(self, commit: str, title: str, mission: str, protect: Sequence[str]) -> str:
         """Make a commit on top of HEAD whose files are those of an earlier one; return it.
 
         protect: globs of files that stay as they are, like excluded paths. Raises GitError.
         """
-        if aside := self._text(*IDENTITY, "stash", "create"):  # what is uncommitted, so that nothing is lost
+        if aside := self.git(*IDENTITY, "stash", "create"):  # what is uncommitted, so that nothing is lost
             self.remember({f"{mission}/uncommitted": aside})
             log.warn(f"uncommitted changes are kept as refs/cco/{mission}/uncommitted (git stash apply {aside[:12]})")
         scope = [*self._scope(), *_pathspecs(protect, "exclude,")]
@@ -273,7 +293,7 @@ class Repo:
 
     def remember(self, objects: Mapping[str, str]) -> None:
         """Point refs/cco/NAME to objects, so that git keeps them and they are found again."""
-        self._text("update-ref", "--stdin", stdin="".join(f"update refs/cco/{n} {o}\n" for n, o in objects.items()))
+        self.git("update-ref", "--stdin", stdin="".join(f"update refs/cco/{n} {o}\n" for n, o in objects.items()))
 
     def remove_stale_locks(self) -> None:
         """Remove the locks of a git that died, while no git works here. Only Linux says whether one does."""
@@ -288,8 +308,7 @@ class Repo:
         """Remove the empty read-only dot files on which a killed sandbox had mounted something; git tracks none."""
         files = [path for pattern in (".*", ".claude/*") for path in self.root.glob(pattern)]
         empty = {str(path.relative_to(self.root)) for path in files if _version(path)[:2] == (stat.S_IFREG | 0o444, 0)}
-        look = ("ls-files", "--others", "-z", "--", *(f":(literal){name}" for name in empty))
-        for name in empty.intersection(self.names(*look) if empty else ()):
+        for name in empty.difference(self.tracked(*(f":(literal){name}" for name in empty)) if empty else ()):
             (self.root / name).unlink()
 
     def _scope(self) -> list[str]:
@@ -297,20 +316,16 @@ class Repo:
         tools = [f":(exclude,glob)**/{name}/**" for name in sorted(TOOLS)]
         return [".", *(f":(exclude,literal){name}" for name in self.excluded), *tools]
 
-    def names(self, *args: str, env: Env | None = None) -> list[str]:
+    def names(self, *args: str, env: dict[str, str] | None = None) -> list[str]:
         """Return what a git command prints with -z, one by one."""
-        return [name for name in self._text(*args, env=env).split("\0") if name]
+        return [name for name in self.git(*args, env=env).split("\0") if name]
 
-    def _text(self, *args: str, stdin: str = "", may_fail: bool = False, env: Env | None = None) -> str:
-        return os.fsdecode(self.git(*args, stdin=os.fsencode(stdin), may_fail=may_fail, env=env)).rstrip("\n")
-
-    def git(self, *args: str, stdin: bytes = b"", may_fail: bool = False, env: Env | None = None) -> bytes:
-        """Return what a git command prints; with may_fail nothing where it says no (exit code 1). Raises GitError."""
-        argv = [proc.find("git", self.root) or "git", "--no-pager", *args]
+    def git(self, *args: str, stdin: str = "", may_fail: bool = False, env: dict[str, str] | None = None) -> str:
+        """Return what git prints, less newlines at the end; with may_fail "" for exit code 1. Raises GitError."""
+        argv, given = [proc.find("git", self.root) or "git", "--no-pager", *args], os.fsencode(stdin)
         env = self.fixed if env is None else env
-        path = {"PATH": proc.trusted_path(env.get("PATH", os.defpath), self.root)}
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:  # a hook's child keeps no pipe open
-            running = proc.Running(argv, self.root, {**env, **path}, out, TIMEOUT, errors=err, stdin=stdin)
+            running = proc.Running(argv, self.root, env, out, TIMEOUT, errors=err, stdin=given)
             with closing(running):
                 while not running.over(TIMEOUT.timeout):
                     pass
@@ -318,7 +333,7 @@ class Repo:
             printed, errors = proc.read(out, 0, result.size), proc.tail(err, 2000).strip()
         log.trace("git", argv=argv, code=result.code, errors=errors)
         if result.code == 0 or (may_fail and result.code == 1):
-            return b"" if result.code else printed
+            return "" if result.code else os.fsdecode(printed).rstrip("\n")
         reason = result.error or result.stopped or errors or f"exit code {result.code}"
         proc.require_space(self.root, Path(tempfile.gettempdir()))  # git does not always say that it found no room
         raise GitError(proc.CANNOT, f"git {' '.join(args)[:60]} in {self.root}: {reason}")
@@ -329,6 +344,7 @@ class Repo:
         env = {name: value for name, value in proc.clean_env(os.environ).items() if not name.startswith("GIT_")}
         env |= {"GIT_CEILING_DIRECTORIES": str(self.root.resolve().parent), "GIT_NO_REPLACE_OBJECTS": "1"}
         env |= {"GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+        env |= {"PATH": proc.trusted_path(env.get("PATH", os.defpath), self.root)}
         return {**env, **({proc.MARKER: self.marker} if self.marker else {}), **_settings(SETTINGS)}
 
     @cached_property
@@ -339,10 +355,7 @@ class Repo:
 
 
 class Protected:
-    """The tracked files under some globs, compared with a commit.
-
-    An index of our own is compared, so it does not matter what the worker does to git's: flags, staging, commits.
-    """
+    """The tracked files under some globs, compared with a commit by an index of our own: the worker may write git's."""
 
     def __init__(self, repo: Repo, globs: Sequence[str], commit: str, anew: bool = True):
         """anew: no worker ran since the last comparison, so what is untracked now is the user's. Raises GitError."""
@@ -352,9 +365,8 @@ class Protected:
         if not globs:
             return
         index, record = self.root / ".cco" / "protected.index", self.root / ".cco" / "protected.untracked"
-        index.parent.mkdir(mode=0o700, exist_ok=True)
         index.with_name("protected.index.lock").unlink(missing_ok=True)  # of a git that died
-        modes = repo.git("config", "--type=bool", "--default=true", "core.fileMode").decode().strip()
+        modes = repo.git("config", "--type=bool", "--default=true", "core.fileMode")
         self.env = {**repo.fixed, **_settings(f"{SETTINGS} {NO_HOOKS} {STRICT} core.fileMode={modes}")}
         self.env |= {"GIT_INDEX_FILE": str(index), "GIT_OPTIONAL_LOCKS": "1"}  # git remembers there what it compared
         repo.git("read-tree", commit or "--empty", env=self.env)
@@ -378,23 +390,18 @@ class Protected:
 
     def changes(self) -> dict[str, str]:
         """Return path and what became of it: changed, deleted or new."""
-        if not self.globs:
-            return {}
         look = ("--porcelain=v1", "--no-renames", "--untracked-files=all", "--ignored", "--ignore-submodules=all", "-z")
-        lines = self.repo.names("status", *look, "--", *_pathspecs(self.globs), env=self.env)
+        lines = self.repo.names("status", *look, "--", *_pathspecs(self.globs), env=self.env) if self.globs else []
         words = {"D": "deleted", "?": "new", "!": "new"}  # else it has another content, mode or type
         changes = {line[3:].rstrip("/"): words.get(line[1], "changed") for line in lines if line[1] != " "}
-        caches = {name for name in changes.keys() - self.tracked.keys() if {*name.split("/")} & CACHES}
-        hidden = {name for name in changes if self.repo._is_own(name)} | caches | self.ignored
-        return {name: what for name, what in changes.items() if name not in hidden}
+        ignored = self.ignored | {name for name in changes.keys() - self.tracked.keys() if {*name.split("/")} & CACHES}
+        return {name: what for name, what in changes.items() if name not in ignored and not self.repo._is_own(name)}
 
     def restore(self, changes: Mapping[str, str], kept: Path) -> None:
         """Move the changed versions to a new folder in `kept`, and write the committed ones."""
-        kept = kept / str(time.time_ns())  # none is overwritten
-        for name in changes:
-            _set_aside(self.root, name, kept)
+        _set_aside(self.root, changes, kept)
         if committed := "".join(f"{name}\0" for name, what in changes.items() if what != "new"):
-            self.repo.git("checkout-index", "--force", "-uz", "--stdin", stdin=os.fsencode(committed), env=self.env)
+            self.repo.git("checkout-index", "--force", "-uz", "--stdin", stdin=committed, env=self.env)
 
 
 class Kit:
@@ -406,41 +413,39 @@ class Kit:
 
     def changes(self) -> dict[str, str]:
         """Return name and what became of it: changed, deleted or new. Only what has another time or size is read."""
-        now, changes = {*self._names()}, {}
-        for name in sorted({*self.files, *now}):
-            path, before = f"{self.folder}/{name}", self.files.get(name)  # no Path: it is asked after each check
-            if before is None or name not in now:
-                changes[name] = "deleted" if before else "new"
-            elif _version(path) != before[0] and _content(Path(path)) != before[1]:
+        now, place = {*self._names()}, f"{self.folder}/"  # no Path: it is asked after each check
+        changes = dict.fromkeys(now - self.files.keys(), "new")
+        for name, (version, content) in self.files.items():
+            if name not in now:
+                changes[name] = "deleted"
+            elif _version(place + name) != version and _content(self.folder / name) != content:
                 changes[name] = "changed"
         return changes
 
     def restore(self, changes: Mapping[str, str], kept: Path) -> None:
         """Move the changed versions to a new folder in `kept`, and write what was."""
-        kept = kept / str(time.time_ns())  # none is overwritten
-        for name, what in changes.items():
-            _set_aside(self.folder, name, kept)
-            if what != "new":
-                path, (mode, content) = self.folder / name, self.files[name][1]
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content)
-                path.chmod(mode)
+        _set_aside(self.folder, changes, kept)
+        for name in (name for name, what in changes.items() if what != "new"):
+            path, (mode, content) = self.folder / name, self.files[name][1]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+            path.chmod(mode)
 
     def _names(self) -> Iterator[str]:
         for place, folders, files in os.walk(self.folder):
             above = os.path.relpath(place, self.folder)
-            whole = above.split("/")[0] in KIT_FOLDERS
-            kind = KIT_FILES if above == "." else PACKAGE
-            folders[:] = [name for name in folders if name[0] != "." and name not in CACHES and (whole or above == ".")]
-            yield from (os.path.normpath(f"{above}/{name}") for name in files if whole or kind.fullmatch(name))
+            is_deep = above == "." or above.split("/")[0] in KIT_FOLDERS
+            folders[:] = [name for name in folders if is_deep and name[0] != "." and name not in CACHES]
+            yield from filter(IN_KIT.fullmatch, (os.path.normpath(f"{above}/{name}") for name in files))
 
 
 def _settings(settings: str) -> dict[str, str]:
     """Return the variables by which git takes settings over those of any file."""
     pairs = [setting.split("=", 1) for setting in settings.split()]
-    keys = {f"GIT_CONFIG_KEY_{number}": key for number, (key, _) in enumerate(pairs)}
-    values = {f"GIT_CONFIG_VALUE_{number}": value for number, (_, value) in enumerate(pairs)}
-    return {"GIT_CONFIG_COUNT": str(len(pairs)), **keys, **values}
+    variables = {"GIT_CONFIG_COUNT": str(len(pairs))}
+    for number, (key, value) in enumerate(pairs):
+        variables |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+    return variables
 
 
 def _pathspecs(globs: Iterable[str], magic: str = "") -> list[str]:
@@ -448,27 +453,23 @@ def _pathspecs(globs: Iterable[str], magic: str = "") -> list[str]:
     return [f":({magic}glob){spec}" for glob in globs for spec in (glob.rstrip("/"), f"{glob.rstrip('/')}/**")]
 
 
-def _is_cache(path: str) -> bool:
-    return bool({*path.split("/")} & CACHES) or path.endswith((".pyc", ".pyo"))
-
-
-def _set_aside(root: Path, name: str, kept: Path) -> None:
-    """Move away what is at a path, or what took the place of a folder above it."""
-    for place in (*(str(parent) for parent in [*reversed(PurePosixPath(name).parents)][1:]), name):
+def _set_aside(root: Path, names: Mapping[str, str], kept: Path) -> None:
+    """Move what is at these paths, or took the place of a folder above them, to a new folder in `kept`."""
+    kept = kept / str(time.time_ns())  # none is overwritten
+    for place in sorted({part for name in names for part in (name, *map(str, PurePosixPath(name).parents))} - {"."}):
         path = root / place
-        if path.is_symlink() or (os.path.lexists(path) and (place == name or not path.is_dir())):
+        if path.is_symlink() or (os.path.lexists(path) and (place in names or not path.is_dir())):
             (kept / place).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             shutil.move(path, kept / place)
-            return
 
 
 def _version(path: str | Path) -> tuple[int, ...]:
     """Return what changes with a file, and () for a folder or nothing. Only the kernel sets the last of its times."""
-    try:
+    with suppress(OSError):
         s = os.lstat(path)
-    except OSError:
-        return ()
-    return () if stat.S_ISDIR(s.st_mode) else (s.st_mode, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino)
+        if not stat.S_ISDIR(s.st_mode):
+            return s.st_mode, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino
+    return ()
 
 
 def _content(path: Path) -> tuple[int, bytes]:
@@ -480,8 +481,7 @@ def _content(path: Path) -> tuple[int, bytes]:
 class Checkout:
     """A commit as a colleague would clone it: with branches, tags, remotes and submodules, and nothing untracked.
 
-    Objects are shared with the repository; settings, filters, hooks and ignore rules of its `.git` alone are missing.
-    No git runs here from outside once a command may have changed what it reads.
+    Objects are shared with the repository. No git runs here from outside once a command may have changed what it reads.
     """
 
     def __init__(self, repo: Repo, commit: str, folder: Path):
@@ -495,13 +495,16 @@ class Checkout:
     def _add(self, source: Repo, root: Path, commit: str) -> None:
         """Check a repository out, and its submodules as far as they are there."""
         repo, origin = Repo(root, marker=source.marker), source.folder()
-        form = source.git("rev-parse", "--show-object-format").decode().strip()
+        form = "sha256" if len(commit) == 64 else "sha1"
         source.git("init", "--quiet", f"--object-format={form}", "--template=", "--", str(root), env=source.plain)
         (root / ".git/objects/info/alternates").write_text(f"{origin / 'objects'}\n")
-        (root / ".git/packed-refs").write_bytes(source.git("for-each-ref", "--format=%(objectname) %(refname)", *REFS))
+        refs = source.git(
+            "for-each-ref", "--format=%(objectname) %(refname)", "refs/heads", "refs/tags", "refs/remotes"
+        )
+        (root / ".git/packed-refs").write_bytes(os.fsencode(f"{refs}\n"))
         if (origin / "shallow").exists():
             shutil.copy(origin / "shallow", root / ".git")
-        remotes = os.fsdecode(source.git("config", "--local", "-z", "--get-regexp", CLONED, may_fail=True))
+        remotes = source.git("config", "--local", "-z", "--get-regexp", CLONED, may_fail=True)
         settings = [*remotes.split("\0"), f"lfs.storage\n{origin / 'lfs'}" if (origin / "lfs").is_dir() else ""]
         for key, _, value in (setting.partition("\n") for setting in settings if setting):
             repo.git("config", "--add", key, value)
@@ -523,7 +526,7 @@ class Checkout:
         self.root.mkdir(exist_ok=True)
         _system("find", str(self.root), *GIVE_RIGHTS)
         now = self._versions()
-        wrong = sorted(name for name in {*now, *self.made} if now.get(name) != self.made.get(name))
+        wrong = sorted({name for name, _ in now.items() ^ self.made.items()})
         for name in wrong:
             delete(self.root / name)
         for name in (name for name in wrong if name in self.made):

@@ -14,7 +14,7 @@ from conftest import KIT, marked, need
 
 pytestmark = pytest.mark.slow
 
-MOST = {"processes": 18, "fsyncs": 12, "kB": 100, "files": 50}  # of one iteration; and in .cco
+MOST = {"processes": 12, "fsyncs": 12, "kB": 100, "files": 50}  # of one iteration; and in .cco
 
 
 def bench(home: Path, *args: str) -> subprocess.CompletedProcess[str]:

@@ -26,19 +26,18 @@ NAMES += ["back\\slash", "tab\t", "\x1b[2J", "end ", "$HOME `id`", os.fsdecode(b
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch) -> Path:
+def no_settings(tmp_path, monkeypatch) -> None:
     """A home, and an environment, without any settings of git."""
-    folder = tmp_path / "home"
-    folder.mkdir()
-    monkeypatch.setenv("HOME", str(folder))
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for name in [name for name in os.environ if name.startswith(("GIT_", "XDG_"))]:
         monkeypatch.delenv(name)
-    return folder
 
 
 @pytest.fixture
 def tree(project) -> Repo:
     """The project, with a kit and a mission in it."""
+    (project / ".cco").mkdir()
     (project / "kit").mkdir()
     (project / "missions").mkdir()
     return Repo(project, [project / "kit", project / "missions" / "api.yaml", Path("/elsewhere"), project])
@@ -58,13 +57,13 @@ def write(root: Path, *names: str, content: str | bytes = "x\n") -> None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
-def sh(root: Path, script: str, code: int = 0) -> None:
+def sh(root: Path, script: str) -> None:
     """Run a script in a folder, as a worker or a user who git knows would."""
     who = {f"GIT_{role}_{what}": "w@example.invalid" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     allow = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "protocol.file.allow", "GIT_CONFIG_VALUE_0": "always"}
     env = {**os.environ, **who, **allow}
     done = subprocess.run(["bash", "-ec", script], cwd=root, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == code, done.stderr
+    assert done.returncode == 0, done.stderr
 
 
 def commit(tree: Repo, base: str | None = None, **given: Any) -> repo.Commit:
@@ -85,26 +84,17 @@ def changed(tree: Repo) -> set[str]:
     return {*tree.status()}
 
 
-def files(root: Path) -> set[str]:
-    """All that is below a folder and is no folder, but for git's own."""
-    found = (Path(folder, name) for folder, _, names in os.walk(root) for name in names)
-    return {os.path.relpath(path, root) for path in found if ".git" not in path.parts}
-
-
 def picture(folder: Path) -> dict[str, tuple[int, bytes]]:
     """All that is in a folder and is no folder: mode and content."""
-    found = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
-    return {
-        str(p): (p.lstat().st_mode, os.fsencode(os.readlink(p)) if p.is_symlink() else p.read_bytes()) for p in found
-    }
+    found = {os.path.join(place, name) for place, folders, names in os.walk(folder) for name in (*folders, *names)}
+    links = {path: os.fsencode(os.readlink(path)) for path in found if os.path.islink(path)}
+    rest = {path: Path(path).read_bytes() for path in found - links.keys() if not os.path.isdir(path)}
+    return {os.path.relpath(path, folder): (os.lstat(path).st_mode, text) for path, text in {**links, **rest}.items()}
 
 
-def in_commit(git: Any, root: Path) -> set[str]:
-    return {name for name in git(root, "ls-tree", "-rz", "--name-only", "HEAD").split("\0") if name}
-
-
-def parents(git: Any, root: Path) -> list[str]:
-    return str(git(root, "log", "-1", "--format=%P")).split()
+def files(root: Path) -> set[str]:
+    """The names of all that, but for git's own."""
+    return {name for name in picture(root) if ".git" not in name.split("/")}
 
 
 def program(path: Path, text: str) -> Path:
@@ -113,84 +103,88 @@ def program(path: Path, text: str) -> Path:
     return path
 
 
-def test_status_names_every_kind_of_change_as_it_is_called(tree, git):
-    assert tree.status() == {}
-    save(git, tree.root, "changed", "deleted", "staged", "moved", "unstaged")
-    write(tree.root, "new", "changed", "staged", *NAMES, content="other\n")
-    sh(tree.root, "rm deleted; git add staged; git mv moved 'moved away'; git rm -q --cached unstaged")
-    assert changed(tree) == {"new", "changed", "deleted", "staged", "moved", "unstaged", "moved away", *NAMES}
-    assert (tree.status()["deleted"], tree.status()["new"]) == (".D", "??")
+PLAIN = {  # commit and branch that are checked out, commit of cco/deep/er: as git's files say
+    "true": ("a", "main", "a"),
+    "git checkout -q cco/deep/er": ("a", "cco/deep/er", "a"),
+    "git checkout -q --detach b": ("b", "", "a"),
+    "git worktree add -q ../linked other; cd ../linked": ("b", "other", "a"),
+}
+ASKED = {  # as git itself says
+    "git pack-refs --all; git reset -q --hard b": ("b", "main", "a"),
+    "git worktree add -q --detach ../linked b; git pack-refs --all; cd ../linked": ("b", "", "a"),
+    "git checkout -q --orphan new": ("", "new", "a"),
+    "git symbolic-ref refs/heads/cco/deep/er refs/heads/other; git checkout -q cco/deep/er": ("b", "other", "b"),
+    "git symbolic-ref HEAD refs/heads/other; git pack-refs --all": ("b", "other", "a"),
+    "git checkout -q other; ln -sf refs/heads/main .git/HEAD": ("a", "main", "a"),
+    "mkdir .git/reftable": ("a", "main", "a"),
+}
 
 
-def test_status_leaves_out_kit_mission_tools_and_caches_and_names_nested_repositories(tree):
-    sh(tree.root, "git init -q kit; git init -q nested")
-    write(tree.root, "kit/cco.py", "missions/api.yaml", ".cco/api.json", ".claude/settings.json", "a/b/.claude/x")
-    write(tree.root, "a/.cco/lock", "src/__pycache__/x.pyc", "old.pyc", ".pytest_cache/x")
-    assert changed(tree) == {"nested/"}
-    write(tree.root, "kit2/x", "missions/api.yaml.bak", ".cco2", "a/c")
-    assert changed(tree) == {"kit2/x", "missions/api.yaml.bak", ".cco2", "a/c", "nested/"}
+@pytest.mark.parametrize("how", [*PLAIN, *ASKED])
+def test_head_and_branches_are_what_git_says_however_it_keeps_them(tree, git, tmp_path, monkeypatch, how):
+    commits = {"a": git(tree.root, "rev-parse", "HEAD"), "": ""}
+    sh(tree.root, "git commit -q --allow-empty -m b; git branch other; git tag b; git reset -q --hard HEAD~1")
+    commits["b"] = git(tree.root, "rev-parse", "other")
+    sh(tree.root, f"git branch cco/deep/er; {how}")
+    here, asked, ask = Repo(tmp_path / "linked" if "linked" in how else tree.root), list[str](), Repo.git
+    assert here.folder() == tree.root / ".git"
+    monkeypatch.setattr(Repo, "git", lambda self, *args, **more: asked.append(args[0]) or ask(self, *args, **more))
+    head, branch, other = {**PLAIN, **ASKED}[how]
+    assert (here.head(), here.branch(), here.head_of("cco/deep/er")) == (commits[head], branch, commits[other])
+    assert (bool(asked), here.head_of("gone"), here.head_of("cco")) == (how in ASKED, "", "")
 
 
-def test_head_branch_and_folder_are_named_in_every_kind_of_work_tree(tree, empty, git, tmp_path):
-    sh(tree.root, "git branch cco/api; git worktree add -q -b other ../linked; git worktree add -q --detach ../loose")
-    head, folder = git(tree.root, "rev-parse", "HEAD"), tree.root / ".git"
-    expected = {tree: (head, "main", folder), empty: ("", "main", empty.root / ".git")}
-    expected |= {Repo(tmp_path / "linked"): (head, "other", folder), Repo(tmp_path / "loose"): (head, "", folder)}
-    for here, facts in expected.items():
-        assert (here.head(), here.branch(), here.folder()) == facts
-        assert here.head_of("cco/api") == facts[0] and here.head_of("gone") == ""
+def test_what_git_cannot_say_is_an_error_that_names_the_folder(tree, tmp_path):
+    (tree.root / ".git/refs/heads/main").write_text("")  # as a power cut leaves it
+    for root, look, reason in ((tree.root, Repo.head, "No such ref"), (tmp_path, Repo.status, "not a git repository")):
+        with pytest.raises(GitError, match=f"{root}: .*{reason}") as caught:
+            look(Repo(root))
+        assert caught.value.code == 4
 
 
-def test_a_folder_that_is_no_repository_is_an_error_that_names_it(tmp_path):
-    with pytest.raises(GitError, match="not a git repository") as caught:
-        Repo(tmp_path).status()
-    assert (str(tmp_path) in str(caught.value), caught.value.code) == (True, 4)
-
-
-def test_a_branch_is_made_from_wherever_we_are_and_switched_to_again(tree, empty):
-    sh(tree.root, "git checkout -q --detach")
-    for here in (tree, empty):
-        write(here.root, "work")  # a file of the same name
-        for branch in ["work", "work", *["main", "work"] * (here is tree)]:
+def test_every_kind_of_work_tree_is_switched_to_a_branch_and_committed_in(tree, empty, tmp_path):
+    sh(tree.root, "git worktree add -q -b linked ../linked; git clone -q . ../origin")
+    sh(tree.root, "git submodule --quiet add ../origin module; git commit -qm x; git checkout -q --detach")
+    assert (empty.head(), empty.branch(), empty.folder()) == ("", "main", empty.root / ".git")
+    for number, here in enumerate([tree, empty, Repo(tmp_path / "linked"), Repo(tree.root / "module")]):
+        branch = f"work-{number}"
+        write(here.root, branch)  # a file of the same name
+        for _ in range(2):
             here.switch(branch)
             assert here.branch() == branch
-        assert (here.root / "work").read_text() == "x\n"
-
-
-def test_a_linked_work_tree_and_a_submodule_are_worked_in_like_any_other(tree, tmp_path):
-    sh(tree.root, "git worktree add -q -b linked ../linked; git clone -q . ../origin")
-    sh(tree.root, "git submodule --quiet add ../origin module; git commit -qm x")
-    for here in (Repo(tmp_path / "linked"), Repo(tree.root / "module")):
-        here.switch("work")
-        write(here.root, "a")
-        assert here.commit(here.head(), "work", "t", "b", TRAILERS, 1000, False).changed == ["a"]
-        assert (here.branch(), changed(here), here.iterations("api")) == ("work", set(), [(1, here.head())])
+        assert here.commit(here.head(), branch, "t", "b", TRAILERS, 1000, False).changed == [branch]
+        assert (here.branch(), changed(here), here.iterations("api")) == (branch, set(), [(1, here.head())])
+    tree.switch("main")
     assert (tree.branch(), changed(tree)) == ("main", {"module"})
 
 
-# A session's commit
+CHANGES = """
+rm -r deleted folder linked 'to a link'; echo a file now > folder; ln -s src linked; ln -s /etc 'to a link'
+ln -s nowhere dangling; chmod +x executable; mkdir src; printf '\\0\\377' | tee changed > src/file
+git mv moved 'moved away'; git rm -q --cached unstaged; echo x > staged; git add staged
+"""
 
 
-def test_everything_that_changed_is_in_one_commit(tree, git):
-    base = save(git, tree.root, "deleted", "changed", "executable", "to a link", "folder/file", "linked/file")
-    sh(
-        tree.root,
-        "rm -r deleted folder linked 'to a link'; echo a file now > folder; ln -s src linked; ln -s /etc 'to a link';"
-        "ln -s nowhere dangling; chmod +x executable; mkdir src; printf '\\0\\377' | tee changed > src/file",
-    )
+def test_everything_that_changed_is_named_and_in_one_commit(tree, git):
+    before = ["deleted", "changed", "executable", "to a link", "folder/file", "linked/file", "moved"]
+    base = save(git, tree.root, *before, "unstaged")
+    assert tree.status() == {}
+    sh(tree.root, CHANGES)
+    expected = {*before, "folder", "linked", "dangling", "src/file", "moved away", "staged"}
+    assert changed(tree) == expected | {"unstaged"}
+    assert (tree.status()["deleted"], tree.status()["dangling"]) == (".D", "??")
     made = commit(tree, base)
-    expected = {"deleted", "changed", "executable", "to a link", "folder/file", "folder", "dangling", "src/file"}
-    assert ({*made.changed}, made.left_out) == (expected | {"linked/file", "linked"}, {})
-    assert (made.sha, parents(git, tree.root), changed(tree)) == (tree.head(), [base], set())
+    assert ({*made.changed}, made.left_out) == (expected, {})
+    assert (made.sha, git(tree.root, "rev-parse", "HEAD^@"), changed(tree)) == (tree.head(), base, set())
     modes = {line.split("\t")[1]: line[:6] for line in git(tree.root, "ls-tree", "HEAD").splitlines()}
     assert {modes.pop(name) for name in ("to a link", "dangling", "linked")} == {"120000"}
     assert (modes["executable"], modes["folder"]) == ("100755", "100644")
     assert git(tree.root, "status", "--porcelain") == ""
 
 
-def test_files_of_any_name_are_committed_or_left_out(tree):
+def test_files_of_any_name_are_committed_or_left_out_with_the_reason(tree, git, tmp_path, fresh_mask):
     write(tree.root, *NAMES)
-    assert {*commit(tree).changed} == {*NAMES}
+    assert changed(tree) == {*commit(tree).changed} == {*NAMES}
     assert changed(tree) == set()
     write(tree.root, "README.md", *NAMES, content="x" * 1001)
     write(tree.root, "small", content="x" * 1000)
@@ -199,38 +193,76 @@ def test_files_of_any_name_are_committed_or_left_out(tree):
         assert (made.changed, {*made.left_out}) == (expected, {*NAMES, "README.md"})
     assert made.left_out["*"] == "1001 bytes are more than claude_code.max_file_size allows (1000)"
     assert (tree.root / "*").read_text() == "x" * 1001
+    log.register_secret(SECRET)
+    write(tmp_path, "outside", content=SECRET)
+    write(tree.root, "config.ini", *NAMES, content=f"[db]\npassword = {SECRET}\n")
+    (tree.root / "link").symlink_to(tmp_path / "outside")  # a link is committed, not what it leads to
+    made = commit(tree, title=f"Log in with {SECRET}", body=f"I used {SECRET}.\n" + "x" * 3975 + SECRET)
+    assert (made.changed, made.left_out.pop("README.md")[:4]) == (["link"], "1001")
+    assert made.left_out == dict.fromkeys(["config.ini", *NAMES], "it holds a known secret")
+    assert SECRET[:8] not in git(tree.root, "log", "-1", "--format=%B")
 
 
-def test_the_first_commit_of_a_repository_can_be_made(empty, git):
-    assert (commit(empty, ""), {*empty.statistics("").values()}) == (repo.Commit(""), {0})
+def test_the_first_commit_can_be_made_by_whoever_git_knows_and_else_by_the_kit(empty, git):
+    assert (commit(empty, ""), {*empty.statistics("", "").values()}) == (repo.Commit(""), {0})
     assert (empty.iterations("api"), empty.commit_after("", "api", 1), empty.diff("", "")) == ([], None, "")
     assert (empty.recent("", "", 5), empty.files("")) == ([], {})
     write(empty.root, "a")
     sh(empty.root, "git commit -q --allow-empty -m mine")
     made = commit(empty, "")
-    assert (made.changed, parents(git, empty.root), in_commit(git, empty.root)) == (["a"], [], {"a"})
+    assert (made.changed, git(empty.root, "log", "--name-only", "--format=%an")) == (["a"], "CCO\n\na")
     assert (empty.commit_after("", "api", 1), len(empty.recent("", made.sha, 5))) == (made, 1)
+    authors = {"useConfigOnly": "CCO <cco@localhost>", "name": "CCO <cco@localhost>", "email": "true <true>"}
+    for key, author in authors.items():
+        git(empty.root, "config", f"user.{key}", "true")
+        write(empty.root, key)
+        commit(Repo(empty.root))
+        assert git(empty.root, "log", "-1", "--format=%an <%ae> %cn <%ce>") == f"{author} {author}"
 
 
-@pytest.mark.parametrize("where", ["true", "git checkout -q -b feature", "git checkout -q --detach"])
-def test_the_workers_own_commits_become_part_of_ours(tree, git, where):
+MINE = f"""
+echo 1 > one; git add one; git commit -qm 'mine
+
+{repo.MISSION}: api
+{repo.ITERATION}: 7'; echo 2 > two; git add -A; touch three
+"""
+STAGED = """
+echo '*.out' > .git/info/exclude; touch staged forced.out gone; git add -f staged forced.out gone
+git rm -q --cached README.md; rm gone; git update-index --skip-worktree staged; echo in the work tree > staged
+"""
+AS_IT_STANDS = "; echo as it stands > README.md"
+LEFT = {  # by a session: script, what is committed of it, what is half done
+    "commits": (MINE, ["one", "three", "two"], ""),
+    "commits elsewhere": (f"git checkout -q -b feature; {MINE}", ["one", "three", "two"], ""),
+    "commits on no branch": (f"git checkout -q --detach; {MINE}", ["one", "three", "two"], ""),
+    "staged": (STAGED, ["staged"], ""),
+    "to be added": ("echo '*.out' > .git/info/exclude; touch a.out b; git add -fN a.out", ["b"], ""),
+    "merge": (f"! git merge other{AS_IT_STANDS}", ["README.md"], "a merge"),
+    "cherry-pick": (f"! git cherry-pick other other~1{AS_IT_STANDS}", ["README.md"], "a cherry-pick"),
+    "revert": (f"! git revert HEAD~1{AS_IT_STANDS}", ["README.md"], "a revert"),
+    "rebase": (f"! git rebase HEAD~1 --exec false{AS_IT_STANDS}", ["README.md"], "a rebase"),
+    "am": (f"! git am ../0001-theirs.patch{AS_IT_STANDS}", ["README.md"], "a rebase"),
+}
+DIVERGED = """
+git checkout -q -b other; echo theirs > README.md; git commit -qam theirs; git format-patch -q -1 -o ..
+git checkout -q main; echo ours > README.md; git commit -qam ours
+"""
+
+
+@pytest.mark.parametrize(("script", "expected", "half_done"), LEFT.values(), ids=LEFT)
+def test_what_is_in_the_work_tree_is_one_commit_whatever_git_was_left_with(tree, git, script, expected, half_done):
+    sh(tree.root, DIVERGED)
     base = tree.head()
-    mine = f"mine\n\n{repo.MISSION}: api\n{repo.ITERATION}: 7"
-    sh(tree.root, f"{where}; echo 1 > one; git add -A; git commit -qm '{mine}'; echo 2 > two; git add -A")
-    write(tree.root, "three")
+    assert tree.unfinished() == []
+    sh(tree.root, script)
+    assert {half_done} - {""} <= {*tree.unfinished()}
     made = commit(tree, base)
-    assert (made.changed, parents(git, tree.root)) == (["one", "three", "two"], [base])
-    assert (tree.branch(), tree.head(), changed(tree)) == ("main", made.sha, set())
+    assert (made.changed, git(tree.root, "rev-parse", "HEAD^@").split(), tree.branch()) == (expected, [base], "main")
+    assert (tree.head(), changed(tree), tree.unfinished()) == (made.sha, set(), [])
     assert tree.iterations("api") == [(1, made.sha)]
-
-
-def test_the_work_tree_counts_and_not_what_the_worker_staged(tree, git):
-    write(tree.root, ".git/info/exclude", content="*.out\n")
-    write(tree.root, "staged", "forced.out", "gone")
-    sh(tree.root, "git add -f staged forced.out gone; git rm -q --cached README.md; rm gone")
-    sh(tree.root, "git update-index --skip-worktree staged; echo in the work tree > staged")
-    assert commit(tree).changed == ["staged"]
-    assert git(tree.root, "show", "HEAD:staged") == "in the work tree"
+    assert git(tree.root, "status", "--porcelain") == ""
+    for name in expected:
+        assert git(tree.root, "show", f"HEAD:{name}") == (tree.root / name).read_text().strip()
 
 
 def test_a_head_without_the_accepted_commit_is_refused(tree):
@@ -244,65 +276,29 @@ def test_a_head_without_the_accepted_commit_is_refused(tree):
         assert (tree.head(), tree.branch()) == before
 
 
-DIVERGED = """
-git checkout -q -b other; echo theirs > README.md; git commit -qam theirs; git format-patch -q -1 -o ..
-git checkout -q main; echo ours > README.md; git commit -qam ours
-"""
-
-
-@pytest.mark.parametrize(
-    ("how", "name"),
-    [("merge other", "a merge"), ("cherry-pick other other~1", "a cherry-pick"), ("revert HEAD~1", "a revert"),
-     ("rebase HEAD~1 --exec false", "a rebase"), ("am ../0001-theirs.patch", "a rebase")],
-)  # fmt: skip
-def test_what_the_worker_left_half_done_is_named_and_committed_as_it_stands(tree, git, how, name):
-    sh(tree.root, DIVERGED)
-    base = tree.head()
-    assert tree.unfinished() == []
-    sh(tree.root, f"! git {how}")
-    assert name in tree.unfinished()
-    write(tree.root, "README.md", content="as it stands\n")
-    made = commit(tree, base)
-    assert (made.changed, parents(git, tree.root)) == (["README.md"], [base])
-    assert (tree.branch(), changed(tree), tree.unfinished()) == ("main", set(), [])
-
-
-def test_a_known_secret_is_in_no_file_and_no_message(tree, git, tmp_path, fresh_mask):
-    log.register_secret(SECRET)
-    write(tmp_path, "outside", content=SECRET)
-    write(tree.root, "config.ini", "new\nline", content=f"[db]\npassword = {SECRET}\n")
-    write(tree.root, "small")
-    (tree.root / "link").symlink_to(tmp_path / "outside")  # a link is committed, not what it leads to
-    made = commit(tree, title=f"Log in with {SECRET}", body=f"I used {SECRET}.\n" + "x" * 3975 + SECRET)
-    assert made.changed == ["link", "small"]
-    assert made.left_out == dict.fromkeys(["config.ini", "new\nline"], "it holds a known secret")
-    assert SECRET[:8] not in git(tree.root, "log", "-1", "--format=%B")
-
-
-@pytest.mark.parametrize("how", ["true", "git add -f .; git commit -qm 'all of it'"])
-def test_kit_mission_and_folders_of_tools_are_never_committed(tree, git, how):
-    base = tree.head()
-    write(tree.root, *OWN, "kit2/own", "a/b/c")
+def test_kit_mission_and_folders_of_tools_are_never_committed_and_compiled_files_may_only_be_removed(tree, git):
     write(tree.root, ".cco/.gitignore", content="*\n")
-    sh(tree.root, how)
-    made = commit(tree, base)
-    assert made.changed == ["a/b/c", "kit2/own"]
-    assert in_commit(git, tree.root) == {"README.md", "a/b/c", "kit2/own"}
-    tools = [".claude/settings.json", "a/.claude/x", "a/b/.cco/lock"]
-    assert made.left_out == dict.fromkeys(tools, "a tool's own settings")
-    assert all((tree.root / name).exists() for name in OWN)
-
-
-def test_tracked_files_of_kit_and_tools_stay_as_they_were_and_compiled_files_may_only_be_removed(tree, git):
+    for how in ("true", "git add -f .; git commit -qm 'all of it'"):
+        base = tree.head()
+        write(tree.root, *OWN, "a/b/c", "kit2/own", "missions/api.yaml.bak", content=how)
+        write(tree.root, "src/__pycache__/x.pyc", "new.pyc", ".pytest_cache/x")
+        assert changed(tree) == {"a/b/c", "kit2/own", "missions/api.yaml.bak"}
+        sh(tree.root, how)
+        made = commit(tree, base)
+        assert made.changed == ["a/b/c", "kit2/own", "missions/api.yaml.bak"]
+        assert {*git(tree.root, "ls-tree", "-r", "--name-only", "HEAD").split()} == {"README.md", *made.changed}
+        tools = [".claude/settings.json", "a/.claude/x", "a/b/.cco/lock"]
+        assert made.left_out == dict.fromkeys(tools, "a tool's own settings")
+        assert all((tree.root / name).read_text() == how for name in OWN)
     compiled = ["src/__pycache__/a.pyc", "src/__pycache__/b.pyc"]
-    save(git, tree.root, *OWN, "old.pyc", compiled[0], content="before\n")
+    save(git, tree.root, *OWN, "old.pyc", compiled[0], content="before\n")  # the user tracks them
     write(tree.root, "work", *OWN[1:], "new.pyc", *compiled, content="after\n")
     sh(tree.root, "rm kit/cco.py old.pyc; git add -Af .")
     assert commit(tree).changed == ["old.pyc", "work"]
     assert {git(tree.root, "show", f"HEAD:{name}") for name in [*OWN, compiled[0]]} == {"before"}
 
 
-def test_a_submodule_is_committed_as_the_commit_it_stands_at(tree):
+def test_a_submodule_is_committed_as_its_commit_and_what_cannot_be_committed_does_not_keep_the_rest_out(tree):
     sh(tree.root, "git clone -q . ../origin; git submodule --quiet add ../origin module; git commit -qm x")
     assert tree.submodules() == [tree.root / "module" / ".git"]
     write(tree.root, "module/README.md", content="changed\n")
@@ -311,9 +307,6 @@ def test_a_submodule_is_committed_as_the_commit_it_stands_at(tree):
     assert commit(tree).changed == ["module"]
     sh(tree.root, "git submodule --quiet deinit -f module")
     assert tree.submodules() == []
-
-
-def test_a_nested_repository_and_what_cannot_be_read_do_not_keep_the_rest_out(tree):
     write(tree.root, "nested/x", "a", "z")
     sh(tree.root, "git init -q nested; git -C nested add x; git -C nested commit -qm x; git add nested")
     sh(tree.root, "rm README.md; mkfifo README.md")
@@ -321,15 +314,18 @@ def test_a_nested_repository_and_what_cannot_be_read_do_not_keep_the_rest_out(tr
     assert commit(tree) == repo.Commit(tree.head(), ["a", "z"], left_out)
 
 
-TITLES = [("# not a comment", "# not a comment"), ("two\nlines\tand  spaces", "two lines and spaces")]
-TITLES += [("red \x1b[31mred\x00\u202e", "red  [31mred"), (" \n ", "Work on the mission"), ("€" * 99_000, "€" * 72)]
-TITLES += [("CCO-Iteration: 99", "CCO-Iteration: 99")]
-BODIES = ["It was\n\n  indented.\n", "\x1b[2J \x00 half \ud83d \udcff", "---\ndiff --git a/x b/x", "a line\n" * 500_000]
-BODIES += [f"done\r\n\r\n{repo.MISSION}: api\r{repo.ITERATION}: 99\n\n", f"{repo.MISSION}: api\n{repo.ITERATION}: 99"]
+MESSAGES = [  # title, subject, report
+    ("# not a comment", "# not a comment", "It was\n\n  indented.\n"),
+    ("two\nlines\tand  spaces", "two lines and spaces", "\x1b[2J \x00 half \ud83d \udcff"),
+    ("red \x1b[31mred\x00\u202e", "red  [31mred", "---\ndiff --git a/x b/x"),
+    (" \n ", "Work on the mission", "a line\n" * 500_000),
+    ("€" * 99_000, "€" * 72, f"done\r\n\r\n{repo.MISSION}: api\r{repo.ITERATION}: 99\n\n"),
+    ("CCO-Iteration: 99", "CCO-Iteration: 99", f"{repo.MISSION}: api\n{repo.ITERATION}: 99"),
+]
 
 
 def test_a_message_is_a_short_title_the_report_and_trailers_whatever_the_worker_says(tree, git):
-    for number, ((title, subject), body) in enumerate(zip(TITLES, BODIES, strict=True)):
+    for number, (title, subject, body) in enumerate(MESSAGES):
         write(tree.root, f"{number}")
         commit(tree, title=title, body=body)
         message = git(tree.root, "log", "-1", "--format=%B")
@@ -340,25 +336,7 @@ def test_a_message_is_a_short_title_the_report_and_trailers_whatever_the_worker_
     assert {number for number, _ in tree.iterations("api")} == {1}
 
 
-def test_whoever_git_knows_commits_and_else_the_kit(empty, git):
-    authors = {"useConfigOnly": "CCO <cco@localhost>", "name": "CCO <cco@localhost>", "email": "true <true>"}
-    for key, author in authors.items():
-        git(empty.root, "config", f"user.{key}", "true")
-        write(empty.root, key)
-        commit(empty)
-        assert git(empty.root, "log", "-1", "--format=%an <%ae> %cn <%ce>") == f"{author} {author}"
-
-
-def test_a_hook_that_refuses_is_named_and_does_not_lose_the_work(tree, git, capsys):
-    program(tree.root / ".git/hooks/commit-msg", "touch it-ran; echo the linter says no >&2; exit 1")
-    write(tree.root, "a")
-    assert commit(tree, hooks=True).changed == ["a"]
-    assert (in_commit(git, tree.root), (tree.root / "it-ran").exists()) == ({"README.md", "a"}, True)
-    shown = capsys.readouterr().err
-    assert "committed without them: " in shown and "the linter says no" in shown
-
-
-def test_a_hook_that_agrees_runs_and_may_work_in_other_repositories(tree, git, tmp_path, capsys):
+def test_hooks_may_work_in_other_repositories_and_one_that_refuses_does_not_lose_the_work(tree, git, tmp_path, capsys):
     sh(tree.root, "git clone -q . ../other")
     other = f"git -C '{tmp_path}/other' rev-parse --show-toplevel"
     program(tree.root / ".git/hooks/commit-msg", f'echo "Seen: $({other})" >> "$1"')
@@ -366,32 +344,12 @@ def test_a_hook_that_agrees_runs_and_may_work_in_other_repositories(tree, git, t
     commit(tree, hooks=True)
     assert f"Seen: {tmp_path}/other" in git(tree.root, "log", "-1", "--format=%B")
     assert (len(tree.iterations("api")), capsys.readouterr().err) == (1, "")
-
-
-def use_everything(tree: Repo) -> repo.Commit:
-    """Every command that the kit gives to git, and what the commit was."""
-    tree = Repo(tree.root, marker="the marker")
-    assert changed(tree) == set()
-    tree.switch("elsewhere")
-    tree.switch("main")
-    base = tree.head()
-    write(tree.root, "a", "b.x", "tests/test_a.py")
-    write(tree.root, "README.md", content="changed\n")
-    write(tree.root, ".vscode", content="")
-    (tree.root / ".vscode").chmod(0o444)
-    assert Protected(tree, ["READ*"], base).changes() == {"README.md": "changed"}
-    made = commit(tree, base)
-    assert tree.iterations("api")[0] == (1, made.sha)
-    assert tree.commit_after(base, "api", 1) == made
-    assert tree.statistics(base) == {"files_modified": 4, "lines_of_code_added": 4, "tests_created": 1}
-    assert (made.changed, made.left_out) == (["README.md", "a", "b.x", "tests/test_a.py"], {})
-    assert (changed(tree), tree.branch(), len(tree.files(made.sha))) == (set(), "main", 4)
-    assert tree.diff(base, made.sha).splitlines()[-1] == "+x"
-    assert tree.recent(base, made.sha, 3) == [f"{made.sha[:7]} Do it 4 files changed, 4 insertions(+), 1 deletion(-)"]
-    tree.remember({"api/head": made.sha, "api/best": made.sha})
-    assert tree.git("rev-parse", "refs/cco/api/head", "refs/cco/api/best").decode().split() == [made.sha] * 2
-    assert tree.restore(base, "back", "api", ["tests"]) != made.sha
-    return made
+    program(tree.root / ".git/hooks/commit-msg", "touch it-ran; echo the linter says no >&2; exit 1")
+    write(tree.root, "b")
+    assert commit(tree, hooks=True).changed == ["b"]
+    assert (git(tree.root, "show", "HEAD:b"), (tree.root / "it-ran").exists()) == ("x", True)
+    shown = capsys.readouterr().err
+    assert "committed without them: " in shown and "the linter says no" in shown
 
 
 HOOKS = "pre-commit prepare-commit-msg commit-msg post-commit post-checkout post-index-change reference-transaction"
@@ -412,20 +370,6 @@ PLACES = "core.worktree=/tmp core.bare=true"
 PROGRAMS = PLANTED + "".join(f" {name}=SPY" for name in COMMANDS.split())
 
 
-@pytest.mark.parametrize("settings", [PLACES, PROGRAMS, USUAL], ids=["places", "programs", "usual"])
-def test_no_setting_of_a_user_and_nothing_that_a_worker_planted_runs_or_counts(tree, git, tmp_path, settings):
-    spy = program(tmp_path / "spy", f'echo "$0" "$@" >> "{tmp_path}/spied"; exit 1')
-    for name in HOOKS.split():
-        program(tmp_path / "hooks" / name, f'echo {name} >> "{tmp_path}/spied"')
-        program(tree.root / ".git" / "hooks" / name, f'echo {name} >> "{tmp_path}/spied"')
-    write(tree.root, ".git/info/attributes", content="*.x diff=spy\n")
-    for name, _, value in (setting.partition("=") for setting in settings.split()):
-        git(tree.root, "config", name, value.replace("SPY", str(spy)).replace("HOOKS", str(tmp_path / "hooks")))
-    (tmp_path / "spied").unlink(missing_ok=True)
-    use_everything(tree)
-    assert not (tmp_path / "spied").exists(), (tmp_path / "spied").read_text()
-
-
 VARIABLES = """
 GIT_DIR=OTHER/.git GIT_WORK_TREE=OTHER GIT_INDEX_FILE=OTHER/.git/index GIT_OBJECT_DIRECTORY=OTHER/.git/objects
 GIT_CEILING_DIRECTORIES=/ GIT_NAMESPACE=other GIT_PREFIX=sub/ GIT_COMMON_DIR=OTHER/.git GIT_CONFIG_COUNT=1
@@ -435,47 +379,68 @@ GIT_LITERAL_PATHSPECS=1 GIT_TRACE=1 LC_ALL=de_DE.UTF-8 LANGUAGE=de OPENROUTER_AP
 """
 
 
-def test_no_variable_of_a_surrounding_git_changes_what_is_done_and_git_gets_no_secret(tree, git, tmp_path, monkeypatch):
-    sh(tree.root, f"git clone -q . ../other; git config filter.env.clean \"env > '{tmp_path}/env'; cat\"")
-    write(tree.root, ".git/info/attributes", content="a filter=env\n")
+@pytest.mark.parametrize("planted", [PLACES, PROGRAMS, USUAL, ""], ids=["places", "programs", "usual", "variables"])
+def test_no_setting_variable_or_program_but_the_kits_own_runs_or_counts(tree, git, tmp_path, monkeypatch, planted):
+    sh(tree.root, "git clone -q . ../other")
+    spied, seen = tmp_path / "spied", tmp_path / "seen"
+    spy = program(tmp_path / "spy", f'echo "$0" "$@" >> "{spied}"; exit 1')
+    for folder in (tmp_path / "hooks", tree.root / ".git/hooks"):
+        for name in HOOKS.split():
+            program(folder / name, f'echo {name} >> "{spied}"')
+    write(tree.root, ".git/info/attributes", content="*.x diff=spy\na filter=env\n")
+    for name, _, value in (setting.partition("=") for setting in [*planted.split(), "filter.env.clean=SEEN"]):
+        value = value.replace("SEEN", f"env > '{seen}'; cat")
+        git(tree.root, "config", name, value.replace("SPY", str(spy)).replace("HOOKS", str(tmp_path / "hooks")))
+    spied.unlink(missing_ok=True)
     with monkeypatch.context() as surrounding:
-        for name, _, value in (variable.partition("=") for variable in VARIABLES.split()):
+        for name, _, value in (variable.partition("=") for variable in VARIABLES.split() if not planted):
             surrounding.setenv(name, value.replace("OTHER", str(tmp_path / "other")))
-        made = use_everything(tree)
+        tree = Repo(tree.root, marker="the marker")
+        assert changed(tree) == set()
+        tree.switch("elsewhere")
+        tree.switch("main")
+        base, expected = tree.head(), ["README.md", "a", "b.x", "tests/test_a.py"]
+        write(tree.root, *expected, content="changed\n")
+        write(tree.root, ".vscode", content="")
+        (tree.root / ".vscode").chmod(0o444)  # a placeholder
+        assert Protected(tree, ["READ*"], base).changes() == {"README.md": "changed"}
+        made = commit(tree, base)
+        assert (made.changed, made.left_out, tree.branch(), changed(tree)) == (expected, {}, "main", set())
+        assert (tree.iterations("api")[0], tree.commit_after(base, "api", 1)) == ((1, made.sha), made)
+        statistics = {"files_modified": 4, "lines_of_code_added": 4, "tests_created": 1}
+        assert (tree.statistics(base, made.sha), [*tree.files(made.sha)]) == (statistics, expected)
+        assert tree.diff(base, made.sha).splitlines()[-1] == "+changed"
+        recent = f"{made.sha[:7]} Do it 4 files changed, 4 insertions(+), 1 deletion(-)"
+        assert tree.recent(base, made.sha, 3) == [recent]
+        tree.remember({"api/head": made.sha, "api/best": made.sha})
+        assert tree.git("rev-parse", "refs/cco/api/head", "refs/cco/api/best").split() == [made.sha] * 2
+        assert tree.restore(base, "back", "api", ["tests"]) != made.sha
+    assert not spied.exists(), spied.read_text()
     assert git(tree.root, "log", "-1", "--format=%an <%ce>", made.sha) == "Test <test@example.invalid>"
     assert git(tmp_path / "other", "log", "--format=%s") == "first"
-    assert "CCO_RUN=the marker\n" in (seen := (tmp_path / "env").read_text())
-    assert "a-secret-of-the-kit" not in seen
+    assert "CCO_RUN=the marker\n" in seen.read_text() and "a-secret-of-the-kit" not in seen.read_text()
 
 
-# What dies with a run, and what is found again
-
-
-def test_a_lock_that_a_dead_git_left_is_removed(tree, git, tmp_path, capsys):
+def test_only_the_locks_of_a_dead_git_and_the_placeholders_of_a_killed_sandbox_are_removed(tree, git, tmp_path, capsys):
     need(proc.LINUX, "only Linux says whether a git is at work")
     sh(tree.root, "git worktree add -q -b linked ../linked")
-    write(tree.root, "yarn.lock")
     for here in (Repo(tmp_path / "linked"), tree):
         for name in ("refs/cco/demo/head.lock", "index.lock", "HEAD.lock", "refs/heads/main.lock"):
             lock = (here.root / git(here.root, "rev-parse", "--git-path", name)).resolve()
             write(lock.parent, lock.name)
             here.remove_stale_locks()
             assert f"removed {lock}, " in capsys.readouterr().err
-    assert commit(tree).changed == ["yarn.lock"]
-
-
-def test_only_placeholders_of_a_killed_sandbox_are_removed(tree, git):
     placeholders = [".mcp.json", ".bash_profile", ".claude/commands", ".claude/settings.json"]
     write(tree.root, ".git/info/exclude", content=".claude\n")
-    write(tree.root, *placeholders, ".bashrc", ".profile", "sub/.mcp.json", "other", content="")
+    write(tree.root, *placeholders, ".bashrc", ".profile", "sub/.mcp.json", "other", "yarn.lock", content="")
     write(tree.root, ".gitconfig", ".idea/workspace.xml")
     sh(tree.root, "git add -f .bashrc; ln -s other .zshrc; chmod 444 .claude/* .[b-m]*[a-z] sub/.mcp.json other")
-    rest = [".bashrc", "sub/.mcp.json", "other", ".gitconfig", ".idea/workspace.xml", ".profile", ".zshrc"]
+    rest = [".bashrc", "sub/.mcp.json", "other", ".gitconfig", ".idea/workspace.xml", ".profile", ".zshrc", "yarn.lock"]
     tree.remove_placeholders()
-    assert [name for name in [*placeholders, *rest] if (tree.root / name).exists()] == rest
+    assert [name for name in [*placeholders, *rest] if os.path.lexists(tree.root / name)] == rest
 
 
-def test_iterations_are_found_again_by_mission(tree):
+def test_iterations_are_found_again_by_mission_and_the_commit_that_was_made_before_a_crash(tree):
     odd = ("x", "", "-1", "1.5", "²", "9" * 5000, "1\n 2", "1\x1f2", "1\u20282", "1, 2", "0x10")
     pairs = [("api", "1"), ("api", "10"), ("api", "2"), ("api-2", "7"), ("ap", "99"), *(("api", text) for text in odd)]
     for mission, number in pairs:
@@ -483,9 +448,6 @@ def test_iterations_are_found_again_by_mission(tree):
         sh(tree.root, "git commit -q --allow-empty --cleanup=verbatim -F .git/message")
     found = {name: [number for number, _ in tree.iterations(name)] for name in ("api", "api-2", "ap", "a")}
     assert found == {"api": [2, 10, 1], "api-2": [7], "ap": [99], "a": []}
-
-
-def test_a_commit_that_was_made_before_a_crash_is_found_again(tree):
     base = tree.head()
     write(tree.root, "a", "ümläut\n€")
     made = commit(tree)
@@ -501,7 +463,7 @@ def test_files_and_diff_of_a_commit_show_the_work_and_nothing_of_the_kit(tree, g
     write(tree.root, "uncommitted")
     found = tree.files(head)
     assert {*found} == {"README.md", ".gitmodules", "src/app.py", *NAMES}
-    assert tree.read(found["README.md"]) == "# a project\n"
+    assert tree.read(found["README.md"]) == "# a project"
     assert tree.read(git(tree.root, "hash-object", "-w", "/bin/sh")) is None
     assert "b/src/app.py" in (shown := tree.diff(first, head))
     assert not any(word in shown for word in ("kit/", "api.yaml", ".claude", "uncommitted"))
@@ -520,7 +482,7 @@ def test_the_files_are_those_of_the_earlier_commit_and_the_later_one_stays_an_an
     with pytest.raises(GitError, match="git restore"):
         tree.restore("0" * 40, "x", "api", [])
     made = tree.restore(best, "Return to iteration 3", "api", [])
-    assert (made, parents(git, tree.root)) == (tree.head(), [worse])
+    assert (made, git(tree.root, "rev-parse", "HEAD^@").split()) == (tree.head(), [worse])
     assert content("changed", "deleted", "folder/x", "tests/a.py", "deep/x.lock", *NAMES) == {"1\n"}
     assert (os.access(tree.root / "changed", os.X_OK), (tree.root / "tests/b.py").exists()) == (False, False)
     assert content("kit/cco.py") == {"2\n"}
@@ -531,7 +493,7 @@ def test_the_files_are_those_of_the_earlier_commit_and_the_later_one_stays_an_an
     assert (shown, tree.restore(tree.head(), "x", "api", [])) == ("Return to iteration 3 api", tree.head())
 
 
-# Protected files
+NAMED = [f"tests/acc/names/{name}" for name in NAMES]
 
 
 @pytest.fixture
@@ -540,18 +502,20 @@ def accepted(tree, git) -> Repo:
     write(tree.root, ".gitignore", content="*.ign\n.cco\n")
     write(tree.root, "tests/acc/deep/data.bin", content=bytes(range(256)))
     sh(tree.root, "cd tests/acc; ln -s a.py link; echo true > run.sh; chmod +x run.sh")
+    write(tree.root, *NAMED, content=b"\r\n\0\xff$Id$")
     save(git, tree.root, "tests/acc/a.py", "tests/acc/b.py", "src/app.py", content="assert a\n")
     return tree
 
 
 A, DATA = "tests/acc/a.py", "tests/acc/deep/data.bin"
 CHANGED = {A: "changed"}
-DELETED = {f"tests/acc/{name}": "deleted" for name in ("a.py", "b.py", "deep/data.bin", "link", "run.sh")}
+DELETED = dict.fromkeys([*NAMED, A, DATA, "tests/acc/b.py", "tests/acc/link", "tests/acc/run.sh"], "deleted")
 EDIT = f"echo 'assert True' > {A}"
 SWAP = f"touch -r {A} ../time; echo 'assert b' > {A}; touch -r ../time {A}"
 WAYS: dict[str, tuple[str, dict[str, str]]] = {
     "changed": (EDIT, CHANGED),
     "same size and time": (SWAP, CHANGED),
+    "any name": ("find tests/acc/names -type f -exec cp README.md {} ';'", dict.fromkeys(NAMED, "changed")),
     "executable": (f"chmod +x {A}", CHANGED),
     "not executable": ("git config core.fileMode false; chmod -x tests/acc/run.sh", {"tests/acc/run.sh": "changed"}),
     "new": ("touch tests/acc/conftest.py", {"tests/acc/conftest.py": "new"}),
@@ -581,21 +545,10 @@ def test_every_change_of_a_protected_file_is_named_and_restored(accepted, change
     assert protected.changes() == expected
     protected.restore(expected, root / ".cco/kept")
     assert protected.changes() == {}
+    changed = [name for name, what in expected.items() if what != "deleted"]
+    assert all(any(os.path.lexists(kept / name) for kept in root.glob(".cco/kept/*")) for name in changed)
     shutil.rmtree(root / "tests/acc/.git", ignore_errors=True)
     assert (picture(root / "tests"), picture(root / "src")) == (before, work)
-
-
-def test_files_of_any_name_are_restored_and_every_changed_version_is_kept(accepted, git):
-    names = [f"tests/acc/{name}" for name in NAMES]
-    protected = Protected(accepted, ["tests/acc"], save(git, accepted.root, *names, content=b"\r\n\0\xff$Id$"))
-    before = picture(accepted.root / "tests")
-    for text in ("first", "second"):
-        write(accepted.root, *names, content=text)
-        assert {*protected.changes()} == {*names}
-        protected.restore(protected.changes(), accepted.root / ".cco/kept" / text)
-        (kept,) = (accepted.root / ".cco/kept" / text).iterdir()
-        assert {(kept / name).read_text() for name in names} == {text}
-        assert picture(accepted.root / "tests") == before
 
 
 def test_what_git_does_not_track_is_named_and_left_alone_also_after_a_crash(accepted, git):
@@ -612,54 +565,43 @@ def test_what_git_does_not_track_is_named_and_left_alone_also_after_a_crash(acce
     assert Protected(accepted, globs, accepted.head()).changes() == {}
     commit = save(git, accepted.root, A, content="the user's\n")
     assert (protected.changes()[A], Protected(accepted, globs, commit).changes()) == ("changed", {})
-
-
-def test_caches_and_what_others_watch_do_not_count(accepted, git):
-    root = accepted.root
-    here = Repo(root, [root / "tests/acc/mission.yaml"])
-    save(git, root, "tests/acc/mission.yaml", "tests/acc/__pycache__/tracked.pyc")
-    protected = Protected(here, ["tests/**", "**/*.pyc"], here.head())
-    write(root, "tests/acc/mission.yaml", "tests/acc/__pycache__/a.pyc", "tests/.pytest_cache/v/x", content="2\n")
+    cached, mission = "tests/acc/__pycache__/tracked.pyc", "tests/acc/mission.yaml"
+    here = Repo(accepted.root, [accepted.root / mission])
+    protected = Protected(here, ["tests/**", "**/*.pyc"], save(git, here.root, mission, cached))
+    write(here.root, mission, "tests/acc/__pycache__/a.pyc", "tests/.pytest_cache/v/x", content="2\n")
     assert protected.changes() == {}
-    write(root, "tests/acc/__pycache__/tracked.pyc", "tests/acc/my__pycache__/x", content="2\n")
-    assert {*protected.changes()} == {"tests/acc/__pycache__/tracked.pyc", "tests/acc/my__pycache__/x"}
+    write(here.root, cached, "tests/acc/my__pycache__/x", content="2\n")
+    assert {*protected.changes()} == {cached, "tests/acc/my__pycache__/x"}
 
 
-FILES = ["a.py", "b.lock", "c.txt", "dir/a.py", "dir/x", "dir/deep/b.lock", "dir/deep/c.txt", ".hidden/a.py"]
-IN_DIR, DEEP = {name for name in FILES if name.startswith("dir/")}, {name for name in FILES if "deep" in name}
+IN_DIR, DEEP = ["dir/a.py", "dir/x", "dir/deep/b.lock", "dir/deep/c.txt"], ["dir/deep/b.lock", "dir/deep/c.txt"]
+GLOBS = {  # the files that it means, what a sandbox makes read-only
+    "dir/**": (IN_DIR, ["dir"]),
+    "./dir/*": (IN_DIR, IN_DIR),
+    "**/*.py": (["a.py", "dir/a.py", ".hidden/a.py"], ["a.py", "dir/a.py", ".hidden/a.py"]),
+    "**/deep/**": (DEEP, DEEP),
+    "[ab].*": (["a.py", "b.lock"], ["a.py", "b.lock"]),
+    ".git/**": ([], [".git"]),
+}
 
 
-@pytest.mark.parametrize(
-    ("glob", "expected", "paths"),
-    [
-        ("dir/**", IN_DIR, {"dir"}),
-        ("./dir/*", IN_DIR, IN_DIR),
-        ("**/*.py", {"a.py", "dir/a.py", ".hidden/a.py"}, {"a.py", "dir/a.py", ".hidden/a.py"}),
-        ("**/deep/**", DEEP, DEEP),
-        ("[ab].*", {"a.py", "b.lock"}, {"a.py", "b.lock"}),
-        (".git/**", set(), {".git"}),
-    ],
-)
-def test_a_glob_means_these_files_those_that_are_there_and_those_to_come(tree, git, glob, expected, paths):
-    protected = Protected(tree, [glob], save(git, tree.root, *FILES))
-    assert {str(path.relative_to(tree.root)) for path in protected.paths()} == paths
-    write(tree.root, *FILES, "README.md", content="changed\n")
-    write(tree.root, *(f"{name}.new.py" for name in FILES))
-    changes = protected.changes()
-    assert {name for name, what in changes.items() if what == "changed"} == expected
-    if glob in ("dir/**", "**/deep/**"):
-        assert {name for name, what in changes.items() if what == "new"} == {f"{name}.new.py" for name in expected}
+def test_a_glob_means_these_files_those_that_are_there_and_those_to_come(tree, git):
+    names = ["a.py", "b.lock", "c.txt", *IN_DIR, ".hidden/a.py"]
+    commit = save(git, tree.root, *names)
+    for glob, (_, places) in GLOBS.items():
+        assert {*Protected(tree, [glob], commit).paths()} == {tree.root / place for place in places}
+    write(tree.root, *names, *(f"{name}.new.py" for name in names), "README.md", content="changed\n")
+    for glob, (expected, _) in GLOBS.items():
+        changes = Protected(tree, [glob], commit, anew=False).changes()
+        assert {name for name, what in changes.items() if what == "changed"} == {*expected}
+        if glob.endswith("/**"):
+            assert {name for name, what in changes.items() if what == "new"} == {f"{name}.new.py" for name in expected}
 
 
-@pytest.fixture
-def kit(tmp_path) -> Path:
-    folder = tmp_path / "tools" / "cco"
-    write(folder, "cco.py", "repo.py", "state.py", "Makefile", "requirements.txt", "prompts/rules.md", "schema/a.json")
-    write(folder, "extras/a.py", "extras/deep/b.py", "tests/test_cco_x.py", ".venv/x.py")
-    return folder
-
-
-def test_every_change_of_the_kit_is_named_and_restored_by_content(kit, tmp_path, monkeypatch):
+def test_every_change_of_the_kit_is_named_and_restored_by_content(tmp_path, monkeypatch):
+    kit = tmp_path / "tools" / "cco"
+    write(kit, "cco.py", "repo.py", "state.py", "Makefile", "requirements.txt", "prompts/rules.md", "schema/a.json")
+    write(kit, "extras/a.py", "extras/deep/b.py", "tests/test_cco_x.py", ".venv/x.py")
     watched = Kit(kit)
     with monkeypatch.context() as context:  # what did not change is not read again
         context.setattr(Path, "read_bytes", None)
@@ -672,38 +614,33 @@ def test_every_change_of_the_kit_is_named_and_restored_by_content(kit, tmp_path,
     write(kit, "prompts/rules.md", *new, content="planted\n")
     sh(kit, "rm repo.py; ln -sf /etc/passwd state.py; chmod 600 cco.py; mv extras/deep extras/a.py ..; touch Makefile")
     sh(kit, "rm requirements.txt; mkfifo requirements.txt")
-    changes = watched.changes()
-    deleted = dict.fromkeys(["repo.py", "extras/a.py", "extras/deep/b.py"], "deleted")
-    altered = dict.fromkeys(["prompts/rules.md", "state.py", "cco.py", "requirements.txt"], "changed")
-    assert changes == {**deleted, **altered, **dict.fromkeys(new, "new")}
-    watched.restore(changes, tmp_path / "kept")
+    deleted, altered = ["repo.py", "extras/a.py", "extras/deep/b.py"], ["prompts/rules.md", "state.py", "cco.py"]
+    expected = {**dict.fromkeys(deleted, "deleted"), **dict.fromkeys(new, "new"), "requirements.txt": "changed"}
+    assert watched.changes() == expected | dict.fromkeys(altered, "changed")
+    watched.restore(watched.changes(), tmp_path / "kept")
     assert (watched.changes(), picture(kit)) == ({}, before)
     assert next((tmp_path / "kept").glob("*/yaml/__init__.py")).read_text() == "planted\n"
 
 
-# The clean checkout
-
-
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    """Where the checkout is made."""
-    (tmp_path / "cco clean").mkdir()
-    return tmp_path / "cco clean"
-
-
-def test_only_what_is_committed_is_in_it_and_the_work_tree_is_not_touched(project, git, folder):
-    sh(project, "ln -s run.sh link; touch run.sh; chmod +x run.sh")
+def test_only_what_is_committed_is_checked_out_with_branches_tags_and_remotes_to_compare_with(project, git, tmp_path):
+    sh(project, 'git clone -q --bare . \'../the "origin"\'; git remote add origin "$PWD/../the \\"origin\\""')
+    sh(project, "git fetch -q origin; git tag v1; git pack-refs --all; ln -s run.sh link; install -T /dev/null run.sh")
     commit = save(git, project, ".gitignore", "src/app.py", *NAMES, content="*.log\n.venv/\n")
     write(project, "untracked", "x.log", ".venv/bin/python", "src/app.py", content="not committed\n")
-    sh(project, "git add untracked")
+    sh(project, "git branch other v1; git add untracked")
     before = git(project, "status", "--porcelain"), git(project, "for-each-ref"), files(project / ".git")
-    checkout = Checkout(Repo(project), commit, folder)
-    assert files(checkout.root) == {".gitignore", "README.md", "src/app.py", "run.sh", "link", *NAMES}
-    assert (checkout.root / "src/app.py").read_text() == "*.log\n.venv/\n"
-    assert (os.access(checkout.root / "run.sh", os.X_OK), os.readlink(checkout.root / "link")) == (True, "run.sh")
-    assert (git(checkout.root, "rev-parse", "HEAD"), git(checkout.root, "status", "--porcelain")) == (commit, "")
+    checkout = Checkout(Repo(project), commit, tmp_path)
+    root = checkout.root
+    assert files(root) == {".gitignore", "README.md", "src/app.py", "run.sh", "link", *NAMES}
+    assert (root / "src/app.py").read_text() == "*.log\n.venv/\n"
+    assert (os.access(root / "run.sh", os.X_OK), os.readlink(root / "link")) == (True, "run.sh")
+    assert (git(root, "rev-parse", "HEAD"), git(root, "status", "--porcelain")) == (commit, "")
     assert checkout.sources == [project / ".git" / "objects"]
-    repo.delete(folder)
+    for base in ("other", "origin/main", "v1"):
+        assert git(root, "diff", "--name-only", base, "HEAD", "--", "src") == "src/app.py"
+    assert git(root, "describe", "--tags") == f"v1-1-g{commit[:7]}"
+    sh(root, "git fetch -q origin")
+    repo.delete(root)
     assert (git(project, "status", "--porcelain"), git(project, "for-each-ref"), files(project / ".git")) == before
 
 
@@ -717,12 +654,12 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_repository_is_checked_out_whole(project, empty, git, folder, tmp_path, kind):
+def test_every_kind_of_repository_is_checked_out_whole(project, empty, git, tmp_path, kind):
     commit = save(git, project, "wanted/a", "unwanted/b")
     sh(project, KINDS[kind])
     if kind in ("worktree", "sha256"):
         commit = save(git, tmp_path / "source", "wanted/c")
-    checkout = Checkout(Repo(tmp_path / "source"), commit, folder)
+    checkout = Checkout(Repo(tmp_path / "source"), commit, tmp_path)
     expected = {"README.md", "wanted/a", "unwanted/b", *["wanted/c"] * (kind in ("worktree", "sha256"))}
     assert (files(checkout.root), git(checkout.root, "log", "--format=%H", "-1")) == (expected, commit)
     assert files(Checkout(empty, "", checkout.root / ".git").root) == set()
@@ -732,52 +669,34 @@ RULES = """
 echo made > .git/info/exclude; echo y text eol=crlf > .git/info/attributes; git config filter.x.smudge 'sed s/x/other/'
 echo 'echo other > y' > .git/hooks/post-checkout; chmod +x .git/hooks/post-checkout
 echo other > z; git replace $(git rev-parse HEAD:y) $(git hash-object -w z)
+git config --global filter.up.smudge 'tr a-z A-Z'; git config --global filter.up.clean 'tr A-Z a-z'
 """
 
 
-def test_what_is_in_the_repositorys_own_git_folder_alone_is_not_in_it(project, git, folder):
-    commit = save(git, project, "x", "y", ".gitattributes", content="x filter=x\n")
+def test_the_users_settings_count_those_of_the_git_folder_do_not_and_lfs_objects_are_at_hand(project, git, tmp_path):
+    sh(project, RULES.splitlines()[-1])
+    commit = save(git, project, "x", "y", "up", ".gitattributes", content="x filter=x\nup filter=up\n")
     sh(project, RULES)
-    checkout = Checkout(Repo(project), commit, folder)
-    assert [(checkout.root / name).read_text() for name in ("x", "y")] == ["x filter=x\n"] * 2
+    write(project, ".git/lfs/objects/x")
+    checkout = Checkout(Repo(project), commit, tmp_path)
+    x, y, up = ((checkout.root / name).read_text() for name in ("x", "y", "up"))
+    assert (x, y, up) == ("x filter=x\nup filter=up\n", x, x.upper())
     write(checkout.root, "made")
     assert git(checkout.root, "status", "--porcelain") == "?? made"
-
-
-def test_filters_of_the_user_are_applied_and_lfs_objects_are_at_hand(project, git, folder):
-    sh(project, "git config --global filter.up.smudge 'tr a-z A-Z'; git config --global filter.up.clean 'tr A-Z a-z'")
-    commit = save(git, project, ".gitattributes", "x", content="x filter=up\n")
-    write(project, ".git/lfs/objects/x")
-    checkout = Checkout(Repo(project), commit, folder)
-    assert (checkout.root / "x").read_text() == "X FILTER=UP\n"
     assert git(checkout.root, "config", "lfs.storage") == str(project / ".git/lfs")
     assert checkout.sources == [project / ".git/objects", project / ".git/lfs"]
 
 
-def test_a_check_may_compare_with_other_branches_tags_and_the_remote(project, git, folder):
-    sh(project, 'git clone -q --bare . \'../the "origin"\'; git remote add origin "$PWD/../the \\"origin\\""')
-    sh(project, "git fetch -q origin; git tag v1; git pack-refs --all")
-    commit = save(git, project, "a")
-    sh(project, "git branch other v1")
-    root = Checkout(Repo(project), commit, folder).root
-    for base in ("other", "origin/main", "v1"):
-        assert git(root, "diff", "--name-only", base, "HEAD") == "a"
-    assert git(root, "describe", "--tags") == f"v1-1-g{commit[:7]}"
-    sh(root, "git fetch -q origin")
-
-
-def test_submodules_are_at_the_committed_state_without_any_network_nested_ones_too(project, git, folder):
-    sh(
-        project,
-        'git clone -q . ../inner; git clone -q . ../outer; git -C ../outer submodule --quiet add "$PWD/../inner" sub',
-    )
-    sh(project, "git -C ../outer commit -qm x; git submodule --quiet add ../outer 'libs/a module'; git commit -qm x")
+def test_submodules_are_at_the_committed_state_without_any_network_nested_ones_too(project, git, tmp_path):
+    sh(project, "git clone -q . ../inner; git clone -q . ../outer")
+    sh(project, 'cd ../outer; git submodule --quiet add "$PWD/../inner" sub; git commit -qm x')
+    sh(project, "git submodule --quiet add ../outer 'libs/a module'; git commit -qm x")
     sh(project, "git submodule --quiet update --init --recursive; rm -rf ../inner ../outer")
     module = project / "libs/a module"
     sh(module, "echo changed > README.md; git commit -qam 'not committed outside'; touch untracked")
     assert Repo(project).submodules() == [module / ".git", module / "sub/.git"]
     before = picture(project)
-    checkout = Checkout(Repo(project), git(project, "rev-parse", "HEAD"), folder)
+    checkout = Checkout(Repo(project), git(project, "rev-parse", "HEAD"), tmp_path)
     expected = {".gitmodules", "README.md", "libs/a module/README.md", "libs/a module/.gitmodules"}
     assert files(checkout.root) == expected | {"libs/a module/sub/README.md"}
     assert (checkout.root / "libs/a module/README.md").read_text() == "# a project\n"
@@ -794,57 +713,40 @@ chmod 644 src/app.o; echo check | tee src/app.c src/app.o by_setup deleted_by_se
 echo forged > node_modules/left/index.js; touch -d 1990-01-01 src/sub/x; rm -r node_modules/link a c empty
 mkdir node_modules/link c; ln -s /etc a; touch c/d; git checkout -q -b other; git commit -qam mine
 """
+TAKE = "mkdir -p locked/deep/er; touch locked/deep/er/x; chmod 0 locked/deep/er locked/deep locked ."
 
 
-def test_everything_is_reset_as_setup_left_it_times_included(project, git, folder):
+def test_everything_is_reset_as_setup_left_it_times_included_and_can_be_deleted(project, git, tmp_path):
     write(project, ".gitignore", content="node_modules/\n*.o\n")
     commit = save(git, project, "src/app.c", "src/sub/x", "by_setup", "deleted_by_setup", "a/b", "c")
-    checkout = Checkout(Repo(project), commit, folder)
+    checkout = Checkout(Repo(project), commit, tmp_path)
     root = checkout.root
-
-    def state() -> dict[str, Any]:
-        times = {path: path.lstat().st_mtime_ns for path in root.rglob("*") if path.is_symlink() or path.is_file()}
-        return {**times, **picture(root)}
-
     sh(root, SETUP)
     checkout.keep()
-    before = state()
-    for _ in range(2):
-        sh(root, CHECK)
+    before = picture(root)
+    times = {name: (root / name).lstat().st_mtime_ns for name in before}
+    for script in (CHECK, CHECK, TAKE):
+        sh(root, script)
         checkout.reset()
-        assert state() == before
+        assert (picture(root), {name: (root / name).lstat().st_mtime_ns for name in before}) == (before, times)
         assert ((root / "empty").is_dir(), git(root, "rev-parse", "HEAD")) == (True, commit)
-
-
-def test_what_a_check_took_the_rights_from_is_reset_and_deleted_all_the_same(project, folder):
-    """As root everything may be done to it anyway."""
-    checkout = Checkout(Repo(project), Repo(project).head(), folder)
-    checkout.keep()
-    take = "mkdir -p locked/deep/er; touch locked/deep/er/x; chmod 0 locked/deep/er locked/deep locked ."
-    sh(checkout.root, take)
-    checkout.reset()
-    assert {*os.listdir(checkout.root)} == {".git", "README.md"}
-    sh(checkout.root, take)
-    repo.delete(folder)
-    assert not folder.exists()
-
-
-def test_only_the_temporary_folders_of_one_repository_are_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    mine, other = [repo.scratch("/a/b", name) for name in ("clean", "check")], repo.scratch("/a/c", "clean")
-    write(mine[0], "tree/x")
-    (tmp_path / "cco-notes").mkdir()
-    before = {*tmp_path.iterdir()}
-    repo.remove_scratch("/a/b")
-    assert (before - {*tmp_path.iterdir()}, other.exists()) == ({*mine}, True)
+    sh(root, TAKE)
+    repo.delete(root)
+    assert not os.path.lexists(root)
 
 
 DEEP_DOWN = f"mkdir it; cd it; {sys.executable} -c \"import os\nfor _ in range(3000): os.mkdir('d'); os.chdir('d')\""
 
 
-def test_whatever_is_there_can_be_deleted_and_what_a_link_leads_to_stays(tmp_path):
-    write(tmp_path, "target/precious")
+def test_whatever_is_there_can_be_deleted_and_of_temporary_folders_those_of_one_repository(tmp_path, monkeypatch):
+    write(tmp_path, "target/precious", "cco-notes/x")
     for make in ("true", "touch it", "ln -s target it", "ln -s nowhere it", "mkfifo it", DEEP_DOWN):
         sh(tmp_path, make)
         repo.delete(tmp_path / "it")
         assert (os.path.lexists(tmp_path / "it"), (tmp_path / "target/precious").exists()) == (False, True)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    mine, other = [repo.scratch("/a/b", name) for name in ("clean", "check")], repo.scratch("/a/c", "clean")
+    write(mine[0], "tree/x")
+    before = {*tmp_path.iterdir()}
+    repo.remove_scratch("/a/b")
+    assert (before - {*tmp_path.iterdir()}, other.exists()) == ({*mine}, True)
