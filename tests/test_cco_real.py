@@ -62,7 +62,7 @@ class Host:
             "budget_usd": None,
             "model": None,
             "timeout": 120.0,
-            "window": stream.WINDOW,
+            "window": 200_000,
             "spent": {},
             "marker": f"test-{root}",
             "stream": self.folder / f"{root.name}.jsonl.gz",

@@ -77,7 +77,7 @@ class Run:
     def end(self, code: int = 0, spent: dict[str, float] | None = None, stderr: str = "", **given: Any):
         self.stream.finish()
         given = {"seconds": 60.0, **given}
-        return stream.classify(self.stream, proc.Result(code=code, **given), stderr, spent or {})
+        return stream.classify(self.stream, proc.Result(code=code, **given), stderr, spent or {}, 200_000)
 
     def lines(self) -> list[str]:
         """What is kept, line by line."""

@@ -67,7 +67,7 @@ class Bench:
             "budget_usd": None,
             "model": self.claude.model,
             "timeout": self.claude.timeout,
-            "window": stream.WINDOW,
+            "window": 200_000,
             "spent": {},
             "marker": f"test-{self.folder}",
             "stream": self.stream,
