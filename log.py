@@ -31,9 +31,7 @@ MASK = "***"
 MIN_SECRET = 8  # characters; shorter values would mask ordinary words
 
 # Ends of words that make the value of a variable a secret; KEYBOARD and AUTHOR have none of them.
-SECRET_NAME = re.compile(
-    r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL)S?(_|$)|(^|_)(PASS|PWD|AUTH)(_|$)", re.I
-)
+SECRET_NAME = re.compile(r"(?i)(KEY|TOKEN|SECRET|PASSW(OR)?D|PASSPHRASE|CREDENTIAL)S?(_|$)|(^|_)(PASS|PWD|AUTH)(_|$)")
 PLAIN_NAME = re.compile(r"^PWD$|MAX_.*TOKENS$")  # the shell's folder, and settings of Claude Code
 # What looks like a secret: how keys begin in the families that gitleaks and secretlint agree on, and some more shapes;
 # entropy would mask commit hashes.
@@ -161,8 +159,7 @@ def start(folder: Path, level: str, max_size: int = 10_000_000) -> None:
     _logger.propagate = False
     _logger.setLevel(level)
     _console = _Console(sys.stdout)
-    options: Any = {"maxBytes": max_size, "backupCount": 1, "encoding": "utf-8"}
-    combined, errors = (_File(folder / f"{name}.log", **options) for name in ("combined", "error"))
+    combined, errors = (_File(folder / f"{name}.log", "a", max_size, 1, "utf-8") for name in ("combined", "error"))
     errors.setLevel(logging.ERROR)
     for handler in (combined, errors, _console):
         _logger.addHandler(handler)

@@ -56,9 +56,8 @@ KINDS = (
 )  # fmt: skip
 
 CLOCK = re.compile(  # 3pm, 5:49am, Mon 12:00am, Jul 10 at 1pm, Jan 6, 2027, 7pm; then perhaps (Europe/Berlin)
-    r"resets? (?:at )?(?:(mon|tue|wed|thu|fri|sat|sun) )?(?:([a-z]{3} \d\d?),? (?:\d{4}, )?(?:at )?)?"
-    r"(\d\d?(?::\d\d)? ?[ap]m)\b(?: \(([\w/+-]+)\))?",
-    re.I,
+    r"(?i)resets? (?:at )?(?:(mon|tue|wed|thu|fri|sat|sun) )?(?:([a-z]{3} \d\d?),? (?:\d{4}, )?(?:at )?)?"
+    r"(\d\d?(?::\d\d)? ?[ap]m)\b(?: \(([\w/+-]+)\))?"
 )
 MET = re.compile(r"^[^\w\n]*met:[^\w\n]*([\w-]+(?:[^\w\n]*,[^\w\n]*[\w-]+)*)[^\w\n]*$", re.I | re.M)
 

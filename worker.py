@@ -67,9 +67,8 @@ def find(command: str | None, root: Path) -> str:
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), *map(os.path.expanduser, USUAL_PLACES)])
     if program := proc.find(os.path.expanduser(command or "claude"), root, path):
         return program
-    wanted = f"claude_code.command is {command!r}, which" if command else "claude"
     install = "Install it (npm install -g @anthropic-ai/claude-code), or set claude_code.command to its full path."
-    raise Stop(CANNOT, f"{wanted} is not an executable file on PATH ({path}).\n{install}")
+    raise Stop(CANNOT, f"{command or 'claude'} is not an executable file on PATH ({path}).\n{install}")
 
 
 def require(settings: Settings, root: Path) -> None:
@@ -93,14 +92,10 @@ def require(settings: Settings, root: Path) -> None:
 
 def environment(settings: Settings, root: Path, marker: str) -> dict[str, str]:
     """Return claude's environment: the user's, so that every login works, less what is the kit's own."""
-    key = settings.openrouter.api_key
-
-    def is_own(name: str, value: str) -> bool:
-        if name in proc.NESTED or name == "OPENROUTER_API_KEY" or name.startswith("CCO_"):
-            return True
-        return value == key and not name.startswith(("ANTHROPIC_", "CLAUDE_"))  # with these it is claude's login, too
-
-    env = {name: value for name, value in os.environ.items() if not is_own(name, value)}
+    own = {name for name in os.environ if name.startswith("CCO_") or name in (*proc.NESTED, "OPENROUTER_API_KEY")}
+    same = {name for name, value in os.environ.items() if value == settings.openrouter.api_key}
+    own |= {name for name in same if not name.startswith(("ANTHROPIC_", "CLAUDE_"))}  # else it is claude's login, too
+    env = {name: value for name, value in os.environ.items() if name not in own}
     if settings.claude_code.api_key:
         env["ANTHROPIC_API_KEY"] = settings.claude_code.api_key
     path = proc.trusted_path(env.get("PATH", os.defpath), root)  # claude starts bwrap and git outside of any sandbox
