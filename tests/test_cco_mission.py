@@ -163,55 +163,49 @@ def test_a_bad_repository_is_named_with_its_line_and_the_remedy(tmp_path):
                 mission.require_repository(loaded)
 
 
-WRONG_FIELDS = [
-    ("title: 2024-01-31", 'title: found "2024-01-31", expected a line of text'),
-    ("title: 5", "title: found 5, expected a line of text of at most 200 characters; if it is text, quote it"),
-    ("constraints: be nice", 'constraints: found "be nice", expected a list of texts'),
-    ("constraints: [ok, 5]", "constraints[1]: found 5, expected text that is not empty; if it is text, quote it"),
-    ("confirm: never", 'confirm: found "never", expected one of clean, tree'),
-    ("protect: [/etc/passwd]", 'protect[0]: found "/etc/passwd", expected a glob below the root of the repository'),
-    ("protect: [a, a/../../b]", 'protect[1]: found "a/../../b", expected a glob below'),
-    ("network: [https://pypi.org/simple]", 'network[0]: found "https://pypi.org/simple", expected a host name'),
-    ("limits: {cost_usd: '5'}", 'limits.cost_usd: found "5", expected a number of US dollars above 0'),
-    (f"limits: {{tokens: 1{'0' * 5000}}}", "limits.tokens: found "),
-    ("settings: [a]", 'settings: found ["a"], expected a mapping of sections'),
-    ("id: a/b", 'id: found "a/b", expected a name of 1 to 40 of a-z, 0-9 and -'),
-    ('id: "line\\n"', "expected a name"),
-    ("createdAt: now", "createdAt: unknown, expected one of id, title"),
-]
+def test_a_wrong_field_is_named_with_its_line_and_what_was_expected(tmp_path):
+    for field, message in (
+        ("title: 2024-01-31", 'title: found "2024-01-31", expected a line of text'),
+        ("title: 5", "title: found 5, expected a line of text of at most 200 characters; if it is text, quote it"),
+        ("constraints: be nice", 'constraints: found "be nice", expected a list of texts'),
+        ("constraints: [ok, 5]", "constraints[1]: found 5, expected text that is not empty; if it is text, quote it"),
+        ("confirm: never", 'confirm: found "never", expected one of clean, tree'),
+        ("protect: [/etc/passwd]", 'protect[0]: found "/etc/passwd", expected a glob below the root of the repository'),
+        ("protect: [a, a/../../b]", 'protect[1]: found "a/../../b", expected a glob below'),
+        ("network: [https://pypi.org/simple]", 'network[0]: found "https://pypi.org/simple", expected a host name'),
+        ("limits: {cost_usd: '5'}", 'limits.cost_usd: found "5", expected a number of US dollars above 0'),
+        (f"limits: {{tokens: 1{'0' * 5000}}}", "limits.tokens: found "),
+        ("settings: [a]", 'settings: found ["a"], expected a mapping of sections'),
+        ("id: a/b", 'id: found "a/b", expected a name of 1 to 40 of a-z, 0-9 and -'),
+        ('id: "line\\n"', "expected a name"),
+        ("createdAt: now", "createdAt: unknown, expected one of id, title"),
+    ):
+        title = "" if field.startswith("title") else "title: t\n"
+        (line,) = problems(tmp_path, f"{title}{DONE}{field}\n")
+        assert line.startswith(f"mission.yaml:{3 if title else 2}: ") and message in line
 
 
-@pytest.mark.parametrize(("field", "message"), WRONG_FIELDS, ids=[field[:30] for field, _ in WRONG_FIELDS])
-def test_a_wrong_field_is_named_with_its_line_and_what_was_expected(tmp_path, field, message):
-    title = "" if field.startswith("title") else "title: t\n"
-    (line,) = problems(tmp_path, f"{title}{DONE}{field}\n")
-    assert line.startswith(f"mission.yaml:{3 if title else 2}: ") and message in line
-
-
-QUOTE = "; if it is text, quote it"
-WRONG_IN_CRITERION = [
-    ("check: true", f"found true, expected a shell command that exits 0.*{QUOTE}"),
-    ("check:", "found null, expected a shell command.*; leave the field out to have it judged"),
-    ("check: ! grep -q x y", "found the YAML tag !, expected a plain value; quote the text"),
-    ("check: &a ! grep -q x y", "found the YAML tag !, expected"),
-    ('check: "a\\0b"', r"found the character U\+0000, expected text; remove it"),
-    ("criteria: 5", f"found 5, expected text that says what must be true{QUOTE}"),
-    ("priority: urgent", 'found "urgent", expected one of critical, high, medium, low'),
-    ("timeout: soon", r'found "soon", expected a duration above 0, such as 90 \(seconds\), 300s, 10m or 2h'),
-    (f"timeout: {'9' * 400}s", "expected a duration"),
-    ("retries: 99", "found 99, expected integer from 0 to 10"),
-    ("guard: 1", "found 1, expected boolean"),
-    ("chek: make", r"unknown; did you mean check\?"),
-    ("timeout: 2024-99-99", f"found a date or number that does not exist{QUOTE}"),
-]
-
-
-@pytest.mark.parametrize(("field", "message"), WRONG_IN_CRITERION, ids=[one[0][:30] for one in WRONG_IN_CRITERION])
-def test_a_wrong_field_of_a_criterion_is_named_by_its_path(tmp_path, field, message):
-    criteria = "" if field.startswith("criteria") else "criteria: c\n    "
-    (line,) = problems(tmp_path, f"title: t\ndefinition_of_done:\n  - criteria: a\n  - {criteria}{field}\n")
-    place = rf"mission.yaml:{5 if criteria else 4}: definition_of_done\[1\].{field.split(':')[0]}: "
-    assert re.match(f"{place}.*{message}", line)
+def test_a_wrong_field_of_a_criterion_is_named_by_its_path(tmp_path):
+    quote = "; if it is text, quote it"
+    for field, message in (
+        ("check: true", f"found true, expected a shell command that exits 0.*{quote}"),
+        ("check:", "found null, expected a shell command.*; leave the field out to have it judged"),
+        ("check: ! grep -q x y", "found the YAML tag !, expected a plain value; quote the text"),
+        ("check: &a ! grep -q x y", "found the YAML tag !, expected"),
+        ('check: "a\\0b"', r"found the character U\+0000, expected text; remove it"),
+        ("criteria: 5", f"found 5, expected text that says what must be true{quote}"),
+        ("priority: urgent", 'found "urgent", expected one of critical, high, medium, low'),
+        ("timeout: soon", r'found "soon", expected a duration above 0, such as 90 \(seconds\), 300s, 10m or 2h'),
+        (f"timeout: {'9' * 400}s", "expected a duration"),
+        ("retries: 99", "found 99, expected integer from 0 to 10"),
+        ("guard: 1", "found 1, expected boolean"),
+        ("chek: make", r"unknown; did you mean check\?"),
+        ("timeout: 2024-99-99", f"found a date or number that does not exist{quote}"),
+    ):
+        criteria = "" if field.startswith("criteria") else "criteria: c\n    "
+        (line,) = problems(tmp_path, f"title: t\ndefinition_of_done:\n  - criteria: a\n  - {criteria}{field}\n")
+        place = rf"mission.yaml:{5 if criteria else 4}: definition_of_done\[1\].{field.split(':')[0]}: "
+        assert re.match(f"{place}.*{message}", line)
 
 
 def test_a_missing_field_is_named(tmp_path):
@@ -229,17 +223,14 @@ def test_a_missing_field_is_named(tmp_path):
         assert message in line
 
 
-def test_under_the_root_key_paths_begin_with_it_and_nothing_may_stand_beside_it(tmp_path):
+def test_all_errors_come_at_once_in_the_order_of_the_file_with_the_path_from_its_root(tmp_path):
+    text = "titel: t\nprotect: [/x]\ndefinition_of_done:\n- {criteria: a, id: a}\n- {criteria: 5, check: ''}\n"
+    places = [line.split(": ")[1] for line in problems(tmp_path, text)]
+    assert places == ["titel", "title", "protect[0]", "definition_of_done[1].check", "definition_of_done[1].criteria"]
     text = "mission:\n  title: t\n  definition_of_done:\n    - criteria: a\n      check: true\nsettings: {}\n"
     check, beside = problems(tmp_path, text)
     assert check.startswith("mission.yaml:5: mission.definition_of_done[0].check: found true")
     assert beside == "mission.yaml:6: settings: unknown, expected one of mission"
-
-
-def test_all_errors_come_at_once_in_the_order_of_the_file(tmp_path):
-    text = "titel: t\nprotect: [/x]\ndefinition_of_done:\n- {criteria: a, id: a}\n- {criteria: 5, check: ''}\n"
-    places = [line.split(": ")[1] for line in problems(tmp_path, text)]
-    assert places == ["titel", "title", "protect[0]", "definition_of_done[1].check", "definition_of_done[1].criteria"]
 
 
 def test_messages_stay_on_one_printable_line(tmp_path):
@@ -463,11 +454,13 @@ def test_names_are_replaced_from_the_environment(tmp_path, project):
 def test_dotenv_fills_in_names_and_the_environment_wins(project):
     (project / ".env").write_text(f"export OPENROUTER_API_KEY='{SECRET}'\n")
     (project / ".cco").mkdir()
-    path = config(project / ".cco", "")
-    for loaded, given in ((with_settings(project, "{}"), None), (None, path)):
-        assert load_settings(loaded, given, {}).openrouter.api_key == SECRET
-        assert load_settings(loaded, given, {"OPENROUTER_API_KEY": "other"}).openrouter.api_key == "other"
-        assert load_settings(loaded, given, {"OPENROUTER_API_KEY": ""}).openrouter.api_key is None
+    for loaded, path in ((with_settings(project, "{}"), None), (None, config(project / ".cco", ""))):
+        for environ, key in (
+            ({}, SECRET),
+            ({"OPENROUTER_API_KEY": "other"}, "other"),
+            ({"OPENROUTER_API_KEY": ""}, None),
+        ):
+            assert load_settings(loaded, path, environ).openrouter.api_key == key
     assert os.environ.get("OPENROUTER_API_KEY") != SECRET
 
 
