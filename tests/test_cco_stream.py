@@ -186,18 +186,14 @@ def test_what_the_kit_ended_outranks_a_success_that_comes_after(run):
     assert run.end(stopped="interrupted").kind == "ended"  # the second time the result was there before
 
 
-def test_a_claude_that_lingers_after_its_result_is_ended_and_the_result_counts(run, monkeypatch):
-    run.prints(result())
+def test_a_claude_that_lingers_after_its_result_is_ended_and_one_that_ends_at_once_has_crashed(run, monkeypatch):
+    run.prints(result(num_turns=0))
     assert run.stream.tick() == ""
     monkeypatch.setattr(stream, "LINGER", -1.0)
     assert (run.stream.tick(), run.end(stopped="lingering").kind) == ("lingering", "ended")
-
-
-def test_a_run_that_ends_at_once_without_a_turn_has_crashed(run):
-    run.prints(result(num_turns=0))
     assert [run.end(seconds=seconds).kind for seconds in (0.5, 60.0)] == ["crashed", "ended"]
     run.prints(*WORK, result(num_turns=0))
-    assert run.end(seconds=0.5).kind == "ended"
+    assert run.end(seconds=0.5).kind == "ended"  # there was a turn
 
 
 def test_a_line_that_is_no_event_ends_nothing(run):
@@ -226,22 +222,18 @@ def test_too_long_a_line_is_dropped_and_the_next_one_counts(run, monkeypatch):
     assert max(map(len, run.lines())) < 20_000
 
 
-def test_the_report_is_the_workers_own_and_whole(run):
+def test_report_context_turns_tools_and_denials_are_the_workers_own(run):
     run.prints(text("I did all of it.", usage=USAGE), text("A subagent's longer.", "m2", USAGE, parent_tool_use_id="t"))
-    run.prints(result(result="I did", modelUsage={"m": {"contextWindow": 4000, "inputTokens": 1}}))
+    run.prints(tool("Bash", {"command": "make  all\n"}), tool("Write", {"file_path": "a"}, "m3"))
+    denials = [{"tool_name": "Write", "tool_input": {"file_path": "/etc/x"}}, {"tool_name": "X", "tool_input": {}}]
+    usage = {"m": {"contextWindow": 4000, "inputTokens": 1}}
+    run.prints(result(result="I did", modelUsage=usage, num_turns=3, permission_denials=denials))
     outcome = run.end()
     assert outcome.report == "I did all of it."  # the result may hold the first part alone
     assert (outcome.context, outcome.window) == (0.25, 4000)  # of the conversation, not of the subagent's
+    assert (outcome.turns, outcome.tools, outcome.denials) == (3, 2, ["Write /etc/x", "X"])
     run.prints(result(result="half of a character: \ud83d"))
     assert run.end().report == "half of a character: ?"  # no file could hold it
-
-
-def test_turns_tools_and_denials_are_counted(run):
-    run.prints(tool("Bash", {"command": "make  all\n"}), tool("Write", {"file_path": "a"}, "m2"), text("So.", "m2"))
-    denials = [{"tool_name": "Write", "tool_input": {"file_path": "/etc/x"}}, {"tool_name": "X", "tool_input": {}}]
-    run.prints(result(num_turns=3, permission_denials=denials))
-    outcome = run.end()
-    assert (outcome.turns, outcome.tools, outcome.denials) == (3, 2, ["Write /etc/x", "X"])
 
 
 def totals(usd: float, tokens: int, **given: Any) -> dict[str, Any]:
@@ -315,19 +307,6 @@ def at(clock: str, zone: str = "UTC") -> float:
 NOW = at("2026-11-27 10:00")  # a Friday
 
 
-@pytest.fixture
-def local(monkeypatch):
-    """Set this machine's zone."""
-
-    def set_to(zone: str) -> None:
-        monkeypatch.setenv("TZ", zone)
-        time.tzset()
-
-    yield set_to
-    monkeypatch.undo()
-    time.tzset()
-
-
 RESETS = {
     "Your limit will reset at 3pm (America/Bogota).": at("2026-11-27 15:00", "America/Bogota"),
     "5-hour limit reached ∙ resets 3pm (UTC)": at("2026-11-27 15:00"),
@@ -355,40 +334,39 @@ RESETS = {
 }  # fmt: skip
 
 
-def test_a_text_names_the_time_at_which_its_limit_ends(local):
-    local("UTC")
-    assert {words: stream.reset_time(words, NOW) for words in RESETS} == RESETS
-
-
-def test_a_time_without_a_zone_is_this_machines(local):
-    for zone in ("America/Los_Angeles", "Asia/Kolkata", "Pacific/Kiritimati"):
-        local(zone)
-        assert stream.reset_time("resets 3pm", at("2026-11-27 10:00", zone)) == at("2026-11-27 15:00", zone)
-        assert stream.reset_time("resets 3pm (America/Bogota)", NOW) == at("2026-11-27 15:00", "America/Bogota")
-
-
-def test_no_text_takes_for_ever():
+def test_a_text_names_the_time_at_which_its_limit_ends(monkeypatch):
+    try:
+        for zone in ("America/Los_Angeles", "Asia/Kolkata", "Pacific/Kiritimati", "UTC"):  # this machine's
+            monkeypatch.setenv("TZ", zone)
+            time.tzset()
+            assert stream.reset_time("resets 3pm", at("2026-11-27 10:00", zone)) == at("2026-11-27 15:00", zone)
+            assert stream.reset_time("resets 3pm (America/Bogota)", NOW) == at("2026-11-27 15:00", "America/Bogota")
+        assert {words: stream.reset_time(words, NOW) for words in RESETS} == RESETS
+    finally:
+        monkeypatch.undo()
+        time.tzset()
     for words in ("resets " * 100_000, "resets Mon " * 50_000, "9" * 500_000, "opus " * 100_000, "hit your " * 50_000):
-        assert stream.reset_time(words, NOW) is None
+        assert stream.reset_time(words, NOW) is None  # and soon
 
 
-WINDOWS = [
-    ([limit(), limit(window="seven_day", resets=RESET + 9)], "", RESET + 9, ""),
-    ([limit(), limit("allowed", "seven_day", RESET + 9)], "", RESET, ""),
-    ([limit(window="seven_day_opus")], "You've hit your limit · resets 3pm", RESET, "opus"),
-    ([limit(window="seven_day_overage_included")], "", RESET, "fable"),
-    ([limit(), limit(window="seven_day_opus", resets=RESET + 9)], "", RESET, ""),  # another model would not help
-    ([limit(window="overage", resets=RESET + 9), limit()], "", RESET, ""),
-    ([], "You've hit your weekly limit · resets 3pm", None, ""),
-]
-
-
-@pytest.mark.parametrize(("events", "words", "resets", "model"), WINDOWS, ids=range(len(WINDOWS)))
-def test_the_latest_reset_counts_and_whether_one_model_is_limited_alone(run, events, words, resets, model):
-    run.prints(*events, *failed(words or "limit", "rate_limit", 429))
+@pytest.mark.parametrize(
+    ("events", "resets", "model"),
+    [
+        ([limit(), limit(window="seven_day", resets=RESET + 9)], RESET + 9, ""),
+        ([limit(), limit("allowed", "seven_day", RESET + 9)], RESET, ""),
+        ([limit(window="seven_day_opus")], RESET, "opus"),
+        ([limit(window="seven_day_overage_included")], RESET, "fable"),
+        ([limit(), limit(window="seven_day_opus", resets=RESET + 9)], RESET, ""),  # another model would not help
+        ([limit(window="overage", resets=RESET + 9), limit()], RESET, ""),
+        ([], 0, ""),
+    ],
+    ids=range(7),
+)
+def test_the_latest_reset_counts_and_whether_one_model_is_limited_alone(run, events, resets, model):
+    run.prints(*events, *failed("You've hit your weekly limit · resets 3pm", "rate_limit", 429))
     outcome = run.end()
     assert (outcome.kind, outcome.limited) == ("limit", model)
-    assert not events or outcome.resets_at == resets
+    assert resets in (0, outcome.resets_at)
 
 
 def test_the_last_line_of_the_form_claims_ids():
