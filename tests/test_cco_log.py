@@ -61,17 +61,12 @@ def forget(fresh_mask) -> Iterator[None]:
     log.stop()
 
 
-@pytest.fixture
-def written(tmp_path):
+def written(folder: Path, *calls: Any) -> list[dict[str, Any]]:
     """Let the log write something at level TRACE; what then is in combined.log, as objects."""
-
-    def write(*calls: Any) -> list[dict[str, Any]]:
-        log.start(tmp_path, "TRACE")
-        for call in calls:
-            call()
-        return lines(tmp_path / "combined.log")
-
-    return write
+    log.start(folder, "TRACE")
+    for call in calls:
+        call()
+    return lines(folder / "combined.log")
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -116,13 +111,13 @@ def test_a_secret_is_masked_the_longest_first_inside_json_and_each_long_line_of_
     assert log.mask("header: x\nMIIEowIBAAKCAQEA0Z3\nabcDEF") == "***"
 
 
-def test_what_looks_like_a_secret_is_masked(written, tmp_path):
+def test_what_looks_like_a_secret_is_masked(tmp_path):
     for secret in (*TOKENS.split(), PEM):
         for around in ("{}", "key={}\n", 'got "{}", why?', "a\n{} ", "'{}'", "({})", "token:{};"):
             assert log.mask(around.format(secret)) == around.format("***")
         around = ('"{}"', "\n{}\n", '\\"{}\\"', '{{"key": "{}"}}', "\t{}\\", "\\{}")
         texts = [text.format(secret) for text in around]
-        entries = written(*(partial(log.info, text, field={"deep": [text]}) for text in texts))
+        entries = written(tmp_path, *(partial(log.info, text, field={"deep": [text]}) for text in texts))
         assert [line["msg"] for line in entries[-len(around) :]] == [text.format("***") for text in around]
         for part in re.findall(r"[\w+/-]{12,}", secret.replace("PRIVATE KEY", "")):
             assert part not in (tmp_path / "combined.log").read_text()
@@ -187,8 +182,9 @@ def test_a_file_holds_a_secret_when_the_value_is_no_plain_word(monkeypatch):
         assert not log.holds_secret(b"a\n= something else\n")
 
 
-def test_a_line_says_when_how_grave_and_what_with_the_ids_that_hold_at_the_time(written):
+def test_a_line_says_when_how_grave_and_what_with_the_ids_that_hold_at_the_time(tmp_path):
     entries = written(
+        tmp_path,
         lambda: log.info("criterion api is met", criterion="api", seconds=1.5),
         lambda: log.context(mission="api", iteration=1),
         lambda: log.info("one"),
@@ -234,10 +230,10 @@ def test_files_are_their_owners_alone_also_after_rotation(tmp_path):
     assert numbers == list(range(200 - len(numbers), 200))
 
 
-def test_any_value_of_a_field_gives_a_line_of_json_with_every_string_in_it_masked(written):
+def test_any_value_of_a_field_gives_a_line_of_json_with_every_string_in_it_masked(tmp_path):
     log.register_secret(SECRET)
     values = [float("nan"), float("-inf"), Path("/a"), {1: [SECRET, {"b": f"x{SECRET}"}]}, (1, "b"), b"raw", "\ud800"]
-    entries = written(*(partial(log.info, "x", value=value) for value in values))
+    entries = written(tmp_path, *(partial(log.info, "x", value=value) for value in values))
     expected = ["NaN", "-Infinity", "/a", {"1": ["***", {"b": "x***"}]}, [1, "b"], "b'raw'", "\ud800"]
     assert [line["value"] for line in entries] == expected
     assert log.mask_tree({"n": 1, "none": None, "yes": True}) == {"n": 1, "none": None, "yes": True}

@@ -142,16 +142,13 @@ def test_an_exit_code_survives_a_parent_that_ignores_its_children(kit):
     assert ended(kit("touch ready; false", under=(sys.executable, "-c", code)))["code"] == 1
 
 
-def test_output_and_errors_go_to_their_files_as_they_were_printed(run, tmp_path):
+def test_it_gets_its_input_and_environment_and_its_output_and_errors_are_in_their_files(run, tmp_path, monkeypatch):
     result, printed = run(r"echo one; echo two >&2; printf '\377\376\000end'")
     assert (os.fsencode(printed), result.size) == (b"one\ntwo\n\xff\xfe\0end", 14)
     with open(tmp_path / "errors", "wb+") as errors:
         result, printed = run("echo one; echo two >&2", errors=errors)
     assert (printed, (tmp_path / "errors").read_text(), result.size) == ("one\n", "two\n", 8)
     assert run("echo a long first line; echo b > /dev/stdout; echo c")[1] == "b\nc\n"  # no hole where it was reopened
-
-
-def test_it_gets_exactly_its_input_and_its_environment(run, monkeypatch):
     for data in (b"", bytes(range(256)) * 4096):
         assert os.fsencode(run("cat", stdin=data)[1]) == data
     monkeypatch.setenv("OF_THE_KIT", "not for others")
@@ -254,18 +251,18 @@ def test_a_signal_ends_a_pause_nothing_begins_after_it_and_later_ones_are_only_n
     assert python(code, env) == ["142 2", "proc.Interrupted: 130"]
 
 
-LEFT_BEHIND = {
-    "a child": f"{LEAF} &",
-    "a daemon": f"setsid --fork {LEAF}",
-    "deep": f'(setsid sh -c "setsid {LEAF} & exit" &)',
-    "deaf": f"trap '' TERM INT HUP; setsid {LEAF} &",
-}
+LEFT_BEHIND = (
+    f"{LEAF} &",
+    f"setsid --fork {LEAF}",
+    f'(setsid sh -c "setsid {LEAF} & exit" &)',
+    f"trap '' TERM INT HUP; setsid {LEAF} &",
+)
 
 
-@pytest.mark.parametrize("kind", LEFT_BEHIND)
-def test_what_it_leaves_behind_is_ended_and_named(run, mark, kind, fresh_mask):
+@pytest.mark.parametrize("command", LEFT_BEHIND, ids=["child", "daemon", "deep", "deaf"])
+def test_what_it_leaves_behind_is_ended_and_named(run, mark, command, fresh_mask):
     log.register_secret(SECRET)
-    result, _ = run(f": {SECRET}; {LEFT_BEHIND[kind]}\n{READY}; exit 3")
+    result, _ = run(f": {SECRET}; {command}\n{READY}; exit 3")
     assert result.code == 3 and any("sleep 1000" in name for name in result.swept)
     assert SECRET not in str(result) and not marked(mark)
 
@@ -373,10 +370,9 @@ def test_secrets_and_what_an_outer_claude_or_make_left_do_not_reach_a_child():
 
 
 def test_a_command_cannot_read_the_keys_in_the_environment_of_the_kit(kit, tmp_path):
-    without_powers = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")  # root could read everybody's otherwise
     need(os.geteuid() != 0 or shutil.which("setpriv"), "setpriv is not installed")
-    process = kit("touch ready; cat /proc/$PPID/environ", under=without_powers if os.geteuid() == 0 else ())
-    assert ended(process)["code"] == 1
+    drop = ("setpriv", "--bounding-set=-all", "--inh-caps=-all") if os.geteuid() == 0 else ()  # root may read all
+    assert ended(kit("touch ready; cat /proc/$PPID/environ", under=drop))["code"] == 1
     assert "Permission denied" in (tmp_path / "output").read_text()
 
 
