@@ -197,6 +197,8 @@ def test_a_claude_that_lingers_after_its_result_is_ended_and_one_that_ends_at_on
 
 
 def test_a_line_that_is_no_event_ends_nothing(run):
+    run.prints(result(errors=7))
+    assert run.end().kind == "ended"
     odd: list[Any] = [None, [], 7, "x", {}, {"type": ["result"]}, {"type": "news"}, {"type": "assistant"}]
     odd += [{"type": "assistant", "message": given} for given in (None, {}, {"content": "x"}, {"content": [1]})]
     odd += [{"type": "assistant", "error": "x", "message": given} for given in (None, {"content": [None]})]
@@ -354,13 +356,14 @@ def test_a_text_names_the_time_at_which_its_limit_ends(monkeypatch):
     [
         ([limit(), limit(window="seven_day", resets=RESET + 9)], RESET + 9, ""),
         ([limit(), limit("allowed", "seven_day", RESET + 9)], RESET, ""),
+        ([limit(window="seven_day", resets=RESET + 9), limit("allowed", "seven_day"), limit()], RESET, ""),
         ([limit(window="seven_day_opus")], RESET, "opus"),
         ([limit(window="seven_day_overage_included")], RESET, "fable"),
         ([limit(), limit(window="seven_day_opus", resets=RESET + 9)], RESET, ""),  # another model would not help
         ([limit(window="overage", resets=RESET + 9), limit()], RESET, ""),
         ([], 0, ""),
     ],
-    ids=range(7),
+    ids=range(8),
 )
 def test_the_latest_reset_counts_and_whether_one_model_is_limited_alone(run, events, resets, model):
     run.prints(*events, *failed("You've hit your weekly limit · resets 3pm", "rate_limit", 429))
