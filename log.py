@@ -4,7 +4,8 @@
     log.start(folder, "INFO", max_size)    to the console, and JSON lines to combined.log, errors also to error.log
     log.info("criterion api is met", criterion="api")
 
-Limitations: a secret that was encoded (base64, hex), was split over two lines, or has fewer than 8 characters.
+Limitations: a secret that was encoded (base64, hex), was split over two lines, or has fewer than 8 characters, is not
+masked. Where a worker without a sandbox removes a log file, the lines of that run are lost.
 """
 
 from __future__ import annotations
@@ -30,9 +31,7 @@ MASK = "***"
 MIN_SECRET = 8  # characters; shorter values would mask ordinary words
 
 # Ends of words that make the value of a variable a secret; KEYBOARD and AUTHOR have none of them.
-SECRET_NAME = re.compile(
-    r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL)S?(_|$)|(^|_)(PASS|PWD|AUTH)(_|$)", re.I
-)
+SECRET_NAME = re.compile(r"(?i)(KEY|TOKEN|SECRET|PASSW(OR)?D|PASSPHRASE|CREDENTIAL)S?(_|$)|(^|_)(PASS|PWD|AUTH)(_|$)")
 PLAIN_NAME = re.compile(r"^PWD$|MAX_.*TOKENS$")  # the shell's folder, and settings of Claude Code
 # What looks like a secret: how keys begin in the families that gitleaks and secretlint agree on, and some more shapes;
 # entropy would mask commit hashes.
@@ -97,13 +96,11 @@ def register_secrets(environ: Mapping[str, str]) -> None:
 
 
 def register_secret(value: str | None) -> None:
-    """Mask one secret from now on, also in the form it takes inside JSON, and each long line of it.
-
-    A short plain word (PASSWORD=postgres) is left out: masking it would break names and paths that hold it.
-    """
+    """Mask one secret from now on, also in the form it takes inside JSON, and each long line of it."""
     global _values
     for part in {value or "", *(line for line in (value or "").splitlines() if len(line) >= 2 * MIN_SECRET)}:
         part = part.strip()
+        # PASSWORD=postgres would break names and paths that hold the word.
         if len(part) >= 2 * MIN_SECRET or (len(part) >= MIN_SECRET and not part.isalpha()):
             _secrets.add(part)
     escaped = {json.dumps(secret, ensure_ascii=ascii)[1:-1] for secret in _secrets for ascii in (True, False)}
@@ -153,10 +150,7 @@ def context(**ids: Any) -> None:
 
 
 def start(folder: Path, level: str, max_size: int = 10_000_000) -> None:
-    """Send lines to the console, and to `combined.log` and `error.log` in a folder.
-
-    level: ERROR, WARN, INFO, DEBUG or TRACE. max_size: bytes after which a file is rotated. Raises OSError.
-    """
+    """Send lines of a level to the console and to files in a folder, rotated at so many bytes. Raises OSError."""
     global _console
     stop()
     logging.addLevelName(TRACE, "TRACE")
@@ -165,9 +159,9 @@ def start(folder: Path, level: str, max_size: int = 10_000_000) -> None:
     _logger.propagate = False
     _logger.setLevel(level)
     _console = _Console(sys.stdout)
-    errors = _File(folder / "error.log", max_size)
+    combined, errors = (_File(folder / f"{name}.log", "a", max_size, 1, "utf-8") for name in ("combined", "error"))
     errors.setLevel(logging.ERROR)
-    for handler in (_File(folder / "combined.log", max_size), errors, _console):
+    for handler in (combined, errors, _console):
         _logger.addHandler(handler)
 
 
@@ -212,9 +206,6 @@ trace = functools.partial(_emit, TRACE)  # prompts, commands, answers
 class _File(logging.handlers.RotatingFileHandler):
     """JSON lines, masked before JSON's escapes hide what is a secret, in a file that only its owner may read."""
 
-    def __init__(self, path: Path, max_size: int):
-        super().__init__(path, maxBytes=max_size, backupCount=1, encoding="utf-8")
-
     def _open(self) -> io.TextIOWrapper:
         return open(self.baseFilename, "a", encoding="utf-8", opener=private)
 
@@ -222,11 +213,6 @@ class _File(logging.handlers.RotatingFileHandler):
         when = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")
         line = {"ts": when, "level": record.levelname, "msg": record.getMessage(), **record.__dict__["fields"]}
         return json.dumps(mask_tree(json.loads(json.dumps(line, default=str), parse_constant=str)))
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if not os.path.exists(self.baseFilename):  # a worker without a sandbox removed it
-            self.close()  # and `emit` opens it anew
-        super().emit(record)
 
 
 class _Console(logging.StreamHandler):  # type: ignore[type-arg]  # a type argument needs Python 3.11

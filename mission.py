@@ -38,6 +38,7 @@ VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 ASSIGNMENT = re.compile(r"""\s*(?:export\s+)?([A-Za-z_]\w*)\s*=\s*(?:"([^"]*)"|'([^']*)'|(.*?))\s*(?:(?<=[\s=])#.*)?""")
 
 Where = tuple[str | int, ...]  # keys and positions, from the root of a file to a value
+Layer = tuple["Document", Where, Any]  # what one source of settings sets, and where it stands
 Settings = SimpleNamespace  # all settings by section, as `settings.claude_code.timeout`: seconds and bytes
 
 
@@ -135,28 +136,30 @@ def parse(text: str, path: Path) -> Mission:
     """Validate the text of the mission file that is, or was, at `path`. Raises MissionError."""
     document = _parse(text, path)
     _validate(document, document.value, _schema("mission"))
-    raw = document.value["mission"] if document.root else document.value
-    ids = _ids(raw["definition_of_done"]) if not document.problems else []
-    for number, id in ((number, id) for number, id in enumerate(ids) if id in ids[:number]):
-        document.complain((*document.root, "definition_of_done", number, "id"), f"found {id!r} again; rename one")
     if document.problems:
         raise MissionError(document.report())
-    return _mission(raw, text, Path(os.path.abspath(path)))
+    raw = document.value["mission"] if document.root else document.value
+    mission = _mission(raw, text, Path(os.path.abspath(path)))
+    ids = [criterion.id for criterion in mission.criteria]
+    repeated = {("definition_of_done", n, "id"): id for n, id in enumerate(ids) if id in ids[:n]}
+    if repeated:
+        raise _error(mission, {where: f"found {id!r} again; rename one" for where, id in repeated.items()})
+    return mission
 
 
 def require_repository(mission: Mission) -> None:
     """Raise MissionError unless the mission's repository is a folder in a git repository."""
     folder = mission.repository
     if not (os.path.isdir(folder) and find_git_root(folder)):
-        problem = f"{folder} is no folder in a git repository; run `git init` there, or correct `repository:`"
-        raise _error(mission, {("repository",): problem})
+        remedy = "run `git init` there, or correct `repository:`"
+        raise _error(mission, {("repository",): f"{folder} is no folder in a git repository; {remedy}"})
 
 
 def refusal(mission: Mission, problems: Mapping[str, str]) -> MissionError:
     """Return an error that names the line of each check. problems: criterion id -> what is wrong with its check."""
-    checks = {criterion.id: ("definition_of_done", n, "check") for n, criterion in enumerate(mission.criteria)}
-    reasons = {id: f"the check of {id} proves nothing: {reason}" for id, reason in problems.items()}
-    return _error(mission, {checks[id]: reason for id, reason in reasons.items()})
+    checks = {("definition_of_done", n, "check"): criterion.id for n, criterion in enumerate(mission.criteria)}
+    wrong = {where: id for where, id in checks.items() if id in problems}
+    return _error(mission, {where: f"the check of {id} proves nothing: {problems[id]}" for where, id in wrong.items()})
 
 
 def _error(mission: Mission, problems: Mapping[Where, str]) -> MissionError:
@@ -187,22 +190,13 @@ def _mission(raw: dict[str, Any], text: str, path: Path) -> Mission:
     given["title"] = " ".join(given["title"].split())
     given["repository"] = Path(os.path.realpath(path.parent / repository))
     given["limits"] = Limits(**given.get("limits", {}))
-    given["criteria"] = _criteria(given.pop("definition_of_done"))
+    entries = enumerate(given.pop("definition_of_done"), 1)
+    given["criteria"] = tuple(_criterion(**{"id": f"c{number}", **entry}) for number, entry in entries)
     return Mission(**given, path=path, text=text, digest=hashlib.sha256(text.encode()).hexdigest())
 
 
-def _criteria(raw: Sequence[dict[str, Any]]) -> tuple[Criterion, ...]:
-    criteria = []
-    for id, entry in zip(_ids(raw), raw, strict=True):
-        given = {**entry, "id": id, "criteria": (entry.get("criteria") or entry["description"]).strip()}
-        given["timeout"] = parse_duration(given.get("timeout", "10m"))
-        given.pop("description", None)
-        criteria.append(Criterion(**given))
-    return tuple(criteria)
-
-
-def _ids(raw: Sequence[dict[str, Any]]) -> list[str]:
-    return [entry.get("id") or f"c{number}" for number, entry in enumerate(raw, 1)]
+def _criterion(criteria: str = "", description: str = "", timeout: str | float = "10m", **given: Any) -> Criterion:
+    return Criterion(criteria=(criteria or description).strip(), timeout=parse_duration(timeout), **given)
 
 
 def load_settings(mission: Mission | None, path: Path | None, environ: Mapping[str, str]) -> Settings:
@@ -214,18 +208,17 @@ def load_settings(mission: Mission | None, path: Path | None, environ: Mapping[s
     anchor = mission.repository if mission else path.parent if path else None
     root = find_git_root(anchor) if anchor else None
     variables = {**(read_dotenv(root / ".env") if root else {}), **environ}
-    variables = {name: value for name, value in variables.items() if value}
     schema = _schema("config")
-    chosen: dict[str, Any] = {}
+    layers: list[Any] = []
     problems: list[str] = []
     for document, where, raw in _layers(mission, path, environ):
         value = _fill_in(document, where, raw, schema, variables)
         _validate(document, value, schema, where)
         problems += document.report()
-        chosen = _over(chosen, value or {})
+        layers.append(value)
     if problems:
         raise MissionError(problems)
-    settings: Settings = _attributes(schema, chosen, variables)
+    settings: Settings = _attributes(schema, layers, variables)
     settings.claude_code.timeout = settings.claude_code.timeout or settings.orchestrator.iteration_timeout or 7200.0
     settings.warnings = ["persistence.type: sqlite is not used"] if settings.persistence.type == "sqlite" else []
     return settings
@@ -243,22 +236,18 @@ def settings_template() -> str:
     return "\n".join([head, *_keys(_schema("config"), "")]) + "\n"
 
 
-def _keys(schema: Mapping[str, Any], indent: str) -> list[str]:
-    lines: list[str] = []
+def _keys(schema: Mapping[str, Any], indent: str) -> Iterator[str]:
     for key, entry in schema["properties"].items():
         text = entry["description"] + (f" ({_expected(entry)})" if "enum" in entry else "")
-        lines += [] if indent else [""]
-        lines += textwrap.wrap(text, width=110, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
+        yield from [] if indent else [""]
+        yield from textwrap.wrap(text, width=110, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
         if "properties" in entry:
-            lines += [f"{indent}{key}:", *_keys(entry, f"{indent}  ")]
+            yield from [f"{indent}{key}:", *_keys(entry, f"{indent}  ")]
         else:
-            lines.append(f"{indent}#{key}: {json.dumps(entry['default'])}")
-    return lines
+            yield f"{indent}#{key}: {json.dumps(entry['default'])}"
 
 
-def _layers(
-    mission: Mission | None, path: Path | None, env: Mapping[str, str]
-) -> Iterator[tuple[Document, Where, Any]]:
+def _layers(mission: Mission | None, path: Path | None, env: Mapping[str, str]) -> Iterator[Layer]:
     """Yield what the user set, weakest first: the document, the place of the settings in it, the settings."""
     if path:
         document = _parse(_read(path), path)
@@ -282,13 +271,6 @@ def _from_variable(key: str, text: str, schema: Mapping[str, Any]) -> dict[str, 
     return {key: _typed(text, schema["properties"].get(key, {}))}
 
 
-def _over(weaker: Any, stronger: Any) -> Any:
-    """Merge two layers of settings: mappings key by key, everything else as the stronger one has it."""
-    if isinstance(weaker, dict) and isinstance(stronger, dict):
-        return {**weaker, **{key: _over(weaker.get(key), value) for key, value in stronger.items()}}
-    return weaker if stronger is None and isinstance(weaker, (dict, list)) else stronger
-
-
 def _fill_in(document: Document, where: Where, value: Any, schema: Mapping[str, Any], env: Mapping[str, str]) -> Any:
     """Return the settings with every `${NAME}` replaced; one that is not set is null where the schema allows it."""
     if isinstance(value, dict):
@@ -298,7 +280,7 @@ def _fill_in(document: Document, where: Where, value: Any, schema: Mapping[str, 
         return [_fill_in(document, (*where, n), one, schema.get("items", {}), env) for n, one in enumerate(value)]
     if not isinstance(value, str) or schema.get("literal"):  # literal: a `${NAME}` in it is the shell's
         return value
-    missing = [name for name in VARIABLE.findall(value) if name not in env]
+    missing = [name for name in VARIABLE.findall(value) if not env.get(name)]
     if not missing:
         return VARIABLE.sub(lambda match: env[match[1]], value)
     if "null" not in _types(schema):
@@ -318,15 +300,16 @@ def _typed(text: str, schema: Mapping[str, Any]) -> Any:
     return document.value if wanted.is_valid(document.value) and not document.problems else text
 
 
-def _attributes(schema: Mapping[str, Any], value: Any, env: Mapping[str, str]) -> Any:
-    """Return settings as objects with an attribute for each key: durations in seconds, sizes in bytes."""
+def _attributes(schema: Mapping[str, Any], layers: Sequence[Any], env: Mapping[str, str]) -> Any:
+    """Merge layers, the weakest first, to objects with an attribute a key: durations in seconds, sizes in bytes."""
     if "properties" in schema:
-        parts = schema["properties"]
-        given = {key: _fill_in(Document(""), (), part.get("default"), part, env) for key, part in parts.items()}
-        given |= value or {}
-        return Settings(**{key: _attributes(part, given[key], env) for key, part in parts.items()})
+        given = {key: [layer[key] for layer in layers if layer and key in layer] for key in schema["properties"]}
+        return Settings(**{key: _attributes(part, given[key], env) for key, part in schema["properties"].items()})
     if "array" in _types(schema):
-        return [_attributes(schema["items"], one, env) for one in value or []]
+        # A list replaces a weaker one; like a section, null sets nothing.
+        value = next((layer for layer in reversed(layers) if layer is not None), schema["default"])
+        return [_attributes(schema["items"], [one], env) for one in value]
+    value = layers[-1] if layers else _fill_in(Document(""), (), schema.get("default"), schema, env)
     return FORMATS[schema["format"]][0](value) if "format" in schema and value is not None else value
 
 
@@ -340,7 +323,6 @@ class Document:
     value: Any = None
     lines: dict[Where, int] = field(default_factory=dict)
     problems: dict[Where, tuple[int, str]] = field(default_factory=dict)  # line, message
-    nodes: int = 0  # values made so far
 
     @property
     def root(self) -> Where:
@@ -361,17 +343,15 @@ class Document:
 
     def build(self, node: Any, where: Where = ()) -> Any:
         """Make values of a YAML node and note their lines; bounded, so that aliases cannot explode."""
-        self.nodes += 1
         self.lines.setdefault(where, node.start_mark.line + 1)
-        if self.nodes > MAX_NODES:
+        if len(self.lines) > MAX_NODES:
             raise MissionError([f"{self.name}: found more than {MAX_NODES} values, expected fewer"])
         if tag := TAG.match(self.text, node.start_mark.index):  # `check: ! grep x` would lose its `!`
             return self.complain(where, f"found the YAML tag {tag[1]}, expected a plain value; quote the text")
         if node.id == "sequence":
             return [self.build(item, (*where, n)) for n, item in enumerate(node.value)]
-        return self._mapping(node, where) if node.id == "mapping" else self._scalar(node, where)
-
-    def _mapping(self, node: Any, where: Where) -> dict[str, Any]:
+        if node.id == "scalar":
+            return self._scalar(node, where)
         value: dict[str, Any] = {}
         for key, child in node.value:
             name, line = str(key.value) if key.id == "scalar" else "?", key.start_mark.line + 1
@@ -438,22 +418,19 @@ def _read(path: Path, errors: str = "strict") -> str:
         raise MissionError([f"{path}: cannot be read ({error}), expected a readable file of UTF-8"]) from error
 
 
-def parse_duration(value: str | float) -> float:
-    """Return the seconds in `90`, `300s`, `10m`, `2h` or `1d`. Raises ValueError."""
-    return _quantity(value, TIME_UNITS)
-
-
-def _quantity(value: str | float, units: dict[str, int]) -> float:
+def _quantity(units: Mapping[str, int], value: str | float) -> float:
+    """Return the seconds or bytes in `90`, `300s`, `2h` or `100KB`. Raises ValueError."""
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Z]*)\s*", str(value).upper())
     quantity = float(match[1]) * units[match[2]] if match and match[2] in units else 0.0
     if not 0 < quantity <= MAX_NUMBER:
-        raise ValueError(f"{value!r} is not a number above 0, alone or with one of the units{' '.join(units).lower()}")
+        raise ValueError(f"{value!r} is not a number above 0 with one of the units")
     return quantity
 
 
+parse_duration = functools.partial(_quantity, TIME_UNITS)
 FORMATS: dict[str, tuple[Callable[[Any], Any], str]] = {  # `format` in the schemas: how to read it, what it expects
     "duration": (parse_duration, "a duration above 0, such as 90 (seconds), 300s, 10m or 2h"),
-    "size": (lambda value: math.ceil(_quantity(value, SIZE_UNITS)), "a size such as 512 (bytes), 100KB, 5MB or 1GB"),
+    "size": (lambda value: math.ceil(_quantity(SIZE_UNITS, value)), "a size such as 512 (bytes), 100KB, 5MB or 1GB"),
     "share": (
         lambda value: float(value.strip("%")) / 100 if isinstance(value, str) else value,
         "a number from 0.1 to 1, or a percentage such as 60%",
@@ -465,8 +442,7 @@ FORMATS: dict[str, tuple[Callable[[Any], Any], str]] = {  # `format` in the sche
 
 @functools.cache
 def _schema(name: str) -> dict[str, Any]:
-    schema: dict[str, Any] = json.loads((HERE / "schema" / f"{name}.json").read_text(encoding="utf-8"))
-    return schema
+    return dict(json.loads((HERE / "schema" / f"{name}.json").read_text(encoding="utf-8")))
 
 
 def _validate(document: Document, value: Any, schema: Mapping[str, Any], root: Where = ()) -> None:
@@ -481,21 +457,20 @@ def _validate(document: Document, value: Any, schema: Mapping[str, Any], root: W
             document.complain((*root, *where), message)
 
 
-def _explain(error: Any) -> Iterator[tuple[Where, str]]:
-    """Yield each place that a jsonschema error is about, and what is wrong there."""
+def _explain(error: Any) -> list[tuple[Where, str]]:
+    """Return each place that a jsonschema error is about, and what is wrong there."""
     where, schema, value = tuple(error.absolute_path), error.schema, error.instance
     fields, expected = schema.get("properties", {}), _expected(schema)
     if error.validator == "required":
-        for name in (name for name in error.validator_value if name not in value):
-            yield (*where, name), f"missing, expected {_expected(fields[name])}; add it"
-    elif error.validator == "additionalProperties":
-        for name in (name for name in value if name not in fields):
-            yield (*where, name), "unknown" + (_nearest(name, fields) or f", expected one of {', '.join(fields)}")
-    else:
-        shown = json.dumps(value, default=str, ensure_ascii=False)[:80]
-        shown = "something that is not shown" if schema.get("writeOnly") else shown
-        quote = "; if it is text, quote it" * ("string" in _types(schema) and not isinstance(value, str))
-        yield where, f"found {shown}, expected {expected}{quote}{_nearest(value, schema.get('enum', ()))}"
+        missing = {name: f"missing, expected {_expected(fields[name])}; add it" for name in error.validator_value}
+        return [((*where, name), text) for name, text in missing.items() if name not in value]
+    if error.validator == "additionalProperties":
+        names = f", expected one of {', '.join(fields)}"
+        return [((*where, name), f"unknown{_nearest(name, fields) or names}") for name in value if name not in fields]
+    shown = json.dumps(value, default=str, ensure_ascii=False)[:80]
+    shown = "something that is not shown" if schema.get("writeOnly") else shown
+    quote = "; if it is text, quote it" * ("string" in _types(schema) and not isinstance(value, str))
+    return [(where, f"found {shown}, expected {expected}{quote}{_nearest(value, schema.get('enum', ()))}")]
 
 
 def _nearest(name: object, names: Iterable[Any]) -> str:

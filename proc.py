@@ -43,10 +43,9 @@ NESTED = ("CLAUDECODE", "CLAUDE_CODE_ENTRYPOINT", "CLAUDE_CODE_CHILD_SESSION", "
 
 stopping = 0  # the signal that asked the kit to stop; 0: none
 _raised = False  # whether Interrupted was raised for it
-_waiting = False  # whether a command is only waited for, so that a signal may raise
 _open: list[Running] = []  # the commands that run now
 _spared: set[int] = set()  # children that no command here has started
-_distrusted: set[Path] = set()  # folders that no program is taken from
+_distrusted: set[Path] = set()  # folders that a worker can write: nothing in them may be taken for git or bash
 
 # Exit codes; a signal's is 128 + its number.
 DONE, ERROR, USAGE, USER, CANNOT, LIMIT, LATER = 0, 1, 2, 3, 4, 5, 75
@@ -96,21 +95,19 @@ class Interrupted(KeyboardInterrupt):
 
 
 def handle_signals() -> None:
-    """Let SIGTERM and SIGINT raise Interrupted, once; later ones only set `stopping`. SIGHUP is ignored."""
-    signal.signal(signal.SIGTERM, _on_signal)
-    signal.signal(signal.SIGINT, _on_signal)
+    """Let SIGTERM, SIGINT and SIGQUIT raise Interrupted, once; later ones only set `stopping`. SIGHUP is ignored."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, _on_signal)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
-def pause(seconds: float) -> None:
-    """Sleep. Raises Interrupted."""
-    time.sleep(seconds)
+pause = time.sleep  # raises Interrupted
 
 
 def _on_signal(number: int, _frame: object) -> None:
     global stopping
     stopping = number
-    if _waiting or not _open:  # else `over` or `close` raises it: starting and cleaning up are never cut short
+    if not _open:  # else `over` or `close` raises it: starting and cleaning up are never cut short
         _raise_once()
 
 
@@ -181,7 +178,7 @@ class Running:
             self.result.errno = error.errno or 0
 
     def over(self, seconds: float = 0.0) -> bool:
-        """Wait up to so many seconds; return whether it has ended or has to be ended now. Raises Interrupted."""
+        """Wait up to so many seconds, and STEP; return whether it is to be closed now. Raises Interrupted."""
         if self.process is None:
             return True
         self.result.stopped = "interrupted"  # where what follows raises: then it gets SIGTERM
@@ -236,22 +233,16 @@ class Running:
 
 
 def wait_for_any(commands: Sequence[Running], seconds: float) -> None:
-    """Wait up to so many seconds for the end of one of several commands; `over` says which. Raises Interrupted."""
-    global _waiting
+    """Wait up to so many seconds, and STEP, for the end of one of them; `over` says which. Raises Interrupted."""
     pidfds = [running.pidfd for running in commands if running.pidfd >= 0]
-    if len(pidfds) < len(commands):  # not on Linux, or it could not be started
-        seconds = min(seconds, SHORT_STEP)
-    try:
-        _waiting = True
-        _raise_once()
-        select.select(pidfds, [], [], seconds)  # and nothing else: Popen would keep its lock if it were cut short
-    finally:
-        _waiting = False
+    step = STEP if len(pidfds) == len(commands) else SHORT_STEP  # not on Linux, or it could not be started
+    select.select(pidfds, [], [], min(seconds, step))
+    _raise_once()
 
 
-def start_detached(argv: Sequence[str], *, env: Mapping[str, str], stdin: bytes) -> subprocess.Popen[bytes]:
-    """Start a process that is not swept up after a command; nobody reads what it prints. Raises OSError."""
-    process = _spawn(argv, stdin, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def start_detached(argv: Sequence[str], cwd: Path, env: Mapping[str, str], stdin: bytes) -> subprocess.Popen[bytes]:
+    """Start a process that is not swept up after a command; its errors go to the kit's stderr. Raises OSError."""
+    process = _spawn(argv, stdin, cwd=cwd, env=env, stdout=subprocess.DEVNULL)
     _spared.add(process.pid)
     return process
 
@@ -266,7 +257,7 @@ def _spawn(argv: Sequence[str], stdin: bytes, **options: Any) -> subprocess.Pope
 def _kill(left: Callable[[], set[int]]) -> list[str]:
     """Kill processes until none is left; return their command lines."""
     names: dict[int, str] = {}
-    end, step = time.monotonic() + KILL_TIME, SHORT_STEP / 64  # what was killed is often gone at once
+    end = time.monotonic() + KILL_TIME
     while pids := left():  # each hands its own children to the kit
         if time.monotonic() > end:
             log.warn(f"processes that cannot be killed are left running: {sorted(pids)}")
@@ -277,8 +268,7 @@ def _kill(left: Callable[[], set[int]]) -> list[str]:
             with suppress(OSError):  # it has ended, is somebody else's, or no child
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, os.WNOHANG)
-        time.sleep(step)
-        step = min(2 * step, SHORT_STEP)
+        time.sleep(SHORT_STEP / 10)  # what was killed is often gone at once
     return [name for name in names.values() if name]  # one without a name had ended by itself
 
 
@@ -316,9 +306,7 @@ def end_leftovers(marker: str, recorded: Mapping[str, Any] | None) -> int:
         started = {pid for pid in _pids() if word in _read(f"/proc/{pid}/environ").split(b"\0")} | alive
         return _tree(started) - {os.getpid()}  # a worker may have started this kit
 
-    count = len(left())
-    _kill(left)
-    return count
+    return len(_kill(left))
 
 
 def working_in(folder: Path, name: str) -> bool:
@@ -412,10 +400,7 @@ def holder(path: Path) -> dict[str, Any] | None:
 
 
 def find(name: str, outside: Path, path: str | None = None) -> str | None:
-    """Return where a program is: like shutil.which, but never relative and never inside `outside`.
-
-    Nor inside what `distrust` named: what a worker can write must not be taken for git or bash. path: default PATH.
-    """
+    """Return where a program is: like shutil.which, but never relative, inside `outside` or where `distrust` says."""
     places = _split(os.environ.get("PATH", os.defpath) if path is None else path, outside)[0]
     program = shutil.which(name, path=places)
     return os.path.abspath(program) if program else None

@@ -453,7 +453,7 @@ class Notifier:
         for target in (one for one in self.targets if not one.events or event in one.events):
             shell = [proc.find("bash", self.root) or "/bin/sh", "-c", target.command]
             try:
-                self.running.append(proc.start_detached(shell, env=os.environ, stdin=content))
+                self.running.append(proc.start_detached(shell, self.root, os.environ, content))
             except OSError as error:
                 log.warn(f"a notification could not be started: {error}")
 

@@ -28,7 +28,6 @@ MAX_LINE = 10_000_000  # bytes; what is longer is dropped
 LINGER = 60.0  # seconds that claude may live on after its result
 INSTANT = 2.0  # seconds; a run that ends sooner and without a turn has done nothing, whatever it says
 QUIET = 30.0  # seconds without output after which the live line says so
-WINDOW = 200_000  # tokens of the context window, until claude has named it
 RECENT = 600.0  # seconds; a reset that has just passed is not tomorrow's
 REPORT = 8000  # characters of the worker's last words
 TOKENS = {  # name -> (key in a result's modelUsage, key in a message's usage, dollars of one, for a large model)
@@ -57,9 +56,8 @@ KINDS = (
 )  # fmt: skip
 
 CLOCK = re.compile(  # 3pm, 5:49am, Mon 12:00am, Jul 10 at 1pm, Jan 6, 2027, 7pm; then perhaps (Europe/Berlin)
-    r"resets? (?:at )?(?:(mon|tue|wed|thu|fri|sat|sun) )?(?:([a-z]{3} \d\d?),? (?:\d{4}, )?(?:at )?)?"
-    r"(\d\d?(?::\d\d)? ?[ap]m)\b(?: \(([\w/+-]+)\))?",
-    re.I,
+    r"(?i)resets? (?:at )?(?:(mon|tue|wed|thu|fri|sat|sun) )?(?:([a-z]{3} \d\d?),? (?:\d{4}, )?(?:at )?)?"
+    r"(\d\d?(?::\d\d)? ?[ap]m)\b(?: \(([\w/+-]+)\))?"
 )
 MET = re.compile(r"^[^\w\n]*met:[^\w\n]*([\w-]+(?:[^\w\n]*,[^\w\n]*[\w-]+)*)[^\w\n]*$", re.I | re.M)
 
@@ -144,8 +142,13 @@ class Stream:
                 log.info(f"worker: the API answers {event.get('error_status') or 'nothing'}, claude tries again")
             case "assistant", _:
                 self._assistant(event)
-            case "rate_limit_event", _:
-                self._limit(event["rate_limit_info"])
+            case "rate_limit_event", _:  # it comes with ordinary turns, too: only `rejected` is a limit
+                info = event["rate_limit_info"]
+                window = str(info.get("rateLimitType", ""))
+                self.signs["limit"] = str(info.get("errorCode"))
+                self.limits.pop(window, None)
+                if info["status"] == "rejected":
+                    self.limits[window] = _amount(info.get("resetsAt"))
             case "result", _:
                 self._result(event)
 
@@ -172,14 +175,6 @@ class Stream:
         self.doing = doing[:160]
         log.info(f"worker: {self.doing}")
 
-    def _limit(self, info: dict[str, Any]) -> None:
-        """Take in the state of the usage limits. It comes with ordinary turns too: only `rejected` is a limit."""
-        window = str(info.get("rateLimitType", ""))
-        self.signs["limit"] = str(info.get("errorCode"))
-        self.limits.pop(window, None)
-        if info["status"] == "rejected":
-            self.limits[window] = _amount(info.get("resetsAt"))
-
     def _result(self, event: dict[str, Any]) -> None:
         self.result, self.result_at = event, time.monotonic()  # first: it counts also where the rest is of another form
         self.answer = [str(one) for one in (*(event.get("errors") or []), event.get("result") or "")]
@@ -191,12 +186,10 @@ class Stream:
         self.denials = [_call(one["tool_name"], one["tool_input"]) for one in event.get("permission_denials") or []]
 
 
-def classify(
-    stream: Stream, result: proc.Result, stderr: str, spent: Mapping[str, float], window: int = WINDOW
-) -> Outcome:
+def classify(stream: Stream, result: proc.Result, stderr: str, spent: Mapping[str, float], window: int) -> Outcome:
     """Return how a session ended, by its events, its process and its stderr.
 
-    spent: `Outcome.spent` of the session's last run. window: tokens of the context window as far as it is known.
+    spent: `Outcome.spent` of the session's last run. window: tokens of the context window, until claude names it.
     """
     is_good = bool(stream.result) and not stream.result.get("is_error")
     error = "" if is_good else "\n".join(dict.fromkeys(filter(None, [*stream.answer, stream.error, stderr])))[:2000]
@@ -206,10 +199,11 @@ def classify(
         kind = "crashed"  # or a claude that ends at once would be started again and again
     run, session = _costs(stream, spent)
     families = {_family(name) for name in stream.limits}
+    answer = stream.answer[-1] if is_good and stream.answer else ""  # it may be cut
     return Outcome(
         kind,
         message=error or _how_it_ended(kind, stream, result),
-        report=_report(stream),
+        report=max(answer, stream.words, key=len)[-REPORT:].encode("utf-8", "replace").decode(),  # no half characters
         resets_at=(_reset(stream) or reset_time(error, time.time())) if kind == "limit" else None,
         limited=families.pop() if kind == "limit" and len(families) == 1 else "",
         turns=turns,
@@ -257,12 +251,6 @@ def _how_it_ended(kind: str, stream: Stream, result: proc.Result) -> str:
     if not stream.result:
         return f"claude ended with exit code {result.code} and without a result"
     return "" if kind == "ended" else f"claude gave no reason but {stream.result.get('terminal_reason')}"
-
-
-def _report(stream: Stream) -> str:
-    """Return the result's text, or the worker's last words where that is empty or cut; without half characters."""
-    text = "" if stream.result.get("is_error") or not stream.answer else stream.answer[-1]
-    return max(text, stream.words, key=len)[-REPORT:].encode("utf-8", "replace").decode()
 
 
 def _costs(stream: Stream, spent: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:

@@ -25,12 +25,11 @@ import log
 import proc
 import sandbox
 import state
-from mission import Settings
+from mission import HERE, Settings
 from proc import CANNOT, Stop
 from state import Outcome
 from stream import Stream, claimed, classify
 
-HERE = Path(__file__).resolve().parent
 RULES = HERE / "prompts" / "rules.md"  # appended to the system prompt, so that compaction does not lose it
 SETTINGS = ".claude-settings.json"  # in .cco; begins with a dot, since what does not is a state
 MAX_OUTPUT = 300_000_000  # bytes of a session; it is ended above this
@@ -71,16 +70,12 @@ class Task:
 
 
 def find(command: str | None, root: Path) -> str:
-    """Return the path of claude: `claude_code.command`, or `claude` on PATH or where its installer puts it.
-
-    root: the repository; what its files offer on PATH does not count. Raises Stop.
-    """
+    """Return the path of claude: `command`, or `claude` on PATH or where its installer puts it. Raises Stop."""
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), *map(os.path.expanduser, USUAL_PLACES)])
     if program := proc.find(os.path.expanduser(command or "claude"), root, path):
         return program
-    wanted = f"claude_code.command is {command!r}, which" if command else "claude"
     install = "Install it (npm install -g @anthropic-ai/claude-code), or set claude_code.command to its full path."
-    raise Stop(CANNOT, f"{wanted} is not an executable file on PATH ({path}).\n{install}")
+    raise Stop(CANNOT, f"{command or 'claude'} is not an executable file on PATH ({path}).\n{install}")
 
 
 def require(settings: Settings, root: Path) -> None:
@@ -114,21 +109,14 @@ def require_login(settings: Settings, root: Path, marker: str) -> None:
 
 
 def environment(settings: Settings, root: Path, marker: str) -> dict[str, str]:
-    """Return claude's environment: the user's, so that every login works, less what is the kit's own.
-
-    root: the repository; what it offers on PATH comes last, since claude starts bwrap and git outside of any sandbox.
-    """
-    key = settings.openrouter.api_key
-
-    def is_own(name: str, value: str) -> bool:
-        if name in proc.NESTED or name == "OPENROUTER_API_KEY" or name.startswith("CCO_"):
-            return True
-        return value == key and not name.startswith(("ANTHROPIC_", "CLAUDE_"))  # with these it is claude's login, too
-
-    env = {name: value for name, value in os.environ.items() if not is_own(name, value)}
+    """Return claude's environment: the user's, so that every login works, less what is the kit's own."""
+    own = {name for name in os.environ if name.startswith("CCO_") or name in (*proc.NESTED, "OPENROUTER_API_KEY")}
+    same = {name for name, value in os.environ.items() if value == settings.openrouter.api_key}
+    own |= {name for name in same if not name.startswith(("ANTHROPIC_", "CLAUDE_"))}  # else it is claude's login, too
+    env = {name: value for name, value in os.environ.items() if name not in own}
     if settings.claude_code.api_key:
         env["ANTHROPIC_API_KEY"] = settings.claude_code.api_key
-    path = proc.trusted_path(env.get("PATH", os.defpath), root)
+    path = proc.trusted_path(env.get("PATH", os.defpath), root)  # claude starts bwrap and git outside of any sandbox
     return {**env, **dict.fromkeys(SWITCHES, "1"), "PATH": path, proc.MARKER: marker}
 
 
@@ -143,6 +131,7 @@ def run(task: Task, settings: Settings, started: Callable[[int], None] | None = 
     settings_file = task.root / ".cco" / SETTINGS
     argv = command_line(task, settings, settings_file)
     state.write(settings_file, json.dumps(restrictions(task, settings)).encode())
+    env, prompt = environment(settings, task.root, task.marker), task.prompt.encode("utf-8", "replace")
     limits = proc.Limits(task.timeout, settings.claude_code.idle_timeout, MAX_OUTPUT)
     with (
         tempfile.TemporaryFile() as out,  # without a name: what is not masked yet is in no folder
@@ -150,18 +139,9 @@ def run(task: Task, settings: Settings, started: Callable[[int], None] | None = 
         open(task.stream, "ab", opener=log.private) as archive,
     ):
         stream = Stream(out, archive)
+        options: Any = {"output": out, "errors": err, "limits": limits, "stdin": prompt, "tick": stream.tick}
         try:
-            result = proc.run(
-                argv,
-                cwd=task.root,
-                env=environment(settings, task.root, task.marker),
-                output=out,
-                errors=err,
-                limits=limits,
-                stdin=task.prompt.encode("utf-8", "replace"),
-                tick=stream.tick,
-                started=started,
-            )
+            result = proc.run(argv, started=started, cwd=task.root, env=env, **options)
         except proc.Interrupted as interrupted:
             if interrupted.result is None:  # before claude was started
                 raise

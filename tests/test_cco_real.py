@@ -54,7 +54,7 @@ class Host:
     def task(self, root: Path, **given: Any) -> worker.Task:
         usual: dict[str, Any] = {
             "prompt": "Go on.", "session": SESSION, "resume": False, "root": root, "protected": (), "network": (),
-            "budget_usd": None, "model": None, "timeout": 120.0, "window": stream.WINDOW, "spent": {},
+            "budget_usd": None, "model": None, "timeout": 120.0, "window": 200_000, "spent": {},
             "marker": f"test-{root}", "stream": self.folder / f"{root.name}.jsonl.gz", "criteria": ["a", "b"],
         }  # fmt: skip
         return worker.Task(**usual | given)

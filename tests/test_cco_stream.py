@@ -1,4 +1,4 @@
-"""What claude prints, event by event: how a session ended, what it cost, when a limit resets, what is kept of it.
+"""What claude prints, event by event: how a session ended, what it cost, when a limit resets, what is recorded.
 
 The events are those of Claude Code 2.1.329 and, where they differ, of versions before it.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import time
 from datetime import datetime
 from pathlib import Path
@@ -66,22 +67,21 @@ class Run:
 
     def __init__(self, folder: Path):
         self.output = (folder / "output").open("w+b")
-        self.kept = io.BytesIO()
-        self.stream = stream.Stream(self.output, self.kept)
+        self.recording = io.BytesIO()
+        self.stream = stream.Stream(self.output, self.recording)
 
     def prints(self, *lines: dict[str, Any] | bytes) -> None:
-        raw = (line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n" for line in lines)
-        self.output.write(b"".join(raw))
+        self.output.writelines(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n" for line in lines)
         self.output.flush()
 
     def end(self, code: int = 0, spent: dict[str, float] | None = None, stderr: str = "", **given: Any):
         self.stream.finish()
         given = {"seconds": 60.0, **given}
-        return stream.classify(self.stream, proc.Result(code=code, **given), stderr, spent or {})
+        return stream.classify(self.stream, proc.Result(code=code, **given), stderr, spent or {}, 200_000)
 
     def lines(self) -> list[str]:
-        """What is kept, line by line."""
-        return gzip.decompress(self.kept.getvalue()).decode().splitlines()
+        """What was recorded, line by line."""
+        return gzip.decompress(self.recording.getvalue()).decode().splitlines()
 
 
 @pytest.fixture
@@ -90,10 +90,6 @@ def run(tmp_path):
     yield made
     made.output.close()
 
-
-# --------------------------------------------------------------------------------------------------------
-# How a session ends
-# --------------------------------------------------------------------------------------------------------
 
 USAGE = {"input_tokens": 1000, "output_tokens": 10}
 WORK = [tool("Bash", {"command": "make"}, usage=USAGE), text("Now", usage=USAGE)]
@@ -190,23 +186,19 @@ def test_what_the_kit_ended_outranks_a_success_that_comes_after(run):
     assert run.end(stopped="interrupted").kind == "ended"  # the second time the result was there before
 
 
-def test_a_claude_that_lingers_after_its_result_is_ended_and_the_result_counts(run, monkeypatch):
-    run.prints(result())
+def test_a_claude_that_lingers_after_its_result_is_ended_and_one_that_ends_at_once_has_crashed(run, monkeypatch):
+    run.prints(result(num_turns=0))
     assert run.stream.tick() == ""
     monkeypatch.setattr(stream, "LINGER", -1.0)
-    assert run.stream.tick() == "lingering"
-    assert run.end(stopped="lingering").kind == "ended"
-
-
-def test_a_run_that_ends_at_once_without_a_turn_has_crashed(run):
-    nothing = result(num_turns=0)
-    run.prints(nothing)
+    assert (run.stream.tick(), run.end(stopped="lingering").kind) == ("lingering", "ended")
     assert [run.end(seconds=seconds).kind for seconds in (0.5, 60.0)] == ["crashed", "ended"]
-    run.prints(*WORK, nothing)
-    assert run.end(seconds=0.5).kind == "ended"
+    run.prints(*WORK, result(num_turns=0))
+    assert run.end(seconds=0.5).kind == "ended"  # there was a turn
 
 
 def test_a_line_that_is_no_event_ends_nothing(run):
+    run.prints(result(errors=7))
+    assert run.end().kind == "ended"
     odd: list[Any] = [None, [], 7, "x", {}, {"type": ["result"]}, {"type": "news"}, {"type": "assistant"}]
     odd += [{"type": "assistant", "message": given} for given in (None, {}, {"content": "x"}, {"content": [1]})]
     odd += [{"type": "assistant", "error": "x", "message": given} for given in (None, {"content": [None]})]
@@ -216,12 +208,10 @@ def test_a_line_that_is_no_event_ends_nothing(run):
     raw = [b"[SandboxDebug] x\n", b"{\n", b"\n", b"\xff\x80\n", b"[" * 200_000 + b"\n", b'{"type": "assistant", "mess']
     run.prints(*odd, *raw, b"\n", result())
     assert run.end().kind == "ended"
-    last = {"num_turns": "two", "errors": 7, "modelUsage": {"m": None}, "permission_denials": {"x": 1}}
-    for name, value in last.items():
-        run.prints(result(**{name: value}))
-        assert run.end().kind == "ended", name
-    run.prints(b'{"type": "result", "subtype": "success", "total_cost_usd": NaN, "modelUsage": {"m": {}}}\n')
-    assert (run.end().kind, run.end().cost_usd) == ("ended", 0.0)
+    last = {"num_turns": "two", "errors": 7, "permission_denials": {"x": 1}, "modelUsage": {"m": None}}
+    for name, value in {**last, "total_cost_usd": float("nan")}.items():
+        run.prints(result(**{"modelUsage": {"m": {}}, name: value}))
+        assert (run.end().kind, run.end().cost_usd) == ("ended", 0.0), name
 
 
 def test_too_long_a_line_is_dropped_and_the_next_one_counts(run, monkeypatch):
@@ -234,22 +224,18 @@ def test_too_long_a_line_is_dropped_and_the_next_one_counts(run, monkeypatch):
     assert max(map(len, run.lines())) < 20_000
 
 
-def test_the_report_is_the_workers_own_and_whole(run):
+def test_report_context_turns_tools_and_denials_are_the_workers_own(run):
     run.prints(text("I did all of it.", usage=USAGE), text("A subagent's longer.", "m2", USAGE, parent_tool_use_id="t"))
-    run.prints(result(result="I did", modelUsage={"m": {"contextWindow": 4000, "inputTokens": 1}}))
+    run.prints(tool("Bash", {"command": "make  all\n"}), tool("Write", {"file_path": "a"}, "m3"))
+    denials = [{"tool_name": "Write", "tool_input": {"file_path": "/etc/x"}}, {"tool_name": "X", "tool_input": {}}]
+    usage = {"m": {"contextWindow": 4000, "inputTokens": 1}}
+    run.prints(result(result="I did", modelUsage=usage, num_turns=3, permission_denials=denials))
     outcome = run.end()
     assert outcome.report == "I did all of it."  # the result may hold the first part alone
     assert (outcome.context, outcome.window) == (0.25, 4000)  # of the conversation, not of the subagent's
-    run.prints(b'{"type": "result", "subtype": "success", "result": "half of a character: \\ud83d"}\n')
-    assert run.end().report == "half of a character: ?"  # no file could hold it
-
-
-def test_turns_tools_and_denials_are_counted(run):
-    calls = [tool("Bash", {"command": "make  all\n"}), tool("Write", {"file_path": "a"}, "m2"), text("So.", "m2")]
-    denials = [{"tool_name": "Write", "tool_input": {"file_path": "/etc/x"}}, {"tool_name": "X", "tool_input": {}}]
-    run.prints(*calls, result(num_turns=3, permission_denials=denials))
-    outcome = run.end()
     assert (outcome.turns, outcome.tools, outcome.denials) == (3, 2, ["Write /etc/x", "X"])
+    run.prints(result(result="half of a character: \ud83d"))
+    assert run.end().report == "half of a character: ?"  # no file could hold it
 
 
 def totals(usd: float, tokens: int, **given: Any) -> dict[str, Any]:
@@ -285,7 +271,7 @@ def test_a_run_without_a_result_costs_what_its_messages_say_until_the_next_resul
     assert (silent.cost_usd, silent.tokens, silent.spent["usd"]) == (0.0, {}, 0.5)
 
 
-def test_what_is_kept_is_masked_and_can_be_read_while_it_grows(run, fresh_mask, monkeypatch):
+def test_the_recording_is_masked_and_can_be_read_while_it_grows(run, fresh_mask):
     log.register_secret(PLANTED)
     quoted = f'curl -H "Authorization: Bearer abcdefgh" "-----BEGIN RSA PRIVATE KEY-----" ghp_{30 * "a"} {PLANTED}'
     run.prints(tool("Bash", {"command": quoted}), f"no JSON {PLANTED}\n".encode(), {"type": "x", PLANTED: [PLANTED]})
@@ -293,10 +279,8 @@ def test_what_is_kept_is_masked_and_can_be_read_while_it_grows(run, fresh_mask, 
     assert len(run.lines()) == 3  # a kill now would lose none of them
     run.prints(result(result=f"I ran {quoted}"))
     assert run.end().report == 'I ran curl -H "Authorization: ***" "***" *** ***'
-    kept = run.lines()
-    assert PLANTED not in "\n".join(kept)
-    assert "abcdefgh" not in "\n".join(kept)
-    assert [json.loads(line)["type"] for line in kept if line[0] == "{"] == ["assistant", "x", "result"]
+    assert not re.search(f"{re.escape(PLANTED)}|abcdefgh", "\n".join(run.lines()))
+    assert [json.loads(line)["type"] for line in run.lines() if line[0] == "{"] == ["assistant", "x", "result"]
     run.prints(*failed(f"It is {PLANTED}"))
     assert run.end().message == "It is ***"
 
@@ -323,19 +307,6 @@ def at(clock: str, zone: str = "UTC") -> float:
 
 
 NOW = at("2026-11-27 10:00")  # a Friday
-
-
-@pytest.fixture
-def local(monkeypatch):
-    """Set this machine's zone."""
-
-    def set_to(zone: str) -> None:
-        monkeypatch.setenv("TZ", zone)
-        time.tzset()
-
-    yield set_to
-    monkeypatch.undo()
-    time.tzset()
 
 
 RESETS = {
@@ -365,61 +336,51 @@ RESETS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("words", "expected"), RESETS.items(), ids=range(len(RESETS)))
-def test_a_text_names_the_time_at_which_its_limit_ends(words, expected, local):
-    local("UTC")
-    assert stream.reset_time(words, NOW) == expected
-
-
-def test_a_time_without_a_zone_is_this_machines(local):
-    for zone in ("America/Los_Angeles", "Asia/Kolkata", "Pacific/Kiritimati"):
-        local(zone)
-        assert stream.reset_time("resets 3pm", at("2026-11-27 10:00", zone)) == at("2026-11-27 15:00", zone)
-        assert stream.reset_time("resets 3pm (America/Bogota)", NOW) == at("2026-11-27 15:00", "America/Bogota")
-
-
-def test_no_text_takes_for_ever():
+def test_a_text_names_the_time_at_which_its_limit_ends(monkeypatch):
+    try:
+        for zone in ("America/Los_Angeles", "Asia/Kolkata", "Pacific/Kiritimati", "UTC"):  # this machine's
+            monkeypatch.setenv("TZ", zone)
+            time.tzset()
+            assert stream.reset_time("resets 3pm", at("2026-11-27 10:00", zone)) == at("2026-11-27 15:00", zone)
+            assert stream.reset_time("resets 3pm (America/Bogota)", NOW) == at("2026-11-27 15:00", "America/Bogota")
+        assert {words: stream.reset_time(words, NOW) for words in RESETS} == RESETS
+    finally:
+        monkeypatch.undo()
+        time.tzset()
     for words in ("resets " * 100_000, "resets Mon " * 50_000, "9" * 500_000, "opus " * 100_000, "hit your " * 50_000):
-        assert stream.reset_time(words, NOW) is None
-
-
-WINDOWS = [
-    ([limit(), limit(window="seven_day", resets=RESET + 9)], "", RESET + 9, ""),
-    ([limit(), limit("allowed", "seven_day", RESET + 9)], "", RESET, ""),
-    ([limit(window="seven_day_opus")], "You've hit your limit · resets 3pm", RESET, "opus"),
-    ([limit(window="seven_day_overage_included")], "", RESET, "fable"),
-    ([limit(), limit(window="seven_day_opus", resets=RESET + 9)], "", RESET, ""),  # another model would not help
-    ([limit(window="overage", resets=RESET + 9), limit()], "", RESET, ""),
-    ([], "You've hit your weekly limit · resets 3pm", None, ""),
-]
-
-
-@pytest.mark.parametrize(("events", "words", "resets", "model"), WINDOWS, ids=range(len(WINDOWS)))
-def test_the_latest_reset_counts_and_whether_one_model_is_limited_alone(run, events, words, resets, model):
-    run.prints(*events, *failed(words or "limit", "rate_limit", 429))
-    outcome = run.end()
-    assert (outcome.kind, outcome.limited) == ("limit", model)
-    if events:
-        assert outcome.resets_at == resets
+        assert stream.reset_time(words, NOW) is None  # and soon
 
 
 @pytest.mark.parametrize(
-    ("report", "ids"),
+    ("events", "resets", "model"),
     [
-        ("All is done.\n\nMet: api, lint", ["api", "lint"]),
-        ("met: LINT,api", ["api", "lint"]),
-        ("**Met:** `api`, `dark-mode`.", ["api", "dark-mode"]),
-        ("- Met: api\n", ["api"]),
-        ("Met: none", []),
-        ("Met: other, api", ["api"]),
-        ("Met: api\nMet: lint\nThat is all.", ["lint"]),  # the last one
-        ("Met: api (but not lint)", None),
-        ("Not met: api", None),
-        ("We met: api", None),
-        ("Met:", None),
-        ("Everything is done, and all tests pass.", None),
-        ("", None),
+        ([limit(), limit(window="seven_day", resets=RESET + 9)], RESET + 9, ""),
+        ([limit(), limit("allowed", "seven_day", RESET + 9)], RESET, ""),
+        ([limit(window="seven_day", resets=RESET + 9), limit("allowed", "seven_day"), limit()], RESET, ""),
+        ([limit(window="seven_day_opus")], RESET, "opus"),
+        ([limit(window="seven_day_overage_included")], RESET, "fable"),
+        ([limit(), limit(window="seven_day_opus", resets=RESET + 9)], RESET, ""),  # another model would not help
+        ([limit(window="overage", resets=RESET + 9), limit()], RESET, ""),
+        ([], 0, ""),
     ],
+    ids=range(8),
 )
-def test_the_last_line_of_the_form_claims_ids(report, ids):
-    assert stream.claimed(report, ["api", "lint", "dark-mode"]) == ids
+def test_the_latest_reset_counts_and_whether_one_model_is_limited_alone(run, events, resets, model):
+    run.prints(*events, *failed("You've hit your weekly limit · resets 3pm", "rate_limit", 429))
+    outcome = run.end()
+    assert (outcome.kind, outcome.limited) == ("limit", model)
+    assert resets in (0, outcome.resets_at)
+
+
+def test_the_last_line_of_the_form_claims_ids():
+    for report, ids in {
+        "All is done.\n\nMet: api, lint": ["api", "lint"],
+        "met: LINT,api": ["api", "lint"],
+        "**Met:** `api`, `dark-mode`.": ["api", "dark-mode"],
+        "- Met: api\n": ["api"],
+        "Met: none": [],
+        "Met: other, api": ["api"],
+        "Met: api\nMet: lint\nThat is all.": ["lint"],  # the last one
+        **dict.fromkeys(["Met: api (but not lint)", "Not met: api", "We met: api", "Met:", "All tests pass.", ""]),
+    }.items():
+        assert stream.claimed(report, ["api", "lint", "dark-mode"]) == ids, report
