@@ -34,21 +34,15 @@ class Judgements:
     until: float | None = None  # epoch seconds from which on it can be asked again, where that is known
 
 
-def holds(proof: Mapping[str, Any], files: Mapping[str, str], commit: str) -> bool:
-    """Return whether an earlier verdict still stands. files: path and blob of every file in the commit."""
-    if proof["where"] == "user":
-        return bool(proof["commit"] == commit)
-    return all(files.get(quote["path"]) == quote["blob"] for quote in proof["quotes"])
-
-
 def still_valid(
     states: Mapping[str, CriterionState], criteria: Sequence[Criterion], files: Mapping[str, str], commit: str
 ) -> dict[str, Verdict]:
     """Return the verdicts that need no new judgement: proofs that still hold, and "unmet" of this very commit."""
     verdicts = {}
     for criterion in criteria:
-        record = states[criterion.id]
-        if (proof := record.proof) and holds(proof, files, commit):
+        record, proof = states[criterion.id], states[criterion.id].proof
+        is_current = proof and (proof["where"] != "user" or proof["commit"] == commit)
+        if proof and is_current and all(files.get(quote["path"]) == quote["blob"] for quote in proof["quotes"]):
             verdicts[criterion.id] = Verdict(criterion.id, "met", tail=proof["reason"], where=proof["where"])
         elif record.judged_at == commit and record.verdict == "unmet":
             verdicts[criterion.id] = Verdict(criterion.id, "unmet", failure=record.failure)
@@ -93,31 +87,17 @@ def _lines(criteria: Sequence[Criterion]) -> str:
     return "\n".join(f"- {criterion.id}: {criterion.criteria}" for criterion in criteria)
 
 
+@dataclass
 class _Hearing:
     """What is judged with one question, or with two where the judge wants to read files first."""
 
-    def __init__(
-        self,
-        mission: Mission,
-        criteria: Sequence[Criterion],
-        diff: str,
-        files: Mapping[str, str],
-        repo: Repo,
-        settings: Any,
-        usage: Usage,
-    ):
-        self.mission, self.files, self.repo, self.settings, self.usage = mission, files, repo, settings, usage
-        self.ids = [criterion.id for criterion in criteria]
-        self.most = 4 * settings.openrouter.max_prompt  # characters of one text that are masked to be cut to its share
-        changed = [path for path in re.findall(r"^\+\+\+ b/([^\t\n]+)", diff, re.M) if path in files]
-        self.texts = {
-            "title": mission.title,
-            "description": mission.description,
-            "constraints": "\n".join(f"- {text}" for text in mission.constraints),
-            "criteria": _lines(criteria),
-            "files": "\n".join(dict.fromkeys([*changed, *files]))[: self.most],
-            "diff": diff[: self.most],
-        }
+    mission: Mission
+    criteria: Sequence[Criterion]
+    diff: str
+    files: Mapping[str, str]
+    repo: Repo
+    settings: Any
+    usage: Usage
 
     def verdicts(self) -> dict[str, Verdict]:
         """Return the verdicts by criterion; of two that differ, "not met" counts. Raises NoAnswer."""
@@ -125,11 +105,22 @@ class _Hearing:
         if answer.content["files"]:
             answer = self._ask(answer.content["files"][:FILES])
         worst = {one["id"]: one for one in sorted(answer.content["verdicts"], key=lambda one: not one["met"])}
-        return {id: self._verdict(worst[id], answer.model) for id in self.ids if id in worst}
+        ids = [criterion.id for criterion in self.criteria if criterion.id in worst]
+        return {id: self._verdict(worst[id], answer.model) for id in ids}
 
     def _ask(self, wanted: Sequence[str]) -> llm.Answer:
-        contents = {path: (self._text(path) or "(no text file of the commit)")[: self.most] for path in wanted}
-        system, user = prompt.for_judge(self.texts, contents, self.settings.openrouter.max_prompt)
+        most = 4 * self.settings.openrouter.max_prompt  # characters of one text that are masked to be cut to its share
+        changed = [path for path in re.findall(r"^\+\+\+ b/([^\t\n]+)", self.diff, re.M) if path in self.files]
+        texts = {
+            "title": self.mission.title,
+            "description": self.mission.description,
+            "constraints": "\n".join(f"- {text}" for text in self.mission.constraints),
+            "criteria": _lines(self.criteria),
+            "files": "\n".join(dict.fromkeys([*changed, *self.files]))[:most],
+            "diff": self.diff[:most],
+        }
+        contents = {path: (self._text(path) or "(no text file of the commit)")[:most] for path in wanted}
+        system, user = prompt.for_judge(texts, contents, self.settings.openrouter.max_prompt)
         complaints: list[str] = []
 
         def objection(content: dict[str, Any]) -> str:
@@ -137,7 +128,7 @@ class _Hearing:
             if complaints or (content["files"] and not wanted):
                 return ""
             decided = {one["id"] for one in content["verdicts"] if one["quotes"] or not one["met"]}
-            if missing := [id for id in self.ids if id not in decided]:
+            if missing := [one.id for one in self.criteria if one.id not in decided]:
                 complaints.append(f"There is no verdict on, or no quote that proves: {', '.join(missing)}. Decide.")
             return "".join(complaints)
 
