@@ -105,8 +105,10 @@ def reason(folder: Path, state: State) -> str:
 
 def table(state: State) -> str:
     """Return the criteria as a table. By hand, since importing tabulate takes longer than the rest of `status`."""
-    rows = [("id", "verdict", "priority", "criterion")]
-    rows += [(id, one.verdict, one.priority, _one_line(one.criteria)[:80]) for id, one in state.criteria.items()]
+    rows = [("", "id", "verdict", "priority", "criterion")]
+    for id, one in state.criteria.items():
+        sign = {"met": "[x]", "unjudged": "[?]"}.get(one.verdict, "[ ]")
+        rows.append((sign, id, one.verdict, one.priority, _one_line(one.criteria)[:80]))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
@@ -259,7 +261,10 @@ def _write(folder: Path, name: str, text: str) -> Path:
 def _sections(state: State, mission: Mission) -> list[Section]:
     """Return headings with what stands below them; the first has none, and begins with the verdict."""
     place = f"branch {state.branch}, base {state.base_commit[:SHA] or 'none'}; as of {states.now()}"
-    about = f"Mission {state.mission_id}, file {state.mission_path}, SHA-256 {mission.digest}; {place}"
+    first = [_verdict(state), f"Mission {state.mission_id}, {state.mission_path}, SHA-256 {mission.digest}; {place}"]
+    if done := state.confirmed:
+        setup = f"; setup ({mission.setup}): exit code {done['setup']['code']}" if done["setup"] else ""
+        first.append(f"It was confirmed in {span(done['seconds'])}, {done['at']}{setup}")
     checks = {criterion.id: criterion.check or "" for criterion in mission.criteria}
     criteria = [
         (id, one.criteria, one.verdict, one.priority, f"${one.cost_usd:.2f}", checks.get(id, ""), _proof(one))
@@ -267,12 +272,14 @@ def _sections(state: State, mission: Mission) -> list[Section]:
     ]
     totals = {name.replace("_", " "): value for name, value in state.totals.items() if name != "token_usage"}
     totals |= {f"tokens {name}": count for name, count in state.totals["token_usage"].items()}
+    changed = [tuple(one.values()) for one in state.tampering]
     merging = f"{merge_command(state)}\ngit revert -m 1 MERGE_COMMIT   # undo the merge"
     return [
-        ("", [_verdict(state), about]),
+        ("", [*first]),
         ("Criteria", [[("id", "what", "verdict", "priority", "cost", "check", "proof"), *criteria]]),
         ("Warnings", [[("about", "what to know"), *_warnings(state)]]),
         ("Iteration by iteration", [_grid(state), _history(state.history)]),
+        ("Protected files that were changed", [[("iteration", "path", "what", "changed version"), *changed]]),
         ("Not on the branch", [[("path", "why"), *state.not_committed.items()]]),
         ("Cost, and what else was measured", [[("what", "how much"), *totals.items()]]),
         ("To merge the result, or to undo it", [merging]),
@@ -298,7 +305,7 @@ def _proof(criterion: CriterionState) -> str:
     if "code" in proof:
         return f"{what}: exit code {proof['code']}, {span(proof['seconds'])}, output SHA-256 {proof['digest']}"
     quotes = "".join(f"; “{quote['text']}” in {quote['path']}" for quote in proof["quotes"])
-    return f"{what}, by {proof['by']}: {proof['reason']}{quotes}"
+    return f"{what} ({proof['by']}): {proof['reason']}{quotes}"
 
 
 def _warnings(state: State) -> list[tuple[str, str]]:
@@ -317,10 +324,11 @@ def _warnings(state: State) -> list[tuple[str, str]]:
         }
         rows += [(id, text) for text, holds in texts.items() if text and holds]
     if state.tampering:
-        changes = (f"{one['path']} ({one['what']}, see {one['kept']})" for one in state.tampering[-5:])
+        changes = (f"{one['path']} ({one['what']}, iteration {one['iteration']})" for one in state.tampering[-5:])
         rows.append(("protected files", f"changed: {', '.join(changes)}"))
-    if made := state.totals["claims_made"]:
-        rows.append(("claims", f"reported as met: {made}; of these not met: {state.totals['claims_false']}"))
+    made, false = state.totals["claims_made"], state.totals["claims_false"]
+    if false:
+        rows.append(("claims", f"the worker reported {made} criteria as met, and {false} of them were not"))
     if state.confirmed and state.confirmed["where"] == "tree":
         rows.append(("confirmation", "the checks ran in the work tree only, where files count that are in no commit"))
     return rows

@@ -32,11 +32,11 @@ def criterion(
 ) -> dict[str, Any]:
     """A criterion as `situation` takes it; check: None for one that is judged. state: fields of its CriterionState."""
     text = {"id": id, "criteria": f"{id} works", "priority": priority}
-    return {**text, "check": f"make {id}" if check == "" else check, "state": {"verdict": verdict, **state}}
+    return {**text, "check": f"make {id}" if check == "" else check, "known": {"verdict": verdict, **state}}
 
 
 def mission_of(*criteria: dict[str, Any], **more: Any) -> Mission:
-    entries = [{k: v for k, v in one.items() if k != "state" and v is not None} for one in criteria or [criterion()]]
+    entries = [{k: v for k, v in one.items() if k != "known" and v is not None} for one in criteria or [criterion()]]
     document = {"title": "A parser", "repository": "/a/project", **more, "definition_of_done": entries}
     return parse(json.dumps(document), Path("/a/project/mission.json"))
 
@@ -48,7 +48,7 @@ def situation(*criteria: dict[str, Any], mets: tuple[int, ...] = (), **more: Any
     state = State("a", "/a/project", "/a/project/mission.json", "")
     state.adopt(mission)
     for one in criteria or [criterion()]:
-        vars(state.criteria[one["id"]]).update(one["state"])
+        vars(state.criteria[one["id"]]).update(one["known"])
     state.history = [Iteration(n, "c1", "retry_modified", "rules", "ended", met=m) for n, m in enumerate(mets, 1)]
     state.iterations = len(mets)
     entry = {key: more.pop(key) for key in ("false_claims", "tampered", "broke", "report") if key in more}

@@ -159,9 +159,9 @@ def test_a_single_mission_is_shown_with_its_criteria(folder):
     line, table, remark, place = shown(folder).split("\n\n")
     assert [row.split() for row in table.splitlines()] == [
         ["id", "verdict", "priority", "criterion"],
-        ["c1", "met", "medium", "c1", "works"],
-        ["c2", "unmet", "medium", "c2", "works"],
-        ["c3", "unjudged", "medium", "c3", "works"],
+        ["[x]", "c1", "met", "medium", "c1", "works"],
+        ["[", "]", "c2", "unmet", "medium", "c2", "works"],
+        ["[?]", "c3", "unjudged", "medium", "c3", "works"],
     ]
     assert remark == f"c2: broken in iteration 3, commit {COMMIT[:12]}, while working on c1"
     assert place == f"branch cco/api, commit {COMMIT[:12]}, $0.0000 so far"
@@ -218,7 +218,7 @@ def test_what_the_user_may_have_to_know_stands_below_the_table(folder):
     for number, text in enumerate(("use the\nstaging database", "go"), 1):
         (folder / "inbox" / f"api.{number}.md").write_text(text)
     (folder / "inbox" / "web.1.md").write_text("of another mission")
-    state.tampering = [{"iteration": n, "path": f"tests/{n}", "what": "new", "kept": f"kept/{n}"} for n in range(7)]
+    state.tampering = [{"iteration": n, "path": f"tests/{n}", "what": "new", "kept": ""} for n in range(7)]
     state.asked = {"manager": {"failures": 2, "since": 0.0, "until": 1893456000.0}}
     change(folder, state)
     (folder / "stop").touch()
@@ -228,8 +228,8 @@ def test_what_the_user_may_have_to_know_stands_below_the_table(folder):
         "c2: passes in the work tree, but failed in a clean checkout",
         "c3: confirmed by the user, not proven by a check",
         "c4: set aside: the last sessions on it changed nothing",
-        f"protected files: changed: {', '.join(f'tests/{n} (new, see kept/{n})' for n in range(2, 7))}",
-        "claims: reported as met: 4; of these not met: 1",
+        f"protected files: changed: {', '.join(f'tests/{n} (new, iteration {n})' for n in range(2, 7))}",
+        "claims: the worker reported 4 criteria as met, and 1 of them were not",
         f"the manager's model gave no answer, and is not asked before {report._local(1893456000.0)}",
         "note (carried by the current instruction): use the staging database",
         "note (waits for the next instruction): go",
@@ -238,7 +238,7 @@ def test_what_the_user_may_have_to_know_stands_below_the_table(folder):
     assert as_json(folder)["notes"] == ["use the\nstaging database", "go"]
     state.totals["claims_false"] = 0
     change(folder, state)
-    assert "claims: reported as met: 4; of these not met: 0\n" in shown(folder)
+    assert "claims" not in shown(folder)
 
 
 def test_the_next_command_of_the_user_is_named(folder):
@@ -314,11 +314,13 @@ def test_the_first_sentence_says_what_is_met_and_how_that_is_known(folder):
 def test_a_full_report_says(folder):
     for fact in (
         f"in a clean checkout, {AT}, commit {COMMIT[:12]}: exit code 0, 12 s, output SHA-256 {'ab' * 32}",
-        f"judged by a model, {AT}, commit {COMMIT[:12]}, by word: word; “word” in word",
-        f"confirmed by the user, {AT}, commit {COMMIT[:12]}, by word: word",
+        f"judged by a model, {AT}, commit {COMMIT[:12]} (word): word; “word” in word",
+        f"confirmed by the user, {AT}, commit {COMMIT[:12]} (word): word",
+        f"It was confirmed in 48 s, {AT}; setup (word): exit code 0",
         "b judged by a model, not proven by a check",
         f"1 word word, by word word $0.26 90 s {COMMIT[:12]} 2 a unmet broken a word",
-        "protected files changed: word (word, see word)",
+        "protected files changed: word (word, iteration 3)",
+        "3 word word word",
         "path why word word",
         "estimated cost 1.25",
         "git checkout word && git merge word",
