@@ -102,8 +102,8 @@ def ask(question: Question, settings: Any) -> Answer:
             content, problem = _read(text, schema, question)
             if not problem:
                 return Answer(content, model, usage)
-            problems.append(problem)
-            wrong = prompt.fill("repair.md", {"problem": prompt.bounded(problem, PROBLEM)})
+            problems.append(prompt.bounded(problem, PROBLEM))
+            wrong = prompt.fill("repair.md", {"problem": problems[-1]})
             texts += [prompt.bounded(_bare(text), SHOWN) or "(nothing)", f"{wrong}\n{_in_words(schema)}"]
         raise NoAnswer("; asked once more: ".join(problems))
     except NoAnswer as error:
@@ -147,11 +147,11 @@ def _read(text: str, schema: Mapping[str, Any], question: Question) -> tuple[dic
         content = _clean(json.loads(_bare(text)))
         errors = list(Draft202012Validator(schema).iter_errors(content))[:3]
     except (ValueError, RecursionError) as error:
-        return {}, f"the answer is not one JSON object and nothing else: {str(error)[:200]}"
+        return {}, f"the answer is not one JSON object and nothing else: {error}"
     if errors:
-        problems = "; ".join(f"{error.json_path}: {error.message[:200]}" for error in errors)
-        return {}, _clean(f"the answer does not fit schema/{question.schema}.json: {problems}")
-    return content, question.objection(content)[:SHOWN]
+        problems = "; ".join(f"{error.json_path}: {error.message}" for error in errors)
+        return {}, f"the answer does not fit schema/{question.schema}.json: {problems}"
+    return content, question.objection(content)
 
 
 def _bare(text: str) -> str:
@@ -256,7 +256,7 @@ class _Server:
             usage = _usage(answer)
             return _text(status, headers, answer, usage), _shown(answer.get("model") or body["model"])
         except GARBAGE:
-            text = _shown(data[:200].decode("utf-8", "replace"))
+            text = _shown(data[:2000].decode("utf-8", "replace"))
             message = f"HTTP {status}: no answer but {text!r} (is openrouter.base_url right?)"
             raise _Failed(message, "retry" if status in (200, 408, 429) or status >= 500 else "stop") from None
         finally:

@@ -48,8 +48,7 @@ class Tree:
     """A repository with these files; it fails when another blob is read."""
 
     def __init__(self, files: dict[str, str | None] | None = None, changes: str = ""):
-        self.texts = TREE if files is None else files
-        self.changes = changes
+        self.texts, self.changes = TREE if files is None else files, changes
         self.files = {path: f"blob of {path}" for path in self.texts}
 
     def diff(self, base: str, commit: str) -> str:
@@ -86,13 +85,7 @@ def unmet(*ids: str) -> dict[str, Any]:
     return says(*(verdict(id=id, met=False) for id in ids or ("tone",)))
 
 
-def judged(
-    *steps: dict[str, Any],
-    tree: Tree | None = None,
-    mission: Mission | None = None,
-    max_prompt: int = 24_000,
-    left_usd: float | None = None,
-) -> tuple[Judgements, list[str]]:
+def judged(*steps, tree=None, mission=None, max_prompt=24_000, left_usd=None) -> tuple[Judgements, list[str]]:
     """What comes of these answers, and the last message of every request. No answer is left over."""
     mission, tree = mission or mission_of(), tree or Tree()
     with OpenRouterAPI([*steps]) as api:
