@@ -521,12 +521,9 @@ def test_what_the_caller_has_against_a_valid_answer_is_told_and_repaired():
     error, _ = unusable("no", good(focus="c3"), objection=objection)
     assert error.endswith("; asked once more: c3 is met already, choose c2")
     assert seen == ["c1", "c2", "c3"]  # it is not asked about what the schema refuses
-
-
-def test_a_repair_that_nobody_answers_is_paid_for():
-    with server({"content": "no"}, refusal(401, "User not found.")) as api:
-        error = refused(api.url)
-    assert type(error) is Unreachable and (error.usage.calls, error.usage.cost_usd) == (2, 0.01)
+    with server({"content": "no"}, refusal(401, "User not found.")) as api:  # a repair that nobody answers is paid for
+        lost = refused(api.url)
+    assert type(lost) is Unreachable and (lost.usage.calls, lost.usage.cost_usd) == (2, 0.01)
 
 
 # --- Claude Code ---
