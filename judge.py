@@ -34,21 +34,15 @@ class Judgements:
     until: float | None = None  # epoch seconds from which on it can be asked again, where that is known
 
 
-def holds(proof: Mapping[str, Any], files: Mapping[str, str], commit: str) -> bool:
-    """Return whether an earlier verdict still stands. files: path and blob of every file in the commit."""
-    if proof["where"] == "user":
-        return bool(proof["commit"] == commit)
-    return all(files.get(quote["path"]) == quote["blob"] for quote in proof["quotes"])
-
-
 def still_valid(
     states: Mapping[str, CriterionState], criteria: Sequence[Criterion], files: Mapping[str, str], commit: str
 ) -> dict[str, Verdict]:
     """Return the verdicts that need no new judgement: proofs that still hold, and "unmet" of this very commit."""
     verdicts = {}
     for criterion in criteria:
-        record = states[criterion.id]
-        if (proof := record.proof) and holds(proof, files, commit):
+        record, proof = states[criterion.id], states[criterion.id].proof
+        is_current = proof and (proof["where"] != "user" or proof["commit"] == commit)
+        if proof and is_current and all(files.get(quote["path"]) == quote["blob"] for quote in proof["quotes"]):
             verdicts[criterion.id] = Verdict(criterion.id, "met", tail=proof["reason"], where=proof["where"])
         elif record.judged_at == commit and record.verdict == "unmet":
             verdicts[criterion.id] = Verdict(criterion.id, "unmet", failure=record.failure)

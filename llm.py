@@ -13,7 +13,7 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
@@ -48,9 +48,9 @@ FIELDS = {  # of a request, which are left out when an error says by these words
 # Without the rule, a path after an @ in the question is read and sent along, though there are no tools.
 CLAUDE_SETTINGS = {"permissions": {"deny": ["Read"]}, "disableAllHooks": True}
 CLAUDE_VARIABLES = {"CLAUDE_CODE_SAFE_MODE": "1", "CLAUDE_CODE_MAX_RETRIES": "2"}
-CLAUDE_FIRST = (
-    "Give the one JSON object that is asked for by calling the tool for structured output."  # a / would be a command
-)
+CLAUDE_FIRST = "Give the one JSON object by calling the tool for structured output."  # a / would be a command
+# What comes of reading JSON that is none, or not of the shape that was agreed on.
+GARBAGE = (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError)
 
 
 class NoAnswer(Exception):
@@ -102,8 +102,9 @@ def ask(question: Question, settings: Any) -> Answer:
             content, problem = _read(text, schema, question)
             if not problem:
                 return Answer(content, model, usage)
-            problems.append(problem)
-            texts += _repair(text, problem, schema)
+            problems.append(prompt.bounded(problem, PROBLEM))
+            wrong = prompt.fill("repair.md", {"problem": problems[-1]})
+            texts += [prompt.bounded(_bare(text), SHOWN) or "(nothing)", f"{wrong}\n{_in_words(schema)}"]
         raise NoAnswer("; asked once more: ".join(problems))
     except NoAnswer as error:
         error.usage = usage
@@ -134,13 +135,6 @@ def models(tier: str, settings: Any) -> list[str]:
     return [*dict.fromkeys(filter(None, [first, named.standard or usual, *others]))]
 
 
-def _repair(text: str, problem: str, schema: Mapping[str, Any]) -> list[str]:
-    """Return what follows an unusable answer: the answer itself, and what is wrong with it, with its shape in words."""
-    answer = prompt.cut(log.mask_personal(prompt.as_data(_bare(text)[: 20 * SHOWN])), SHOWN) or "(nothing)"
-    wrong = prompt.cut(log.mask_personal(prompt.as_data(problem)), PROBLEM)
-    return [answer, f"{prompt.fill('repair.md', {'problem': wrong})}\n{_in_words(schema)}"]
-
-
 def _in_words(schema: Mapping[str, Any]) -> str:
     return prompt.fill("answer.md", {"schema": json.dumps(schema, separators=(",", ":"))})
 
@@ -153,11 +147,11 @@ def _read(text: str, schema: Mapping[str, Any], question: Question) -> tuple[dic
         content = _clean(json.loads(_bare(text)))
         errors = list(Draft202012Validator(schema).iter_errors(content))[:3]
     except (ValueError, RecursionError) as error:
-        return {}, f"the answer is not one JSON object and nothing else: {str(error)[:200]}"
+        return {}, f"the answer is not one JSON object and nothing else: {error}"
     if errors:
-        problems = "; ".join(f"{error.json_path}: {error.message[:200]}" for error in errors)
-        return {}, _clean(f"the answer does not fit schema/{question.schema}.json: {problems}")
-    return content, question.objection(content)[:SHOWN]
+        problems = "; ".join(f"{error.json_path}: {error.message}" for error in errors)
+        return {}, f"the answer does not fit schema/{question.schema}.json: {problems}"
+    return content, question.objection(content)
 
 
 def _bare(text: str) -> str:
@@ -199,20 +193,19 @@ class _Server:
 
     def complete(self, texts: Sequence[str]) -> tuple[str, str]:
         """Return what the first model says that answers, and its name. Raises Unreachable, proc.Interrupted."""
-        failures, asked = list[_Failed](), list[str]()
+        failures = dict[str, _Failed]()
         for model in self.models:
-            if model.endswith(":free") and any(DAILY in failure.message for failure in failures):
+            if model.endswith(":free") and any(DAILY in failure.message for failure in failures.values()):
                 continue  # they share one quota
-            asked.append(model)
             try:
                 return self._ask(self._body(model, texts))
             except _Failed as failure:
                 log.debug("a model gave no answer", model=model, why=failure.message)
-                failures.append(failure)
+                failures[model] = failure
                 if failure.action == "stop":
                     break
-        message = "; ".join(f"{model}: {one.message}" for model, one in zip(asked, failures, strict=True))
-        wait = failures[0].wait
+        wait = failures[self.models[0]].wait
+        message = "; ".join(f"{model}: {failure.message}" for model, failure in failures.items())
         raise Unreachable(message, until=None if wait is None else time.time() + wait)
 
     def _body(self, model: str, texts: Sequence[str]) -> dict[str, Any]:
@@ -257,30 +250,30 @@ class _Server:
     def _request(self, body: dict[str, Any], end: float) -> tuple[str, str]:
         """Send one request and add what it cost. Raises _Failed."""
         status, headers, data = self._exchange(body, end)
+        usage = Usage(unknown=int(status == 200))
         try:
-            answer = _object(json.loads(data))
-        except (ValueError, RecursionError):
-            answer = {}
-        if not answer:
-            self.usage.unknown += status == 200
-            text = _shown(data[:200].decode("utf-8", "replace"))
-            message = f"HTTP {status}: no JSON but {text!r} (is openrouter.base_url right?)"
-            raise _Failed(message, "retry" if status in (200, 408, 429) or status >= 500 else "stop")
-        self.usage.add(_usage(answer))
-        return _text(status, headers, answer), _shown(answer.get("model") or body["model"])
+            answer = json.loads(data)
+            usage = _usage(answer)
+            return _text(status, headers, answer, usage), _shown(answer.get("model") or body["model"])
+        except GARBAGE:
+            text = _shown(data[:2000].decode("utf-8", "replace"))
+            message = f"HTTP {status}: no answer but {text!r} (is openrouter.base_url right?)"
+            raise _Failed(message, "retry" if status in (200, 408, 429) or status >= 500 else "stop") from None
+        finally:
+            self.usage.add(usage)
 
     def _exchange(self, body: dict[str, Any], end: float) -> tuple[int, Mapping[str, str], bytes]:
         """Send a request and return status, headers and body. Raises _Failed."""
         import requests
 
         def bearer(request: requests.PreparedRequest) -> requests.PreparedRequest:
-            request.headers["Authorization"] = f"Bearer {self.router.api_key}"  # as a plain header, ~/.netrc would win
+            if self.router.api_key:  # as a plain header, ~/.netrc would win
+                request.headers["Authorization"] = f"Bearer {self.router.api_key}"
             return request
 
-        left, data = max(1.0, end - time.monotonic()), bytearray()
-        options: dict[str, Any] = {"auth": bearer} if self.router.api_key else {}
-        options |= {"timeout": (10, None), "stream": True, "allow_redirects": False}
         self.usage.add(Usage(calls=1, unknown=1))  # its cost is unknown until there is a whole answer
+        left, data = max(1.0, end - time.monotonic()), bytearray()
+        options: dict[str, Any] = {"auth": bearer, "timeout": (10, None), "stream": True, "allow_redirects": False}
         try:
             url = f"{self.router.base_url.rstrip('/')}/chat/completions"
             with _deadline(left), requests.post(url, json=body, **options) as response:
@@ -313,15 +306,14 @@ def _deadline(seconds: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _text(status: int, headers: Mapping[str, str], answer: Mapping[str, Any]) -> str:
-    """Return the text of an answer. Raises _Failed for an error, which may come with status 200 too."""
-    choices = answer.get("choices")
-    choice = _object(choices[0]) if isinstance(choices, list) and choices else {}
-    text, reason = _object(choice.get("message")).get("content"), choice.get("finish_reason")
+def _text(status: int, headers: Mapping[str, str], answer: Mapping[str, Any], usage: Usage) -> str:
+    """Return the text of an answer. Raises _Failed for an error, which may come with status 200 too, and GARBAGE."""
+    choice = (answer.get("choices") or [{}])[0]
+    text, reason = (choice.get("message") or {}).get("content"), choice.get("finish_reason")
     error = answer.get("error") or choice.get("error")
     if status != 200 or error or reason == "error":
         raise _error(status, error or (answer if status != 200 else {}), headers)
-    tokens = int(_number(_object(answer.get("usage")).get("completion_tokens")) or 0)
+    tokens = usage.tokens.get("output", 0)
     if reason in ("length", "max_tokens"):
         raise _Failed(f"its answer was cut off after {tokens} tokens (raise openrouter.max_tokens)", change="length")
     if not isinstance(text, str) or not text.strip():
@@ -332,12 +324,13 @@ def _text(status: int, headers: Mapping[str, str], answer: Mapping[str, Any]) ->
 def _error(status: int, error: Any, headers: Mapping[str, str]) -> _Failed:
     """Return what follows from an error: what it says of itself counts before the status that it was sent with."""
     error = error if isinstance(error, dict) else {"message": str(error)}
-    more, code = _object(error.get("metadata")), str(error.get("code"))
+    more, code = error.get("metadata") or {}, str(error.get("code"))
     status = int(code) if re.fullmatch("[45][0-9]{2}", code) else 500 if status == 200 else status
     reason = str(more.get("raw") or error.get("message") or json.dumps(error))  # raw: of the provider behind the router
     hint = " (put a valid key into OPENROUTER_API_KEY or openrouter.api_key)" if status == 401 else ""
     message = f"HTTP {status}: {_shown(reason)}{hint}"
-    wait = _number(headers.get("Retry-After") or more.get("retry_after_seconds"))
+    seconds = str(headers.get("Retry-After") or more.get("retry_after_seconds"))
+    wait = float(seconds) if re.fullmatch(r"\d{1,9}(\.\d+)?", seconds) else None  # else it is a date
     wait = 86400 - time.time() % 86400 if DAILY in reason else wait  # the quota ends at 00:00 UTC
     if status in (408, 429) or status >= 500 or (status == 402 and wait is not None):
         return _Failed(message, "retry", wait=wait)
@@ -348,29 +341,19 @@ def _error(status: int, error: Any, headers: Mapping[str, str]) -> _Failed:
 
 
 def _usage(answer: Mapping[str, Any]) -> Usage:
-    """Return what an answer says that it cost."""
-    stated = _object(answer.get("usage"))
-    read, written = (int(_number(stated.get(name)) or 0) for name in ("prompt_tokens", "completion_tokens"))
-    cached = min(read, int(_number(_object(stated.get("prompt_tokens_details")).get("cached_tokens")) or 0))
-    cost = _number(stated.get("cost"))
-    if cost is not None and stated.get("is_byok") is True:  # then it is the router's fee alone
-        upstream = _number(_object(stated.get("cost_details")).get("upstream_inference_cost"))
-        cost = None if upstream is None else cost + upstream
-    cost = cost if cost is not None and cost < MAX_COST else None
-    tokens = {"input": read - cached, "output": written, "cache_read": cached}
-    return Usage(cost or 0.0, unknown=int(cost is None and bool(answer.get("choices"))), tokens=tokens)
-
-
-def _object(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _number(value: Any) -> float | None:
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return number if 0 <= number < 1e12 and not isinstance(value, bool) else None
+    """Return what an answer says that it cost: unknown where it does not say so, or nothing that can be true."""
+    usage = Usage(unknown=int(bool(answer.get("choices"))))
+    with suppress(*GARBAGE):
+        stated = answer["usage"]
+        read, cached = stated.get("prompt_tokens"), (stated.get("prompt_tokens_details") or {}).get("cached_tokens")
+        usage.tokens = {"input": int(read or 0) - int(cached or 0), "output": int(stated.get("completion_tokens") or 0)}
+        usage.tokens["cache_read"] = int(cached or 0)
+        cost = float(stated["cost"])
+        if stated.get("is_byok") is True:  # then it is the router's fee alone
+            cost += float(stated["cost_details"]["upstream_inference_cost"])
+        if 0 <= cost < MAX_COST:
+            usage.cost_usd, usage.unknown = cost, 0
+    return usage
 
 
 def _shown(text: Any) -> str:
@@ -411,11 +394,11 @@ class _Claude:
         try:
             result = json.loads(output)
             result = dict(result[-1] if isinstance(result, list) else result)  # a list: the user's settings say verbose
-        except (ValueError, LookupError, TypeError, RecursionError):
+        except GARBAGE:
             result = {}
-        used, cost = _object(result.get("modelUsage")), _number(result.get("total_cost_usd"))
+        used, cost = result.get("modelUsage") or {}, result.get("total_cost_usd")
         keys = {name: key for name, (key, *_) in TOKENS.items()}
-        tokens = {name: sum(int(_number(one.get(key)) or 0) for one in used.values()) for name, key in keys.items()}
+        tokens = {name: sum(one.get(key, 0) for one in used.values()) for name, key in keys.items()}
         self.usage.add(Usage(cost or 0.0, unknown=int(cost is None), tokens=tokens))
         if result.get("subtype") != "success" or result.get("is_error"):
             reason = result.get("result") or result.get("errors") or errors or "it printed no result in time"

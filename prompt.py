@@ -7,6 +7,7 @@ comes first, so that providers can cache it. The worker's prompt has no limit: i
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 import string
@@ -32,13 +33,11 @@ SHARE = {  # of the rest, for each part of a prompt to the manager LLM
 }  # fmt: skip
 JUDGE_SHARE = {"title": 0.01, "description": 0.08, "constraints": 0.04, "criteria": 0.27, "files": 0.1, "diff": 0.5}
 CONTENTS = 0.35  # of a prompt to the judge, for all files that it asked for; the diff gives way to them
-END_KEPT = ("report", "tried", "notes")  # parts of which the end is kept
 DATA = ("ending", "report", "tampered", "tried", "commits", "lessons")  # written by programs and models
 SHOWN, LISTED, TRIED = 2, 8, 5  # outputs of checks, criteria in words to the manager LLM, sessions
 FINE = ("ended", "turn_cap", "budget_cap")  # kinds of Outcome after which nothing has to be repaired
 TONES = {  # a sentence for the worker, by morale
     "rising": "Well done: the last session made a criterion true that was not before.",
-    "steady": "",
     "struggling": "The last session brought nothing new. Take one small step, and run its check before you finish.",
     "stuck": "Many sessions brought nothing new. Question what was taken for granted; begin at the failing output.",
 }
@@ -56,7 +55,7 @@ TEXTS: dict[str, tuple[str, ...]] = {  # what fills each text; without the first
 }
 STUCK = 6  # sessions without a newly met criterion, until morale is called stuck
 MAX_NOTE, DELIVERED = 2000, 5  # characters of one note of the user, delivered ones that a fresh session reads again
-MAX_LESSONS, LESSON = 200, 200  # lessons that are kept, and characters of each part of one
+MAX_LESSONS, LESSON = 200, 200  # lessons in the file, and characters of each part of one
 
 # What differs from one run of the same failure to the next: digests, times, numbers, temporary names.
 VARIABLE = re.compile(r"0x[0-9a-f]+|\b[0-9a-f]{7,64}\b|\btmp[a-z0-9_.]{6,}|/tmp/\S+|\d+(?:[.:,]\d+)*", re.I)
@@ -100,25 +99,31 @@ def morale(state: State) -> str:
     return "stuck" if since >= STUCK else "struggling" if since > 1 else "steady"
 
 
-def went_wrong(situation: Situation) -> bool:
-    """Return whether the last session failed or broke what was met."""
-    last, history = situation.state.last, situation.state.history
-    return bool((last and last.kind not in FINE) or (history and history[-1].broke))
+def template(situation: Situation) -> str:
+    """Return which of TEMPLATES fits what happened."""
+    state, last = situation.state, situation.state.last
+    if not state.sessions:
+        return "task_initiation"
+    if state.history[-1].broke or state.sessions[-1].tampered or (last and last.kind not in FINE):
+        return "error_recovery"
+    if morale(state) in ("struggling", "stuck"):
+        return "motivational_boost"
+    return "progress_check" if situation.resumable else "session_transition"
 
 
 def goes_well(situation: Situation) -> bool:
     """Return whether the last sessions brought the mission forward, so that little has to be said of them."""
-    return not went_wrong(situation) and morale(situation.state) in ("rising", "steady")
+    return template(situation) not in ("error_recovery", "motivational_boost")
 
 
 def failing(situation: Situation) -> list[str]:
     """Return the criteria that a check or the judge refuses, the most pressing first."""
-    state = situation.state
+    state, criteria = situation.state, situation.state.criteria
 
     def pressing(id: str) -> tuple[bool, int, bool]:
-        return state.is_set_aside(id), PRIORITIES.index(state.criteria[id].priority), not state.broken_by(id)
+        return state.is_set_aside(id), PRIORITIES.index(criteria[id].priority), not state.broken_by(id)
 
-    return sorted((id for id in state.open if state.criteria[id].verdict != "unjudged"), key=pressing)
+    return sorted((id for id in state.open if criteria[id].verdict != "unjudged"), key=pressing)
 
 
 # --- The prompts ---
@@ -126,15 +131,14 @@ def failing(situation: Situation) -> list[str]:
 
 def for_worker(situation: Situation, plan: Plan) -> str:
     """Return what a session reads: all for a fresh one, what is new for one that goes on. The mission is not masked."""
-    state, goes_on = situation.state, plan.session == "resume"
-    shown = [id for id in _shown(situation) if situation.outputs.get(id)]
+    state, shown, goes_on = situation.state, _shown(situation), plan.session == "resume"
     parts = _parts(situation, [plan.focus, *shown])
     parts |= {name: as_data(parts[name]) for name in DATA}
-    parts["criteria"] = "\n".join(_line(situation, id, with_check=True) for id in state.criteria)
-    parts["failures"] = "\n\n".join(_output(id, as_data(situation.outputs[id])) for id in shown)
+    parts["criteria"] = "\n".join(_line(situation, id) for id in state.criteria)
+    parts["failures"] = _failures({id: as_data(situation.outputs[id]) for id in shown})
     if goes_on:
         parts["notes"] = "\n\n".join(situation.notes)
-    parts |= {"tone": plan.encouragement or TONES[morale(state)], "instruction": plan.instruction}
+    parts |= {"tone": plan.encouragement or TONES.get(morale(state), ""), "instruction": plan.instruction}
     return fill("resume.md" if goes_on else "fresh.md", parts)
 
 
@@ -144,12 +148,12 @@ def for_manager(situation: Situation, max_prompt: int) -> tuple[str, str]:
     parts, ids = _parts(situation, shown), [*dict.fromkeys([*failing(situation), *state.open])]
     later = [f"- later: {', '.join(ids[LISTED:])}"] if ids[LISTED:] else []
     parts["criteria"] = "\n".join([*(_line(situation, id) for id in ids[:LISTED]), *later])
-    if situation.resumable and goes_well(situation):  # every iteration asks, so it is told little then
+    if situation.resumable and goes_well(situation):  # every iteration asks, so it reads little then
         parts["tried"] = ""
-    parts = {name: _bounded(text, int(SHARE[name] * room), name in END_KEPT) for name, text in parts.items()}
+    parts = {name: bounded(text, int(SHARE[name] * room)) for name, text in parts.items()}
     each = int(SHARE["failures"] * room) // max(1, len(shown))
-    outputs = {id: as_data(f"$ {check_of(situation, id)}\n{situation.outputs.get(id, '')}") for id in shown}
-    parts["failures"] = "\n\n".join(_output(id, excerpt(log.mask_personal(text), each)) for id, text in outputs.items())
+    texts = {id: log.mask_personal(as_data(situation.outputs[id])) for id in shown}
+    parts["failures"] = _failures({id: excerpt(text, each) for id, text in texts.items()})
     met = f"{len(state.met)} of {len(state.criteria)} criteria are met; morale: {morale(state)}."
     now = fill("situation.md", {**parts, "progress": f"{met} {situation.budget}".strip()})
     return fill("system.md", parts), fill(f"{template(situation)}.md", {"situation": now.strip()})
@@ -159,26 +163,14 @@ def for_judge(texts: Mapping[str, str], contents: Mapping[str, str], max_prompt:
     """Return system and user message of the question what is met; literally, since it is quoted. contents: by path."""
     room = max(max_prompt, LEAST) - FIXED
     share = {**JUDGE_SHARE, "diff": JUDGE_SHARE["diff"] - (CONTENTS if contents else 0)}
-    parts = {name: _bounded(text, int(share[name] * room)) for name, text in texts.items()}
+    parts = {name: bounded(text, int(share[name] * room)) for name, text in texts.items()}
     each = int(CONTENTS * room) // max(1, len(contents))
-    files = [f"<data>\n{_bounded(f'{path}{chr(10)}{text}', each)}\n</data>" for path, text in contents.items()]
+    files = [f"<data>\n{bounded(f'{path}{chr(10)}{text}', each)}\n</data>" for path, text in contents.items()]
     return fill("judge.md", {}), fill("dod_validation.md", {**parts, "contents": "\n\n".join(files)})
 
 
-def template(situation: Situation) -> str:
-    """Return which of TEMPLATES fits what happened."""
-    state = situation.state
-    if not state.sessions:
-        return "task_initiation"
-    if went_wrong(situation) or state.sessions[-1].tampered:
-        return "error_recovery"
-    if not goes_well(situation):
-        return "motivational_boost"
-    return "progress_check" if situation.resumable else "session_transition"
-
-
 def _parts(situation: Situation, ids: Iterable[str]) -> dict[str, str]:
-    """Return every part of a prompt but the criteria and their outputs. ids: criteria whose lessons are told."""
+    """Return every part of a prompt but the criteria and their outputs. ids: criteria whose lessons are shown."""
     mission, state, last = situation.mission, situation.state, situation.state.last
     session = state.sessions[-1] if state.sessions else Iteration(0)
     refused = f"; refused to it: {', '.join(last.denials)}" if last and last.denials else ""
@@ -208,23 +200,21 @@ def _parts(situation: Situation, ids: Iterable[str]) -> dict[str, str]:
 
 def _shown(situation: Situation) -> list[str]:
     """Return the criteria whose outputs are shown: those that press most."""
-    ids = failing(situation)
-    return [id for id in ids if situation.outputs.get(id, "").strip()][:SHOWN] or ids[:1]
+    return [id for id in failing(situation) if situation.outputs.get(id, "").strip()][:SHOWN]
 
 
-def _line(situation: Situation, id: str, with_check: bool = False) -> str:
+def _line(situation: Situation, id: str) -> str:
     state, criterion = situation.state, situation.state.criteria[id]
     remarks = {
         criterion.priority: criterion.priority != "medium",
-        criterion.verdict: with_check or criterion.verdict != "unmet",
+        criterion.verdict: True,
         f"was met before: {state.broken_by(id)}": state.broken_by(id),
         "fails in a clean checkout": criterion.fails_in_clean_checkout,
         "flaky": criterion.flaky,
         f"sessions on it without a change: {criterion.stalls}": criterion.stalls,
     }
-    shown = ", ".join(text for text, holds in remarks.items() if holds)
-    check = f"\n  check: {check_of(situation, id)}" if with_check and check_of(situation, id) else ""
-    return f"- {id}: {criterion.criteria}{f' [{shown}]' if shown else ''}{check}"
+    check = f"\n  check: {check_of(situation, id)}" if check_of(situation, id) else ""
+    return f"- {id}: {criterion.criteria} [{', '.join(text for text, holds in remarks.items() if holds)}]{check}"
 
 
 def check_of(situation: Situation, id: str) -> str:
@@ -232,8 +222,8 @@ def check_of(situation: Situation, id: str) -> str:
     return next((criterion.check or "" for criterion in situation.mission.criteria if criterion.id == id), "")
 
 
-def _output(id: str, text: str) -> str:
-    return f"{id}, at its last check:\n<data>\n{text}\n</data>"
+def _failures(texts: Mapping[str, str]) -> str:
+    return "\n\n".join(f"{id}, at its last check:\n<data>\n{text}\n</data>" for id, text in texts.items())
 
 
 def _list(lines: Iterable[str]) -> str:
@@ -243,9 +233,9 @@ def _list(lines: Iterable[str]) -> str:
 # --- Texts ---
 
 
-def _bounded(text: str, limit: int, keep_end: bool = False) -> str:
+def bounded(text: str, limit: int) -> str:
     """Return a text without secrets and personal data, cut; masked first, since half a secret is not recognised."""
-    return cut(log.mask_personal(as_data(text)), limit, "tail" if keep_end else "head")
+    return cut(log.mask_personal(as_data(text)), limit)
 
 
 def as_data(text: str) -> str:
@@ -253,16 +243,14 @@ def as_data(text: str) -> str:
     return re.sub(r"<\s*/\s*data", "(/data", NOT_TEXT.sub(" ", log.mask(text)), flags=re.I).strip()
 
 
-def cut(text: str, limit: int, keep: str = "head") -> str:
-    """Return the "head" or "tail" of a text that fits into so many bytes, and how many do not."""
+def cut(text: str, limit: int) -> str:
+    """Return the beginning and the end of a text that fit into so many bytes, and how many between them do not."""
     data = text.encode("utf-8", "replace")
     if len(data) <= limit:
         return text
-    note = f"[{len(data) - limit} more bytes are not shown]"
-    room = max(0, limit - len(note) - 1)
-    if keep == "tail":
-        return f"{note}\n{data[len(data) - room :].decode('utf-8', 'ignore')}"
-    return f"{data[:room].decode('utf-8', 'ignore')}\n{note}"
+    note = f"\n[{len(data) - limit} more bytes are not shown]\n"
+    half = max(0, limit - len(note)) // 2
+    return f"{data[:half].decode('utf-8', 'ignore')}{note}{data[len(data) - half :].decode('utf-8', 'ignore')}"
 
 
 def fill(name: str, parts: Mapping[str, str]) -> str:
@@ -313,11 +301,9 @@ def excerpt(text: str, limit: int) -> str:
         if 0 <= number < len(lines) and (cost := len(lines[number].encode("utf-8", "replace")) + 13) <= room:
             chosen.append(number)
             room -= cost  # with the line's end, and its share of the notes about what is left out
-    shown, last = list[str](), -1
-    for number in sorted(chosen):
-        shown += [f"[{number - last - 1} lines left out]"] if number - last > 1 else []
-        shown.append(lines[number])
-        last = number
+    shown = list[str]()
+    for last, number in itertools.pairwise([-1, *sorted(chosen)]):
+        shown += [f"[{number - last - 1} lines left out]"] * (number - last > 1) + [lines[number]]
     return "\n".join(shown).strip("\n").encode("utf-8", "replace")[: max(0, limit)].decode("utf-8", "ignore")
 
 
@@ -380,14 +366,11 @@ def lessons(folder: Path, failure: str, output: str) -> list[str]:
 
 
 def learn(folder: Path, failure: str, output: str, criterion: str, resolved: str) -> None:
-    """Remember what resolved a failure; only under the lock. Where it cannot be written, that is a warning."""
+    """Remember what resolved a failure; only under the lock. Raises OSError."""
     lesson = {"failure": failure, "error": first_error(output), "criterion": criterion[:LESSON]}
     lesson |= {"resolved": resolved[: 2 * LESSON], "at": states.now()}
     lines = [json.dumps(one) for one in [*_lessons(folder), log.mask_tree(lesson)][-MAX_LESSONS:]]
-    try:
-        states.write(folder / "lessons.jsonl", "".join(f"{line}\n" for line in lines).encode())
-    except OSError as error:
-        log.warn(f"a lesson could not be kept: {error}")
+    states.write(folder / "lessons.jsonl", "".join(f"{line}\n" for line in lines).encode())
 
 
 def _lessons(folder: Path) -> list[dict[str, Any]]:

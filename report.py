@@ -21,6 +21,7 @@ from typing import Any
 
 import log
 import proc
+import prompt
 import state as states
 from mission import Mission
 from proc import USAGE, Stop
@@ -32,34 +33,26 @@ OUTPUTS, TAIL, TRIED = 10, 3000, 12  # failing criteria that a question shows, b
 SIGNS = {"met": "■", "flaky": "~", "tampered": "T", "unjudged": "?"}  # in the grid; all other verdicts are "□"
 LEGEND = "■ met   □ not met   ! broken: met before   ~ flaky   T protected file changed   ? not judged   · not known"
 COLUMNS = 100  # iterations that the grid shows
-PLACES = {"checkout": "in a clean checkout", "tree": "in the work tree"}
-KINDS = {"judge": "judged by a model", "user": "confirmed by the user"}  # where a verdict is from, if not from a check
+PROVEN = {"checkout": "proven by checks in a clean checkout", "tree": "proven by checks in the work tree"}
+PROVEN |= {"judge": "judged by a model", "user": "confirmed by the user"}
 MARKUP = re.compile(r"[\\`*_{}\[\]<>#|~&!$^]")
 LINK = re.compile(r"://|www\.|@|:[a-z+-][\w+-]*:|^#\d", re.I)  # viewers make links and pictures of these, even escaped
+Table = list[Sequence[object]]  # the names of the columns, and the rows
+Block = str | Table  # a text that has line breaks keeps them
+Section = tuple[str, list[Block]]  # a heading, "" for none, and what stands below it
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"/>
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'"/>
 <meta name="viewport" content="width=device-width, initial-scale=1"/><title>%s</title><style>
 :root { color-scheme: light dark }
 body { max-width: 75rem; margin: 0 auto; padding: 1rem; font: 15px/1.5 system-ui, sans-serif; overflow-wrap: anywhere }
-h1 + p { padding: .5rem 1rem; border-left: 4px solid; font-weight: 600 }
 div, pre { overflow-x: auto }
 table { border-collapse: collapse; font-size: .87rem }
 th, td { text-align: left; vertical-align: top; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid gray }
-td { max-width: 34rem; overflow-wrap: break-word }
 </style></head><body>
 %s
 </body></html>
 """
-
-
-class Lines(str):
-    """Text that keeps its line breaks: commands, output, the grid."""
-
-
-Table = list[Sequence[object]]  # the names of the columns, and the rows
-Block = str | Lines | Table
-Section = tuple[str, list[Block]]  # a heading, "" for none, and what stands below it
 
 
 # --- Status ---
@@ -78,7 +71,7 @@ def status(folder: Path | None, session: str | None, as_json: bool) -> str:
         objects = [to_json(folder, state) for state in chosen]
         return json.dumps(log.mask_tree(objects[0] if len(objects) == 1 else objects), indent=2)
     in_full = bool(session) or len(chosen) == 1
-    parts = [in_words(folder, state) if in_full else status_line(folder, state) for state in chosen] + problems
+    parts = [(in_words if in_full else status_line)(folder, state) for state in chosen] + problems
     if (folder / "stop").exists():
         parts.append("a stop was asked for: starts with --no-wait (cron) end at once until make start or make resume")
     return log.printable(("\n\n" if in_full else "\n").join(parts)) or "no mission was started here yet"
@@ -95,7 +88,7 @@ def status_line(folder: Path, state: State) -> str:
 def reason(folder: Path, state: State) -> str:
     """Say what a mission waits for or why it stopped; "" while it works."""
     if state.current_phase == "completed":
-        return f"done, confirmed {PLACES[state.confirmed['where']]}" if state.confirmed else "done"
+        return f"done, {PROVEN[state.confirmed['where']]}" if state.confirmed else "done"
     if state.blocked:
         return f"needs your answer: {_one_line(state.blocked['question'])}"
     if state.wait:
@@ -106,18 +99,16 @@ def reason(folder: Path, state: State) -> str:
         return "waiting until you have carried out .cco/instruction.md: start it again then"
     if state.is_running:
         return "ended in the middle of a session (kill -9, crash or reboot): start it again to go on"
-    has_failed = state.failed or any(percent >= 100 for percent in state.alerts.values())
+    has_failed = state.failed or 100 in state.alerts.values()  # percent of a limit
     return f"stopped: {_last_error(folder, state) if has_failed else 'start it again to go on'}"
 
 
 def table(state: State) -> str:
     """Return the criteria as a table. By hand, since importing tabulate takes longer than the rest of `status`."""
-    rows = [("", "id", "verdict", "priority", "regressions", "stalls", "criterion")]
-    for id, criterion in state.criteria.items():
-        regressions = sum(id in entry.broke for entry in state.history)
-        counts = (str(regressions or ""), str(criterion.stalls or ""))
-        sign = {"met": "[x]", "unjudged": "[?]"}.get(criterion.verdict, "[ ]")
-        rows.append((sign, id, criterion.verdict, criterion.priority, *counts, _one_line(criterion.criteria)[:60]))
+    rows = [("", "id", "verdict", "priority", "criterion")]
+    for id, one in state.criteria.items():
+        sign = {"met": "[x]", "unjudged": "[?]"}.get(one.verdict, "[ ]")
+        rows.append((sign, id, one.verdict, one.priority, _one_line(one.criteria)[:80]))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
@@ -127,9 +118,9 @@ def in_words(folder: Path, state: State) -> str:
     lines = [": ".join(pair) for pair in _warnings(state)]
     for who in (who for who in ("manager", "judge") if not state.may_ask(who)):
         lines.append(f"the {who}'s model gave no answer, and is not asked before {_local(state.asked[who]['until'])}")
-    for name, text in _notes(folder, state).items():
-        when = "carried by the current instruction" if name in state.notes else "waits for the next instruction"
-        lines.append(f"note ({when}): {_one_line(text)[:100]}")
+    for path in prompt.notes(folder, state.mission_id):
+        when = "carried by the current instruction" if path.name in state.notes else "waits for the next instruction"
+        lines.append(f"note ({when}): {_one_line(path.read_text('utf-8', 'replace'))[:100]}")
     parts = [status_line(folder, state), table(state), "\n".join(lines)]
     parts.append(f"branch {state.branch}, commit {state.commit[:SHA] or 'none'}, {cost(state)}")
     if state.blocked:
@@ -150,8 +141,7 @@ def to_json(folder: Path, state: State) -> dict[str, Any]:
             for entry in state.history
             if id in entry.broke
         ]
-        shown = {name: getattr(criterion, name) for name in of_each}
-        criteria.append({"id": id, **shown, "regressions": regressions})
+        criteria.append({"id": id, **{name: getattr(criterion, name) for name in of_each}, "regressions": regressions})
     return {
         "mission": state.mission_id,
         "phase": state.current_phase,
@@ -162,7 +152,7 @@ def to_json(folder: Path, state: State) -> dict[str, Any]:
         "forecast_usd": forecast(state),
         "wait_until": state.wait.until if state.wait else None,
         "blocked": state.blocked["question"] if state.blocked else None,
-        "notes": list(_notes(folder, state).values()),
+        "notes": [path.read_text("utf-8", "replace") for path in prompt.notes(folder, state.mission_id)],
         **{name: getattr(state, name) for name in of_state},
     }
 
@@ -196,20 +186,10 @@ def merge_command(state: State) -> str:
 # --- The report, and the question ---
 
 
-def markdown(state: State, mission: Mission) -> str:
-    """Return the report in Markdown, without links, pictures and HTML."""
-    return _render(mission.title, _sections(state, mission))
-
-
-def html(state: State, mission: Mission) -> str:
-    """Return the report as one page without scripts that needs nothing from elsewhere."""
-    body = _render(mission.title, _sections(state, mission), as_html=True)
-    return PAGE % (escape(_one_line(mission.title)), body)
-
-
 def write(folder: Path, state: State, mission: Mission) -> list[Path]:
-    """Write both formats to `reports/`, readable for their owner only, and return their paths. Raises OSError."""
-    texts = {".md": markdown(state, mission), ".html": html(state, mission)}
+    """Write the report as .md and as .html to `reports/` and return the paths. Raises OSError."""
+    sections = _sections(state, mission)
+    texts = {suffix: _render(mission.title, sections, suffix == ".html") for suffix in (".md", ".html")}
     return [_write(folder, state.mission_id + suffix, text) for suffix, text in texts.items()]
 
 
@@ -224,10 +204,12 @@ def write_question(folder: Path, state: State, mission: Mission) -> Path:
     for id in state.open[:OUTPUTS]:
         criterion = state.criteria[id]
         failing.append(f"Criterion {id} ({criterion.priority}, {criterion.verdict}): {criterion.criteria}")
-        failing.append(Lines(_output(folder / "logs" / "checks" / f"{id}.log") or "(no output)"))
+        path = folder / "logs" / "checks" / f"{id}.log"
+        output = log.mask(path.read_text("utf-8", "replace"))[-TAIL:] if path.exists() else ""
+        failing.append(f"{output or '(no output)'}\n")
     sections: list[Section] = [
         ("", [f"Question: {state.blocked['question'] if state.blocked else 'none'}"]),
-        ("To answer", ["Leave a note, or edit the mission or the code. Then start again.", Lines("\n".join(answers))]),
+        ("To answer", ["Leave a note, or edit the mission or the code. Then start again.", "\n".join(answers)]),
         ("What fails", failing),
         ("What was tried", [_history(state.sessions[-TRIED:])]),
     ]
@@ -244,14 +226,15 @@ def cell(text: object) -> str:
 
 
 def _render(title: str, sections: Sequence[Section], as_html: bool = False) -> str:
-    """Return a document; tables without rows, and headings with nothing below, are left out."""
+    """Return a document in Markdown, or as one page that needs nothing from elsewhere. Empty sections are left out."""
     parts = [f"<h1>{escape(_one_line(title))}</h1>" if as_html else f"# {cell(title)}"]
     for heading, blocks in sections:
         texts = [_block(block, as_html) for block in blocks if not isinstance(block, list) or block[1:]]
         if heading and texts:
             parts.append(f"<h2>{heading}</h2>" if as_html else f"## {heading}")
         parts += texts
-    return "\n\n".join(parts) + "\n"
+    text = "\n\n".join(parts) + "\n"
+    return PAGE % (escape(_one_line(title)), text) if as_html else text
 
 
 def _block(block: Block, as_html: bool) -> str:
@@ -262,7 +245,7 @@ def _block(block: Block, as_html: bool) -> str:
         form = "html" if as_html else "github"  # of these two, only html escapes by itself
         made = tabulate(rows, "firstrow", form, disable_numparse=True)  # an id such as 1e5 is no number
         return f"<div>{made}</div>" if as_html else str(made)
-    if isinstance(block, Lines):
+    if "\n" in block:
         text = log.printable(block).strip("\n")
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
         return f"<pre>{escape(text)}</pre>" if as_html else f"{fence}\n{text}\n{fence}"
@@ -278,22 +261,28 @@ def _write(folder: Path, name: str, text: str) -> Path:
 def _sections(state: State, mission: Mission) -> list[Section]:
     """Return headings with what stands below them; the first has none, and begins with the verdict."""
     place = f"branch {state.branch}, base {state.base_commit[:SHA] or 'none'}; as of {states.now()}"
-    first = [f"Mission {state.mission_id}, file {state.mission_path}, SHA-256 {mission.digest}; {place}"]
+    first = [_verdict(state), f"Mission {state.mission_id}, {state.mission_path}, SHA-256 {mission.digest}; {place}"]
     if done := state.confirmed:
         setup = f"; setup ({mission.setup}): exit code {done['setup']['code']}" if done["setup"] else ""
-        first.append(f"It was confirmed {PLACES[done['where']]} in {span(done['seconds'])}, {done['at']}{setup}")
-    changed: Table = [("iteration", "path", "what", "changed version")]
-    changed += [tuple(one.values()) for one in state.tampering]
+        first.append(f"It was confirmed in {span(done['seconds'])}, {done['at']}{setup}")
+    checks = {criterion.id: criterion.check or "" for criterion in mission.criteria}
+    criteria = [
+        (id, one.criteria, one.verdict, one.priority, f"${one.cost_usd:.2f}", checks.get(id, ""), _proof(one))
+        for id, one in state.criteria.items()
+    ]
+    totals = {name.replace("_", " "): value for name, value in state.totals.items() if name != "token_usage"}
+    totals |= {f"tokens {name}": count for name, count in state.totals["token_usage"].items()}
+    changed = [tuple(one.values()) for one in state.tampering]
     merging = f"{merge_command(state)}\ngit revert -m 1 MERGE_COMMIT   # undo the merge"
     return [
-        ("", [_verdict(state), *first]),
-        ("Criteria", [_criteria(state, mission)]),
+        ("", [*first]),
+        ("Criteria", [[("id", "what", "verdict", "priority", "cost", "check", "proof"), *criteria]]),
         ("Warnings", [[("about", "what to know"), *_warnings(state)]]),
         ("Iteration by iteration", [_grid(state), _history(state.history)]),
-        ("Protected files that were changed", [changed]),
+        ("Protected files that were changed", [[("iteration", "path", "what", "changed version"), *changed]]),
         ("Not on the branch", [[("path", "why"), *state.not_committed.items()]]),
-        ("Cost, and what else was measured", [_cost(state)]),
-        ("To merge the result, or to undo it", [Lines(merging)]),
+        ("Cost, and what else was measured", [[("what", "how much"), *totals.items()]]),
+        ("To merge the result, or to undo it", [merging]),
     ]
 
 
@@ -301,92 +290,74 @@ def _verdict(state: State) -> str:
     """Return the whole in one sentence."""
     met, total = len(state.met), len(state.criteria)
     if state.current_phase != "completed":
-        asks = f" Question: {state.blocked['question']}" if state.blocked else ""
+        asks = f" Question: {_one_line(state.blocked['question'])}" if state.blocked else ""
         return f"✘ Not done: {met} of {total} criteria are met. Phase: {state.current_phase}.{asks}"
-    place = f" {PLACES[state.confirmed['where']]}" if state.confirmed else ""
-    kinds = Counter(criterion.proof["where"] if criterion.proof else "" for criterion in state.criteria.values())
-    how = ", ".join(f"{count} {KINDS.get(kind, f'proven by checks{place}')}" for kind, count in kinds.items())
+    proofs = Counter(criterion.proof["where"] for criterion in state.criteria.values() if criterion.proof)
+    how = ", ".join(f"{count} {PROVEN[where]}" for where, count in proofs.items())
     return f"✔ Done: all {total} criteria are met on commit {state.commit}: {how}."
-
-
-def _criteria(state: State, mission: Mission) -> Table:
-    checks = {criterion.id: criterion.check or "" for criterion in mission.criteria}
-    rows = [
-        (id, one.criteria, one.verdict, one.priority, f"${one.cost_usd:.2f}", checks.get(id, ""), _proof(one))
-        for id, one in state.criteria.items()
-    ]
-    return [("id", "what", "verdict", "priority", "cost", "check", "proof"), *rows]
 
 
 def _proof(criterion: CriterionState) -> str:
     """Return what a verdict rests on: an exit code, or a judge with quotes, or the user."""
     if not (proof := criterion.proof):
         return ""
-    when = f"{proof['at']}, commit {proof['commit'][:SHA]}"
-    if proof["where"] in PLACES:
-        ran = f"exit code {proof['code']}, {span(proof['seconds'])}, output SHA-256 {proof['digest']}"
-        return f"{ran}, {PLACES[proof['where']]}, {when}"
+    what = f"{PROVEN[proof['where']]}, {proof['at']}, commit {proof['commit'][:SHA]}"
+    if "code" in proof:
+        return f"{what}: exit code {proof['code']}, {span(proof['seconds'])}, output SHA-256 {proof['digest']}"
     quotes = "".join(f"; “{quote['text']}” in {quote['path']}" for quote in proof["quotes"])
-    return f"{KINDS[proof['where']]} ({proof['by']}), {when}: {proof['reason']}{quotes}"
+    return f"{what} ({proof['by']}): {proof['reason']}{quotes}"
 
 
 def _warnings(state: State) -> list[tuple[str, str]]:
     """Return what the user should know besides the verdicts: what it is about, and the words."""
     rows = []
     for id, criterion in state.criteria.items():
-        where = criterion.proof["where"] if criterion.proof else ""
-        unseen = criterion.verdict == "met" and where in PLACES and not criterion.seen_failing
+        proof = criterion.proof or {}
+        unseen = criterion.verdict == "met" and "code" in proof and not criterion.seen_failing
         texts = {
             state.broken_by(id): True,
             "flaky: its check gave different results on the same tree": criterion.flaky,
             "passes in the work tree, but failed in a clean checkout": criterion.fails_in_clean_checkout,
             "set aside: the last sessions on it changed nothing": state.is_set_aside(id),
             "its check was never seen to fail: it shows that nothing broke, not that work was done": unseen,
-            f"{KINDS.get(where)}, not proven by a check": where in KINDS,
+            f"{PROVEN.get(proof.get('where', ''))}, not proven by a check": "by" in proof,
         }
         rows += [(id, text) for text, holds in texts.items() if text and holds]
     if state.tampering:
         changes = (f"{one['path']} ({one['what']}, iteration {one['iteration']})" for one in state.tampering[-5:])
         rows.append(("protected files", f"changed: {', '.join(changes)}"))
-    if made := state.totals["claims_made"]:
-        false = state.totals["claims_false"] or "none"
+    made, false = state.totals["claims_made"], state.totals["claims_false"]
+    if false:
         rows.append(("claims", f"the worker reported {made} criteria as met, and {false} of them were not"))
     if state.confirmed and state.confirmed["where"] == "tree":
         rows.append(("confirmation", "the checks ran in the work tree only, where files count that are in no commit"))
     return rows
 
 
-def _grid(state: State) -> Lines:
-    """Return a sign for each criterion after each of the last iterations; 0 is before the first session."""
-    first, width = max(0, state.iterations - COLUMNS + 1), max(map(len, state.criteria), default=0) + 2
-    lines = []
+def _grid(state: State) -> str:
+    """Return a sign for each criterion after each of the last iterations, and what the signs mean."""
+    lines, width = [], max(map(len, state.criteria), default=0) + 2
     for id in state.criteria:
-        entries = [entry for entry in state.history if id in entry.changed]
-        changes = {e.number: "!" if id in e.broke else SIGNS.get(e.changed[id], "□") for e in entries}
         signs, sign = "", "·"
-        for number in range(state.iterations + 1):
-            signs += (sign := changes.get(number, sign))
-        lines.append(f"{id:{width}}{signs[first:]}")
-    return Lines("\n".join([*lines, "", f"iterations {first} to {state.iterations}", LEGEND]))
+        for entry in state.history:
+            if id in entry.changed:
+                sign = "!" if id in entry.broke else SIGNS.get(entry.changed[id], "□")
+            signs += sign
+        lines.append(f"{id:{width}}{signs[-COLUMNS:]}")
+    return "\n".join([*lines, "", LEGEND])
 
 
 def _history(entries: Sequence[states.Iteration]) -> Table:
     """Return what each iteration did and brought; one without a session ran the checks alone."""
-    head = ", worked on, how, ended, turns, cost, time, commit, met, changed, false claims, tampered, its last words"
+    head = ", worked on, how, ended, cost, time, commit, met, changed, reported falsely, its last words"
     rows = []
     for e in entries:
         changed = (f"{id} {verdict}{' (broken)' if id in e.broke else ''}" for id, verdict in e.changed.items())
         how = f"{e.strategy}, by {e.decided_by}" if e.focus else ""
         cost = f"${e.cost_usd + e.manager_usd:.2f}"
-        row = (e.number, e.focus, how, e.outcome, e.turns, cost, span(e.seconds), e.commit, e.met, ", ".join(changed))
-        rows.append((*row, ", ".join(e.false_claims), ", ".join(e.tampered), e.report))
+        row = (e.number, e.focus, how, e.outcome, cost, span(e.seconds), e.commit, e.met, ", ".join(changed))
+        rows.append((*row, ", ".join(e.false_claims), e.report))
     return [head.split(", "), *rows]
-
-
-def _cost(state: State) -> Table:
-    totals = dict(state.totals)
-    tokens = {f"tokens {name}": count for name, count in totals.pop("token_usage").items()}
-    return [("what", "how much"), *((name.replace("_", " "), value) for name, value in (totals | tokens).items())]
 
 
 def _one_line(text: object) -> str:
@@ -395,20 +366,6 @@ def _one_line(text: object) -> str:
 
 def _runs(folder: Path, state: State) -> bool:
     return (proc.holder(folder / "lock") or {}).get("mission") == state.mission_id
-
-
-def _notes(folder: Path, state: State) -> dict[str, str]:
-    """Return the user's notes that no session has read to the end yet: file name -> text."""
-    paths = sorted((folder / "inbox").glob(f"{state.mission_id}.[0-9]*.md"))
-    return {path.name: path.read_text("utf-8", "replace") for path in paths}
-
-
-def _output(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return proc.tail(file, TAIL)
-    except OSError:  # it has not run yet
-        return ""
 
 
 def _last_error(folder: Path, state: State) -> str:
@@ -426,10 +383,8 @@ def _local(epoch: float) -> str:
 
 def span(seconds: float) -> str:
     """Return a time for people: 40 s, 12 min, 3 h 5 min."""
-    minutes = round(seconds / 60)
-    if seconds < 100:
-        return f"{round(seconds, 1):g} s"
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{seconds:.0f} s" if seconds < 100 else f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 # --- Notifications ---
@@ -474,13 +429,12 @@ def milestones(state: State, before: Mapping[str, CriterionState]) -> list[tuple
     """Return event and text for the criteria that became met, broke, or were set aside. before: the checks."""
     if not state.iterations:
         return []  # the baseline is nobody's doing
-    met, broke, aside = list[str](), list[str](), list[str]()
-    for id, criterion in state.criteria.items():
-        if criterion.verdict == "met" and before[id].verdict != "met":
-            met.append(f"{id} is met: {criterion.criteria}")
-        if before[id].verdict == "met" and (broken := state.broken_by(id)):
-            broke.append(f"{id} was met and is not any more: {broken}")
-        if state.is_set_aside(id) and before[id].stalls < states.STALLS[1]:
-            aside.append(f"{id} is set aside: the last sessions on it changed nothing")
-    lines = {"criterion_met": met, "regression": broke, "stalled": aside}
+    met = [id for id in state.met if before[id].verdict != "met"]
+    broke = [id for id in state.open if before[id].verdict == "met" and state.broken_by(id)]
+    aside = [id for id in state.open if state.is_set_aside(id) and before[id].stalls < states.STALLS[1]]
+    lines = {
+        "criterion_met": [f"{id} is met: {state.criteria[id].criteria}" for id in met],
+        "regression": [f"{id} was met and is not any more: {state.broken_by(id)}" for id in broke],
+        "stalled": [f"{id} is set aside: the last sessions on it changed nothing" for id in aside],
+    }
     return [(event, "\n".join(texts)) for event, texts in lines.items() if texts]

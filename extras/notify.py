@@ -11,7 +11,8 @@ and cannot call anybody by @ or <!channel>.
 
 Exit codes: 0 all took it, 1 one of them did not (the reason is on standard error), 2 no address, or no JSON object.
 
-Limitations: a message that is not taken within a minute is given up; one whose answer was lost arrives twice.
+Limitations: a message that is not taken within eight seconds is given up, since CCO waits no longer than ten for its
+commands when it ends; one whose answer was lost arrives twice.
 """
 
 from __future__ import annotations
@@ -33,10 +34,9 @@ import mission  # noqa: E402
 import state  # noqa: E402
 
 KINDS = {"SLACK_WEBHOOK_URL": "slack", "DISCORD_WEBHOOK_URL": "discord", "CCO_WEBHOOK_URL": "webhook"}
-LIFETIME = 60.0  # seconds for everything
-ANSWER = 10.0  # seconds of silence after which a server is asked again
-BACKOFF = (1.0, 2.0, 4.0)  # seconds before each further try
-LONGEST_PAUSE = 20.0  # seconds that a server's Retry-After may make it
+LIFETIME = 8.0  # seconds for everything; the core ends a command that runs longer than ten when a mission ends
+ANSWER = 4.0  # seconds of silence after which a server is asked again
+BACKOFF = (1.0, 2.0, 3.0)  # seconds before each further try
 MAX_INPUT = 1_000_000  # bytes on standard input
 MAX_TEXT = 3000  # characters of one text
 MAX_SLACK, MAX_DISCORD = 3000, 2000  # characters of a message there
@@ -99,9 +99,9 @@ def post(url: str, content: Mapping[str, Any]) -> str:
     reason = ""
     for pause in (*BACKOFF, None):
         reason, wait = attempt(url, content)
-        if wait is None or pause is None:
+        if wait is None or pause is None or wait > LIFETIME:
             break
-        time.sleep(max(pause, min(wait, LONGEST_PAUSE)))
+        time.sleep(max(pause, wait))
     return reason
 
 

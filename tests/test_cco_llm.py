@@ -124,18 +124,13 @@ def test_the_key_is_sent_as_a_bearer_whatever_netrc_says_and_stands_nowhere_else
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     request = posted(settings(f"{URL}/"))
     assert (request.url, request.headers.pop("Authorization")) == (f"{URL}/chat/completions", f"Bearer {KEY}")
-    assert KEY not in f"{request.url} {request.headers} {request.body!r}"
-    assert "Referer" not in str(request.headers)
-
-
-def test_only_openrouter_gets_its_own_fields_and_another_server_may_need_no_key():
+    assert KEY not in f"{request.url} {request.headers} {request.body!r}" and "Referer" not in str(request.headers)
+    config = settings()
+    config.openrouter.api_key = None  # another server may need none
+    assert "Authorization" not in (request := posted(config)).headers
+    assert not {"session_id", "reasoning"} & {*json.loads(request.body or "")}  # and gets no fields of OpenRouter's
     body = json.loads(posted(settings("https://openrouter.ai/api/v1")).body or "")
     assert (body["session_id"], body["reasoning"]) == ("s", {"effort": "low"})
-    config = settings()
-    config.openrouter.api_key = None
-    request = posted(config)
-    assert "Authorization" not in request.headers
-    assert not {"session_id", "reasoning"} & {*json.loads(request.body or "")}
 
 
 def test_secrets_and_personal_data_are_masked_before_they_leave(fresh_mask):
@@ -147,33 +142,28 @@ def test_secrets_and_personal_data_are_masked_before_they_leave(fresh_mask):
     assert not any(word in text for word in (SECRET, KEY, "jo.doe"))
 
 
-CACHED = {"prompt_tokens": 10, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 8}}
-
-
-@pytest.mark.parametrize(
-    ("usage", "cost", "tokens", "unknown"),
-    [
+def test_what_an_answer_cost_is_a_number_or_unknown_whatever_it_says():
+    cached = {"prompt_tokens": 10, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 8}}
+    mine = {"is_byok": True, "completion_tokens": 2}
+    rows: list[tuple[Any, float, tuple[int, ...], int]] = [
         ({"cost": "0.5", "prompt_tokens": "10", "completion_tokens": "2"}, 0.5, (10, 2, 0), 0),
-        ({**CACHED, "prompt_tokens": 5}, 0.0, (0, 2, 5), 1),
+        (cached, 0.0, (2, 2, 8), 1),
         ({"cost": 9e19, "prompt_tokens_details": [8]}, 0.0, (0, 0, 0), 1),
         ({"cost": 101, "completion_tokens": 2}, 0.0, (0, 2, 0), 1),
-        ({"cost": 0.25, "is_byok": True, "completion_tokens": 2}, 0.0, (0, 2, 0), 1),
-        ({"cost": 0.25, "is_byok": True, "cost_details": {"upstream_inference_cost": "0.5"}}, 0.75, (0, 0, 0), 0),
-    ],
-)
-def test_what_an_answer_cost_is_a_number_or_unknown_whatever_it_says(usage, cost, tokens, unknown):
-    with server({"body": completion(GOOD, usage)}) as api:
-        found = ask(api.url).usage
-    assert (found.cost_usd, found.unknown, found.calls) == (cost, unknown, 1)
-    assert tuple(found.tokens.get(name, 0) for name in ("input", "output", "cache_read")) == tokens
+        ({"cost": float("nan")}, 0.0, (0, 0, 0), 1),
+        ({"cost": 0.25, **mine}, 0.0, (0, 2, 0), 1),
+        ({"cost": 0.25, **mine, "cost_details": {"upstream_inference_cost": "0.5"}}, 0.75, (0, 2, 0), 0),
+        ([8], 0.0, (0, 0, 0), 1),
+    ]
+    for stated, cost, tokens, unknown in rows:
+        with server({"body": completion(GOOD, stated)}) as api:
+            usage = ask(api.url).usage
+        assert (usage.cost_usd, usage.unknown, usage.calls) == (cost, unknown, 1), stated
+        assert tuple(usage.tokens.get(name, 0) for name in ("input", "output", "cache_read")) == tokens, stated
 
 
 def test_what_was_sent_and_brought_no_whole_answer_may_have_cost_something():
-    lost = [
-        {"body": completion(), "close_early": 80},
-        {"raw": " \n" * 50},
-        {"body": completion("{", finish_reason="length")},
-    ]
+    lost = [{"body": completion(), "close_early": 80}, {"raw": " \n" * 50}, LENGTH]
     free = [refusal(502, "down"), {"status": 502, "raw": "<html>"}, {"body": failed(502, "Upstream error")}]
     for step in [*lost, *free]:
         with server(step) as api:
@@ -224,6 +214,8 @@ CASES: dict[str, tuple[Any, ...]] = {
     "whitespace only": (ALONE, "1 1", None, "", {"raw": " \n" * 50}),
     "nothing": (ALONE, "1 1 1 1", None, "", {"raw": ""}, {"raw": "[]"}, {"raw": "null"}),
     "deep JSON": (ALONE, "1 1", None, "", {"raw": "[" * 100_000}),
+    "odd JSON": (ALONE, "1 1 1", None, "", {"body": {"choices": "x"}}, {"body": {"error": {"metadata": "x"}}}),
+    "odd JSON with 400": (CHAIN, "1", AWAY, "base_url", {"status": 400, "body": {"error": {"metadata": "x"}}}),
     "closed early": (ALONE, "1 1", None, "", {"body": completion(), "close_early": 80}),
     "closed before the body": (ALONE, "1 1", None, "", {"body": completion(), "close_early": 0}),
     "200 with an error": (ALONE, "1 1", None, "", {"body": {"id": "gen-9", **failed(502, "Upstream error")}}),
@@ -265,12 +257,12 @@ def test_whatever_stands_in_a_field_something_follows():
     for junk in JUNK:
         errors: list[Any] = [junk, *({"code": 400, name: junk} for name in ("metadata", "code", "message"))]
         errors += [{"metadata": {name: junk}} for name in ("raw", "retry_after_seconds")]
-        bodies: list[Any] = [*({"error": error} for error in errors), {"choices": junk}, {"choices": [junk]}]
+        bodies: list[Any] = [*({"error": error} for error in errors), {"choices": junk}, {"choices": [junk]}, junk]
         bodies += [{"choices": [{"message": junk}]}, {"choices": [{"finish_reason": junk}]}, {"usage": junk}]
         for body in bodies:
             for status in (200, 204, 302, 400, 402, 404, 429, 500, 999):
-                with pytest.raises(llm._Failed):
-                    llm._text(status, {"Retry-After": str(junk)}, body)
+                with pytest.raises((llm._Failed, *llm.GARBAGE)):
+                    llm._text(status, {"Retry-After": str(junk)}, body, llm._usage(body))
 
 
 def test_errors_are_masked_short_and_harmless_to_a_terminal(fresh_mask):
@@ -299,21 +291,19 @@ def test_the_schema_stands_in_the_prompt_only_after_it_was_refused_in_the_reques
         assert second["content"].startswith("What is asked.\n\n") and '"focus"' in second["content"]
 
 
-@pytest.mark.parametrize(
-    ("step", "field", "values"),
-    [
+def test_a_field_that_is_refused_is_left_out_or_doubled_once():
+    newer = refusal(400, "'max_tokens' is not supported: use 'max_completion_tokens'")
+    for step, field, values in (
         (upstream(400, "Unsupported value: 'temperature' does not support 0.5"), "temperature", [0.5, None]),
-        (refusal(400, "'max_tokens' is not supported: use 'max_completion_tokens'"), "max_tokens", [4096, None]),
-        (refusal(400, "Use 'max_completion_tokens' instead."), "max_completion_tokens", [None, 4096]),
+        (newer, "max_tokens", [4096, None]),
+        (newer, "max_completion_tokens", [None, 4096]),
         (LENGTH, "max_tokens", [4096, 8192]),
-    ],
-)
-def test_a_field_that_is_refused_is_left_out_or_doubled_once(step, field, values):
-    with server(step) as api:
-        ask(api.url)
-    assert sent(api, field) == values
-    with server(step, step) as api:
-        assert refused(api.url).usage.calls == 2
+    ):
+        with server(step) as api:
+            ask(api.url)
+        assert sent(api, field) == values
+        with server(step, step) as api:
+            assert refused(api.url).usage.calls == 2
 
 
 # --- Time and network ---
@@ -392,43 +382,38 @@ BROKEN = {
     "a chunk without a size": (CHUNKED + b"zz\r\n", b""),
     "no gzip": (OK + b"Content-Encoding: gzip\r\nContent-Length: 9\r\n\r\nnot gzip!", b""),
     "too long": (OK + b"\r\n" + b" " * 2_000_000, b""),
-    "drips the status": (b"", b"H"),
     "drips headers": (OK, b"x: y\r\n"),
     "drips chunks": (CHUNKED, b"1\r\n \r\n"),
 }
 
 
-@pytest.mark.parametrize(("reply", "drop"), BROKEN.values(), ids=BROKEN)
-def test_broken_http_and_what_never_ends_is_no_answer_and_the_alarm_is_off(reply, drop, monkeypatch):
+def test_broken_http_and_what_never_ends_is_no_answer_and_the_alarm_is_off(monkeypatch):
     """That it ends at all is the proof: a server that drips does not go first."""
     monkeypatch.setattr(llm, "DEADLINE", 1.0)
     monkeypatch.setattr(llm, "BACKOFF", ())
     monkeypatch.setattr(llm, "MAX_ANSWER", 1_000_000)
-    with raw_server(reply, drop) as url:
-        usage = refused(url).usage
-    assert (usage.calls, usage.unknown) == (1, 1)
-    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    for case, (reply, drop) in BROKEN.items():
+        with raw_server(reply, drop) as url:
+            usage = refused(url).usage
+        assert (usage.calls, usage.unknown) == (1, 1), case
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
 OFFICIAL, LOCAL = "https://openrouter.ai/api/v1", "http://127.0.0.1:11434/v1"
-NAMED = {"economy": "a/cheap", "standard": "b/usual", "strong": "c/dear"}
 
 
-@pytest.mark.parametrize(
-    ("url", "model", "named", "expected"),
-    [
-        (OFFICIAL, llm.DEFAULT, (), (llm.ECONOMY, llm.DEFAULT, llm.DEFAULT)),
-        (LOCAL, llm.DEFAULT, (), (llm.DEFAULT, llm.DEFAULT, llm.DEFAULT)),
-        (OFFICIAL, llm.DEFAULT, ("economy",), ("a/cheap", llm.DEFAULT, llm.DEFAULT)),
-        (OFFICIAL, "d/mine", ("economy", "standard", "strong"), ("a/cheap", "b/usual", "c/dear")),
-    ],
-)
-def test_a_tier_that_is_not_named_is_the_standard_one(url, model, named, expected):
-    environ = {f"CCO_OPENROUTER_MODELS_{tier.upper()}": NAMED[tier] for tier in named}
-    config = settings(url, (model, "f/fallback"), **environ)
-    assert tuple(llm.models(tier, config)[0] for tier in NAMED) == expected
-    standard = "b/usual" if "standard" in named else model
-    assert all(llm.models(tier, config)[-2:] == [standard, "f/fallback"] for tier in NAMED)
+def test_a_tier_that_is_not_named_is_the_standard_one():
+    named = {"economy": "a/cheap", "standard": "b/usual", "strong": "c/dear"}
+    for url, model, names, expected in (
+        (OFFICIAL, llm.DEFAULT, (), [llm.ECONOMY, llm.DEFAULT, llm.DEFAULT]),
+        (LOCAL, llm.DEFAULT, (), [llm.DEFAULT, llm.DEFAULT, llm.DEFAULT]),
+        (OFFICIAL, llm.DEFAULT, ("economy",), ["a/cheap", llm.DEFAULT, llm.DEFAULT]),
+        (OFFICIAL, "d/mine", named, ["a/cheap", "b/usual", "c/dear"]),
+    ):
+        environ = {f"CCO_OPENROUTER_MODELS_{tier.upper()}": named[tier] for tier in names}
+        chains = [llm.models(tier, settings(url, (model, "f/fallback"), **environ)) for tier in named]
+        assert [chain[0] for chain in chains] == expected
+        assert all(chain[-2:] == [expected[1], "f/fallback"] for chain in chains)
 
 
 def test_the_first_model_of_the_questions_tier_is_asked():
@@ -442,12 +427,10 @@ def test_the_first_model_of_the_questions_tier_is_asked():
 
 
 def test_an_llm_is_asked_where_there_is_a_key_or_a_server_that_may_need_none():
-    def provider(**environ: str) -> str:
-        return llm.provider(load_settings(None, None, environ))
-
-    assert (provider(), provider(OPENROUTER_API_KEY=KEY)) == ("rules", "openrouter")
-    assert provider(CCO_OPENROUTER_BASE_URL=LOCAL) == "openrouter"
-    assert provider(OPENROUTER_API_KEY=KEY, CCO_MANAGER_PROVIDER="rules") == "rules"
+    key, rules = {"OPENROUTER_API_KEY": KEY}, {"CCO_MANAGER_PROVIDER": "rules"}
+    cases = ({}, key, {"CCO_OPENROUTER_BASE_URL": LOCAL}, {**key, **rules})
+    providers = [llm.provider(load_settings(None, None, environ)) for environ in cases]
+    assert providers == ["rules", "openrouter", "openrouter", "rules"]
 
 
 # --- What is an answer, and its repair ---
@@ -456,9 +439,9 @@ def test_an_llm_is_asked_where_there_is_a_key_or_a_server_that_may_need_none():
 def answered(*answers: str, **question: Any) -> tuple[llm.Answer, list[list[dict[str, str]]]]:
     """What comes of these answers, and the messages of every request. All of them are asked for."""
     with server(*({"content": answer} for answer in answers)) as api:
-        found = ask(api.url, **question)
-    assert found.usage == Usage(0.01 * len(answers), len(answers), 0, found.usage.tokens)
-    return found, sent(api, "messages")
+        answer = ask(api.url, **question)
+    assert answer.usage == Usage(0.01 * len(answers), len(answers), 0, answer.usage.tokens)
+    return answer, sent(api, "messages")
 
 
 def unusable(*answers: str, **question: Any) -> tuple[str, list[list[dict[str, str]]]]:
@@ -468,18 +451,14 @@ def unusable(*answers: str, **question: Any) -> tuple[str, list[list[dict[str, s
     return str(error), sent(api, "messages")
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
+def test_a_good_answer_is_read_in_whatever_wrapping():
+    for text in (
         f"\ufeff  \n{GOOD}\n\n",
-        json.dumps(PLAN, indent=4),
         f"```json\n{GOOD}\n```",
         f"<think>\nPerhaps {{}}? No.\n</think>\n{GOOD}",
         f"\n<think></think>```\n{good(question='Say </think> and ```')}\n```\n",
-    ],
-)
-def test_a_good_answer_is_read_in_whatever_wrapping(text):
-    assert {**answered(text)[0].content, "question": None} == PLAN
+    ):
+        assert {**answered(text)[0].content, "question": None} == PLAN
 
 
 def test_an_answer_is_masked_and_can_be_written_however_deep_the_text_stands(fresh_mask):
@@ -493,23 +472,19 @@ def test_an_answer_is_masked_and_can_be_written_however_deep_the_text_stands(fre
     assert answered(json.dumps(content(odd)), schema="judge")[0].content == content(clean)
 
 
-BAD: dict[str, tuple[str, str]] = {
-    "prose": ("I would fix the parser first.", "not one JSON object"),
-    "JSON in prose": (f"Here is the plan: {GOOD} Good luck!", "not one JSON object"),
-    "thoughts without an end": (f"<think>{GOOD}", "not one JSON object"),
-    "two objects": (GOOD + GOOD, "not one JSON object"),
-    "a huge number": (f'{GOOD[:-1]}, "n": {"9" * 5000}}}', "not one JSON object"),
-    "a key that is missing": (json.dumps({"focus": "c1"}), "'title' is a required property"),
-    "another type": (good(focus=1), "$.focus: 1 is not of type 'string'"),
-    "a word of its own": (good(strategy="pray"), "$.strategy: 'pray' is not one of"),
-}
-
-
-@pytest.mark.parametrize(("text", "reason"), BAD.values(), ids=BAD)
-def test_what_is_no_answer_is_asked_for_once_more_and_is_refused_then(text, reason):
-    error, asked = unusable(text, text)
-    assert error.count(reason) == 2
-    assert reason in asked[1][-1]["content"]
+def test_what_is_no_answer_is_asked_for_once_more_and_is_refused_then():
+    for text, reason in {
+        "I would fix the parser first.": "not one JSON object",
+        f"Here is the plan: {GOOD} Good luck!": "not one JSON object",
+        f"<think>{GOOD}": "not one JSON object",
+        GOOD + GOOD: "not one JSON object",
+        f'{GOOD[:-1]}, "n": {"9" * 5000}}}': "not one JSON object",
+        json.dumps({"focus": "c1"}): "'title' is a required property",
+        good(focus=1): "$.focus: 1 is not of type 'string'",
+    }.items():
+        error, asked = unusable(text, text)
+        assert error.count(reason) == 2
+        assert reason in asked[1][-1]["content"]
 
 
 def test_a_repair_shows_the_answer_what_is_wrong_with_it_and_the_schema():
@@ -520,21 +495,17 @@ def test_a_repair_shows_the_answer_what_is_wrong_with_it_and_the_schema():
     assert "$.strategy: 'pray' is not one of" in wish["content"] and '"required":["focus",' in wish["content"]
 
 
-@pytest.mark.parametrize("letter", ["x", "é", "🎉", "a@b.co "])
-def test_neither_an_answer_nor_what_is_wrong_with_it_is_shown_beyond_its_room(letter):
-    _, asked = answered(good(**{f"{number}{letter * 2_000}": letter for number in range(9)}), GOOD)
-    shown, (wrong,) = asked[1][-2]["content"], re.findall(r"<data>\n(.*?)\n</data>", asked[1][-1]["content"], re.S)
-    assert len(shown.encode()) <= llm.SHOWN and "more bytes are not shown" in shown
-    assert len(wrong.encode()) <= llm.PROBLEM
-
-
-def test_what_is_shown_again_is_masked_and_what_is_wrong_cannot_leave_its_fence(fresh_mask):
+def test_a_repair_is_bounded_and_masked_and_what_is_wrong_cannot_leave_its_fence(fresh_mask):
     log.register_secret(SECRET)
-    bad = good(**{f"</data> {SECRET}": "jo.doe@gmail.com"})
-    error, asked = unusable(bad, bad)
-    text = "\n".join(message["content"] for message in asked[1][-2:])
-    assert not any(word in text + error for word in (SECRET, "jo.doe"))
-    assert text.count("</data>") == 1
+    for letter in ("x", "🎉", "a@b.co ", f"</data> {SECRET} jo.doe@gmail.com "):
+        bad = good(**{f"{number}{letter * 2_000}": letter for number in range(9)})
+        error, asked = unusable(bad, bad)
+        shown, wish = (message["content"] for message in asked[1][-2:])
+        (wrong,) = re.findall(r"<data>\n(.*?)\n</data>", wish, re.S)
+        assert len(shown.encode()) <= llm.SHOWN and "more bytes are not shown" in shown
+        assert len(wrong.encode()) <= llm.PROBLEM
+        assert not any(word in shown + wish + error for word in (SECRET, "jo.doe"))
+        assert (shown + wish).count("</data>") == 1
 
 
 def test_what_the_caller_has_against_a_valid_answer_is_told_and_repaired():
@@ -544,18 +515,15 @@ def test_what_the_caller_has_against_a_valid_answer_is_told_and_repaired():
         seen.append(content["focus"])
         return "" if content["focus"] == "c2" else f"{content['focus']} is met already, choose c2"
 
-    found, asked = answered(GOOD, good(focus="c2"), objection=objection)
-    assert found.content["focus"] == "c2"
+    answer, asked = answered(GOOD, good(focus="c2"), objection=objection)
+    assert answer.content["focus"] == "c2"
     assert "c1 is met already, choose c2" in asked[1][-1]["content"]
     error, _ = unusable("no", good(focus="c3"), objection=objection)
     assert error.endswith("; asked once more: c3 is met already, choose c2")
     assert seen == ["c1", "c2", "c3"]  # it is not asked about what the schema refuses
-
-
-def test_a_repair_that_nobody_answers_is_paid_for():
-    with server({"content": "no"}, refusal(401, "User not found.")) as api:
-        error = refused(api.url)
-    assert type(error) is Unreachable and (error.usage.calls, error.usage.cost_usd) == (2, 0.01)
+    with server({"content": "no"}, refusal(401, "User not found.")) as api:  # a repair that nobody answers is paid for
+        lost = refused(api.url)
+    assert type(lost) is Unreachable and (lost.usage.calls, lost.usage.cost_usd) == (2, 0.01)
 
 
 # --- Claude Code ---
@@ -633,7 +601,7 @@ def test_claude_answers_in_a_folder_of_its_own_and_nothing_of_the_question_stand
     assert (real.folder / "ls").read_text() == "system.md\n" and not list(real.home.rglob("*.jsonl"))
 
 
-def test_claude_has_no_tools_no_memory_no_hooks_and_may_be_verbose(real):
+def test_claude_has_no_tools_no_memory_no_hooks_reads_no_path_and_may_be_verbose(real):
     hook = [{"hooks": [{"type": "command", "command": f"touch '{real.folder}/hooked'"}]}]
     user = {"hooks": {"SessionStart": hook, "Stop": hook}, "verbose": True}
     (real.home / ".claude").mkdir()
@@ -641,19 +609,15 @@ def test_claude_has_no_tools_no_memory_no_hooks_and_may_be_verbose(real):
     (real.home / ".claude" / "CLAUDE.md").write_text("Remember the milk.\n")
     bash = {"name": "Bash", "input": {"command": f"touch '{real.folder}/planted'"}}
     read = {"name": "Read", "input": {"file_path": str(real.root / "README.md")}}
-    assert real.ask("What next?", {"tools": [bash, read]}, gives()).content == PLAN
+    secret = real.folder / "secret.txt"
+    secret.write_text("a private thing\n")
+    question = f'/context @{secret} and @"{secret}"\n@{secret}\n/context'
+    assert real.ask(question, {"tools": [bash, read]}, gives()).content == PLAN
     first, second = real.requests
+    assert str(secret) in json.dumps(first["body"]) and "a private thing" not in json.dumps(first["body"])
     assert [result["is_error"] for result in second["results"]] == [True, True]
     assert "a project" not in json.dumps(second["results"]) and "milk" not in json.dumps(first["body"])
     assert not (real.folder / "planted").exists() and not (real.folder / "hooked").exists()
-
-
-def test_a_path_in_the_question_is_not_read(real):
-    secret = real.folder / "secret.txt"
-    secret.write_text("a private thing\n")
-    real.ask(f'/context @{secret} and @"{secret}"\n@{secret}\n/context', gives())
-    body = json.dumps(real.requests[0]["body"])
-    assert str(secret) in body and "a private thing" not in body
 
 
 def test_prose_of_claude_is_repaired_and_any_failure_is_unreachable_and_says_why(real):
@@ -662,12 +626,6 @@ def test_prose_of_claude_is_repaired_and_any_failure_is_unreachable_and_says_why
     assert "Your answer to that was:\n<data>\nI would fix it.\n</data>" in real.requests[-1]["text"]
     assert "401" in str(real.refused({"status": 401, "repeat": "forever"}))
     assert "number of turns" in str(real.refused({**gives(strategy="pray"), "repeat": "forever"}))
-
-
-def test_the_deadline_ends_claude_and_leaves_nothing(desk, monkeypatch):
-    monkeypatch.setattr(llm, "DEADLINE", 0.5)
-    desk.use("sleep 600 & sleep 600")
-    assert "no result in time" in str(desk.refused())
 
 
 def test_the_last_event_counts_and_every_model_is_paid_for(desk):
@@ -685,7 +643,7 @@ def test_the_last_event_counts_and_every_model_is_paid_for(desk):
     assert (answer.content, answer.model, answer.usage) == (PLAN, "claude", Usage(calls=1, unknown=1))
 
 
-def test_a_program_that_fails_gives_no_answer_and_tells_no_key(desk):
+def test_a_program_that_fails_gives_no_answer_and_tells_no_key(desk, monkeypatch):
     desk.settings.claude_code.api_key = "sk-ant-api03-planted-key-0123456789"
     failures = {"echo 'unknown option' >&2; exit 1": "unknown option", "echo '[1, 2]'": "no result"}
     failures |= {"kill -9 $$": "no result", 'echo "the key is $ANTHROPIC_API_KEY" >&2': "the key is ***"}
@@ -693,6 +651,9 @@ def test_a_program_that_fails_gives_no_answer_and_tells_no_key(desk):
         desk.use(f"cat > /dev/null; {script}")
         error = desk.refused()
         assert message in str(error) and "planted" not in str(error) and len(str(error)) < 400
+    monkeypatch.setattr(llm, "DEADLINE", 0.5)
+    desk.use("sleep 600 & sleep 600")  # refused() holds that nothing is left of them
+    assert "no result in time" in str(desk.refused())
 
 
 def test_without_claude_and_with_one_of_the_repository_nothing_is_started(desk, monkeypatch):
