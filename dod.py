@@ -41,6 +41,7 @@ SETUP, SETUP_TIME = "setup", 3600.0  # name of the setup command's output, and s
 STEP = 0.2  # seconds between two looks at running checks
 WAY_OUT = "Let it fail until the work is done. If it guards what must stay as it is, say so: guard: true"
 CONVERTS = r"^filter\.|^core\.(autocrlf|eol)$"  # settings that decide what a checked out file contains
+CLONED = ("refs/heads/", "refs/tags/", "refs/remotes/", "refs/cco/")  # refs of the checkout, and our own
 LOCK_FILES = {"package-lock.json", "yarn.lock", "pnpm-lock.yaml", "bun.lock", "poetry.lock", "uv.lock", "Pipfile.lock"}
 LOCK_FILES |= {"requirements.txt", "Gemfile.lock", "composer.lock"}  # without what these name a checkout is not ready
 
@@ -481,7 +482,6 @@ def _only_here(repository: repo.Repo, checkout: repo.Checkout) -> dict[str, str]
             reasons[name] = f"its mode is {modes[0]}, there {modes[1]}"
     settings = repository.git("config", "--local", "--name-only", "--get-regexp", CONVERTS, may_fail=True)
     attributes = ["info/attributes"] * (repository.folder() / "info" / "attributes").exists()
-    reasons |= dict.fromkeys([*os.fsdecode(settings).splitlines(), *attributes], "set in .git alone")
-    refs = os.fsdecode(repository.git("for-each-ref", "--format=%(refname)")).split()
-    ours = tuple(f"{name}/" for name in (*repo.REFS, "refs/cco"))
-    return reasons | {ref: "no clone has it" for ref in refs if not ref.startswith(ours)}
+    reasons |= dict.fromkeys([*settings.splitlines(), *attributes], "set in .git alone")
+    refs = repository.git("for-each-ref", "--format=%(refname)").split()
+    return reasons | {ref: "no clone has it" for ref in refs if not ref.startswith(CLONED)}

@@ -134,7 +134,7 @@ def _instruction(situation: Situation, focus: str, strategy: str) -> str:
     parts = [f'Make the criterion "{record.criteria}" ({focus}) true.']
     if not prompt.check_of(situation, focus):
         parts.append("It has no check: whoever judges it reads nothing but the files that git tracks.")
-    if state.broken_by(focus):
+    if prompt.broken_by(state, focus):
         parts.append("It was met before: find what in the change named above broke it, and repair that.")
     if record.fails_in_clean_checkout:
         parts.append(

@@ -116,12 +116,22 @@ def goes_well(situation: Situation) -> bool:
     return template(situation) not in ("error_recovery", "motivational_boost")
 
 
+def broken_by(state: State, id: str) -> str:
+    """Say who broke a criterion that is not met; "" when nobody did."""
+    broken = [entry for entry in state.history if id in entry.broke]
+    if state.criteria[id].verdict == "met" or not broken:
+        return ""
+    last = broken[-1]
+    who = f"while working on {last.focus}" if last.focus else "outside of the sessions"
+    return f"broken in iteration {last.number}, commit {last.commit or 'none'}, {who}"
+
+
 def failing(situation: Situation) -> list[str]:
     """Return the criteria that a check or the judge refuses, the most pressing first."""
     state, criteria = situation.state, situation.state.criteria
 
     def pressing(id: str) -> tuple[bool, int, bool]:
-        return state.is_set_aside(id), PRIORITIES.index(criteria[id].priority), not state.broken_by(id)
+        return state.is_set_aside(id), PRIORITIES.index(criteria[id].priority), not broken_by(state, id)
 
     return sorted((id for id in state.open if criteria[id].verdict != "unjudged"), key=pressing)
 
@@ -208,7 +218,7 @@ def _line(situation: Situation, id: str) -> str:
     remarks = {
         criterion.priority: criterion.priority != "medium",
         criterion.verdict: True,
-        f"was met before: {state.broken_by(id)}": state.broken_by(id),
+        f"was met before: {broken_by(state, id)}": broken_by(state, id),
         "fails in a clean checkout": criterion.fails_in_clean_checkout,
         "flaky": criterion.flaky,
         f"sessions on it without a change: {criterion.stalls}": criterion.stalls,

@@ -202,8 +202,14 @@ class Repo:
 
     def switch(self, branch: str) -> None:
         """Check out a branch, made from what is checked out if it does not exist yet. Raises GitError."""
-        if self.branch() != branch:
-            self.git("checkout", "--quiet", *([] if self.head_of(branch) else ["-b"]), branch, "--")
+        if self.branch() == branch:
+            return
+        is_new = not self.head_of(branch)
+        for parent in map(str, [*PurePosixPath(branch).parents][:-1]):
+            if is_new and self.head_of(parent):
+                remedy = f"git branch -m {parent} another-name, or set repository.branch"
+                raise GitError(proc.USAGE, f"{branch} cannot be made while there is a branch {parent}: {remedy}")
+        self.git("checkout", "--quiet", *["-b"] * is_new, branch, "--")
 
     def commit(
         self, base: str, branch: str, title: str, body: str, trailers: Mapping[str, str], max_size: int, hooks: bool

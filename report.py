@@ -315,7 +315,7 @@ def _warnings(state: State) -> list[tuple[str, str]]:
         proof = criterion.proof or {}
         unseen = criterion.verdict == "met" and "code" in proof and not criterion.seen_failing
         texts = {
-            state.broken_by(id): True,
+            prompt.broken_by(state, id): True,
             "flaky: its check gave different results on the same tree": criterion.flaky,
             "passes in the work tree, but failed in a clean checkout": criterion.fails_in_clean_checkout,
             "set aside: the last sessions on it changed nothing": state.is_set_aside(id),
@@ -430,11 +430,11 @@ def milestones(state: State, before: Mapping[str, CriterionState]) -> list[tuple
     if not state.iterations:
         return []  # the baseline is nobody's doing
     met = [id for id in state.met if before[id].verdict != "met"]
-    broke = [id for id in state.open if before[id].verdict == "met" and state.broken_by(id)]
+    broke = [id for id in state.open if before[id].verdict == "met" and prompt.broken_by(state, id)]
     aside = [id for id in state.open if state.is_set_aside(id) and before[id].stalls < states.STALLS[1]]
     lines = {
         "criterion_met": [f"{id} is met: {state.criteria[id].criteria}" for id in met],
-        "regression": [f"{id} was met and is not any more: {state.broken_by(id)}" for id in broke],
+        "regression": [f"{id} was met and is not any more: {prompt.broken_by(state, id)}" for id in broke],
         "stalled": [f"{id} is set aside: the last sessions on it changed nothing" for id in aside],
     }
     return [(event, "\n".join(texts)) for event, texts in lines.items() if texts]

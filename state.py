@@ -170,7 +170,6 @@ class Iteration:
     broke: list[str] = field(default_factory=list)  # of these, what was met before
     met: int = 0  # criteria met afterwards
     turns: int = 0
-    tools: int = 0  # tool calls
     cost_usd: float = 0.0
     manager_usd: float = 0.0
     seconds: float = 0.0
@@ -286,15 +285,6 @@ class State:
         """The iterations in which a worker ran."""
         return [entry for entry in self.history if entry.focus]
 
-    def broken_by(self, id: str) -> str:
-        """Say who broke a criterion that is not met; "" when nobody did."""
-        broken = [entry for entry in self.history if id in entry.broke]
-        if self.criteria[id].verdict == "met" or not broken:
-            return ""
-        last = broken[-1]
-        who = f"while working on {last.focus}" if last.focus else "outside of the sessions"
-        return f"broken in iteration {last.number}, commit {last.commit or 'none'}, {who}"
-
     def is_set_aside(self, id: str) -> bool:
         """Whether so many sessions on a criterion changed nothing that the others come first."""
         return self.criteria[id].stalls >= STALLS[1]
@@ -369,7 +359,6 @@ class State:
             totals["failed_actions"] += 1
         current.outcome, current.session_id = outcome.kind, session.id
         current.turns += outcome.turns
-        current.tools += outcome.tools
         current.cost_usd = round(current.cost_usd + outcome.cost_usd, 4)
         current.seconds = round(current.seconds + outcome.seconds, 1)
         current.claimed = outcome.claimed or []
@@ -517,10 +506,8 @@ class State:
 
     def limit_model(self, model: str | None, family: str, seconds: float) -> None:
         """Remember that a model, and with it its family, is used up. model: None for claude's default."""
-        names = dict.fromkeys(((model or "").lower(), family.lower()), time.time() + seconds)
-        self.limited_models = {
-            name: until for name, until in self.limited_models.items() if until > time.time()
-        } | names
+        self.limited_models = {name: until for name, until in self.limited_models.items() if until > time.time()}
+        self.limited_models |= dict.fromkeys(((model or "").lower(), family.lower()), time.time() + seconds)
 
     def used(self) -> dict[str, float]:
         """Return what was used of what the mission may limit."""
@@ -637,10 +624,10 @@ def _from_json(data: dict[str, Any]) -> State:
             setattr(state, name, kind(**data[name]))
     if data["plan"] is not None:
         state.plan = Plan(**{**data["plan"], "usage": Usage(**data["plan"]["usage"])})
-    needs = {"waiting": state.wait, "blocked": state.blocked, "completed": not state.open, "committing": state.plan}
-    needs["execution"] = state.plan and state.session
-    if not needs.get(state.current_phase, True) or (state.plan is None) != (state.current is None):
-        raise ValueError(f"it is in {state.current_phase}, and what that phase needs is missing")
+    phase, has_plan = state.current_phase, state.plan is not None
+    has = {"waiting": state.wait, "blocked": state.blocked, "completed": not state.open, "committing": has_plan}
+    if has_plan != bool(state.current) or not has.get(phase, True) or (phase == "execution" and not state.session):
+        raise ValueError(f"it is in {phase}, and what that phase needs is missing")
     return state
 
 

@@ -631,6 +631,13 @@ def test_check_says_that_setup_fails_in_a_clean_checkout_and_refuses_a_claude_wi
     assert not (project / ".cco" / "demo.json").exists() and not bench.calls()
 
 
+def test_a_branch_that_is_in_the_way_is_named_with_the_remedy(bench, project, git):
+    git(project, "branch", "cco")
+    done = bench.start()
+    assert done.returncode == 2 and "git branch -m cco another-name, or set repository.branch" in said(done)
+    assert (git(project, "branch", "--show-current"), bench.calls()) == ("main", [])
+
+
 def test_an_unexpected_error_is_one_line_and_its_traceback_is_in_the_log(bench, project):
     Clocked(bench, "def decide(*args):\n    raise KeyError('odd')\nloop.manager.decide = decide")
     done = bench.start()

@@ -242,7 +242,7 @@ def test_what_the_user_may_have_to_know_stands_below_the_table(folder):
 
 
 def test_the_next_command_of_the_user_is_named(folder):
-    state, _ = begin(folder, current_phase="completed", start_branch="it's&me", branch="cco/$(x);y")
+    state, _ = begin(folder, "api", "met", current_phase="completed", start_branch="it's&me", branch="cco/$(x);y")
     command = shown(folder).split("To merge the result: ")[1]
     assert shlex.split(command) == ["git", "checkout", "it's&me", "&&", "git", "merge", "cco/$(x);y"]
     change(folder, state, current_phase="blocked", blocked={"question": "Which port?", "seen": ""}, commit="")
