@@ -176,7 +176,7 @@ def accept(args: argparse.Namespace) -> int:
             raise Stop(USAGE, f"{args.id} is no criterion without a check, which nobody but you could judge: {names}")
         if run.state.current_phase == "completed":
             raise Stop(USAGE, "the mission is done already")
-        user = os.environ.get("USER") or f"user {os.getuid()}"
+        user = os.environ.get("LOGNAME") or os.environ.get("USER") or f"user {os.getuid()}"
         if run.state.plan is None:
             run.state.commit = run.repo.head_of(run.branch) or run.state.commit
             run.state.current_phase, run.state.blocked, run.state.wait = "validation", None, None
@@ -502,7 +502,7 @@ def main(argv: list[str]) -> int:
         text = str(error) if foreseen else f"unexpected error: {type(error).__name__}: {error}"
         more = {} if foreseen else {"traceback": traceback.format_exc()}
         with contextlib.suppress(OSError):
-            (log.info if code in (LATER, 130, 143) else log.error)(text, **more)
+            (log.info if code == LATER or code > 128 else log.error)(text, **more)
             log.stop()
         return int(code)
 

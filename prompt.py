@@ -144,7 +144,7 @@ def for_worker(situation: Situation, plan: Plan) -> str:
     state, shown, goes_on = situation.state, _shown(situation), plan.session == "resume"
     parts = _parts(situation, [plan.focus, *shown])
     parts |= {name: as_data(parts[name]) for name in DATA}
-    parts["criteria"] = "\n".join(_line(situation, id) for id in state.criteria)
+    parts["criteria"] = "\n".join(_line(situation, id, True) for id in state.criteria)
     parts["failures"] = _failures({id: as_data(situation.outputs[id]) for id in shown})
     if goes_on:
         parts["notes"] = "\n\n".join(situation.notes)
@@ -157,7 +157,7 @@ def for_manager(situation: Situation, max_prompt: int) -> tuple[str, str]:
     state, shown, room = situation.state, _shown(situation), max(max_prompt, LEAST) - FIXED
     parts, ids = _parts(situation, shown), [*dict.fromkeys([*failing(situation), *state.open])]
     later = [f"- later: {', '.join(ids[LISTED:])}"] if ids[LISTED:] else []
-    parts["criteria"] = "\n".join([*(_line(situation, id) for id in ids[:LISTED]), *later])
+    parts["criteria"] = "\n".join([*(_line(situation, id, id in shown) for id in ids[:LISTED]), *later])
     if situation.resumable and goes_well(situation):  # every iteration asks, so it reads little then
         parts["tried"] = ""
     parts = {name: bounded(text, int(SHARE[name] * room)) for name, text in parts.items()}
@@ -213,18 +213,19 @@ def _shown(situation: Situation) -> list[str]:
     return [id for id in failing(situation) if situation.outputs.get(id, "").strip()][:SHOWN]
 
 
-def _line(situation: Situation, id: str) -> str:
+def _line(situation: Situation, id: str, with_check: bool) -> str:
     state, criterion = situation.state, situation.state.criteria[id]
     remarks = {
         criterion.priority: criterion.priority != "medium",
-        criterion.verdict: True,
+        criterion.verdict: with_check or criterion.verdict != "unmet",
         f"was met before: {broken_by(state, id)}": broken_by(state, id),
         "fails in a clean checkout": criterion.fails_in_clean_checkout,
         "flaky": criterion.flaky,
         f"sessions on it without a change: {criterion.stalls}": criterion.stalls,
     }
-    check = f"\n  check: {check_of(situation, id)}" if check_of(situation, id) else ""
-    return f"- {id}: {criterion.criteria} [{', '.join(text for text, holds in remarks.items() if holds)}]{check}"
+    shown = ", ".join(text for text, holds in remarks.items() if holds)
+    check = f"\n  check: {check_of(situation, id)}" if with_check and check_of(situation, id) else ""
+    return f"- {id}: {criterion.criteria}{f' [{shown}]' if shown else ''}{check}"
 
 
 def check_of(situation: Situation, id: str) -> str:
