@@ -104,7 +104,7 @@ def test_the_reference_names_every_exit_code_event_verdict_and_key(tmp_path):
     text = REFERENCE.read_text("utf-8")
     codes = {proc.DONE, proc.ERROR, proc.USAGE, proc.USER, proc.CANNOT, proc.LIMIT, proc.LATER}
     rows = re.findall(r"^\| (\d+(?:, \d+)*) \|", table_below("## Exit codes", text)[1], re.M)
-    assert {int(code) for row in rows for code in row.split(", ")} == {*codes, 130, 143}
+    assert {int(code) for row in rows for code in row.split(", ")} == {*codes, 130, 131, 143}
     events = schema("config")["properties"]["notify"]["items"]["properties"]["events"]["items"]["enum"]
     assert re.findall(r"^\| `(\w+)`", table_below("## Notifications", text)[1], re.M) == events
     shown = report.to_json(tmp_path, state.State("api", "", "", ""))
