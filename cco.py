@@ -68,7 +68,7 @@ def check(args: argparse.Namespace) -> int:
     with proc.lock(run.folder / "lock", run.mission.id):
         repo.remove_scratch(run.marker)
         worker.require(run.settings, run.root)
-        worker.require_login(run.settings, run.root, run.marker)
+        worker.require_login(run.settings, run.root, run.marker)  # `start` learns it from the first session
         if run.file.exists():
             run.state = states.load(run.file)
         require_clean(run)
@@ -97,7 +97,7 @@ def start(args: argparse.Namespace) -> int:
     run = Run(_mission_path(args.mission), Options(args.config, args.once, args.no_wait, args.accept))
     try:
         with proc.lock(run.folder / "lock", run.mission.id) as lock:
-            try:
+            try:  # until `prepare` has saved what follows from it, an unclean end counts for the next start, too
                 if not args.no_wait:  # the user, not cron
                     (run.folder / "stop").unlink(missing_ok=True)
                 recover(run, lock.was_unclean)
@@ -354,7 +354,7 @@ def require_clean(run: Run) -> None:
     of_checks = {*run.state.untracked}
     changed = [path for path in run.repo.status() if log.mask(path) not in of_checks]  # they were saved masked
     names = "".join(f"\n  {path}" for path in changed[:20]) + ("\n  ..." if len(changed) > 20 else "")
-    if changed and run.killed_in == "validation":
+    if changed and run.killed_in == "validation" and run.repo.branch() == run.branch:
         return log.warn(f"the checks were interrupted and may have left these:{names}")
     if changed:
         remedy = "Commit, ignore or stash them, so that none is touched"

@@ -39,6 +39,7 @@ JUDGE_FAILURES = 12  # times in a row that the judge cannot be asked, until the 
 LASTING = 5  # failures in a row, which only an overload reaches, of which the user is notified
 EXCERPT = 2500  # bytes of a check's output in a prompt
 COMMITS = 5  # commits that a hand-over names
+NOT_ADOPTED = "changed while a worker ran; if it was you, make start ACCEPT=1 adopts it"
 DONE_SOMETHING = ("ended", "turn_cap", "budget_cap", "timeout")  # kinds of Outcome after which the checks decide
 
 
@@ -73,6 +74,7 @@ class Run:
         self.sessions = self.folder / "logs" / "sessions"
         self.config = Path(os.path.abspath(options.config)) if options.config else self.folder / "config.yaml"
         self.settings = self.load_settings()
+        # Both limits of iterations hold, the mission's own and that of the settings.
         self.limits = replace(self.mission.limits, max_iterations=self.settings.orchestrator.max_iterations)
         self.branch = self.settings.repository.branch or f"cco/{self.mission.id}"
         proc.distrust(self.root)
@@ -235,7 +237,7 @@ class Run:
         log.info(f"{len(state.met)} of {len(state.criteria)} criteria met, {report.cost(state)}")
         self.warn_of_limits()
         self.recovering = False
-        self.save("planning" if state.open else "completed")
+        self.save("planning" if state.open else "completed")  # what a clean checkout contradicts is open
         if not state.open:
             text = f"all criteria are met. To merge the result: {report.merge_command(state)}"
             self.notifier.send("done", text, state)
@@ -247,6 +249,7 @@ class Run:
         log.info(report.until(state))
         while (left := state.wait_left()) > 0:
             self.stop_if_asked()
+            self.take_up_edits()
             log.live(report.until(state))
             proc.pause(min(left, 5.0))
         log.live("")
@@ -403,7 +406,7 @@ class Run:
         )
 
     def run_worker(self, task: worker.Task, session: Session) -> Outcome:
-        """Run the session. From before its start the state says so: killed in between, it may have begun."""
+        """Run the session. The state says so once claude runs; killed before that, `after` finds the id in use."""
         if self.settings.claude_code.mode == "manual":
             return self.run_by_hand(task, session)
 
@@ -411,12 +414,7 @@ class Run:
             session.begun, session.process = True, proc.identity(pid)
             self.save()
 
-        session.process = proc.identity(os.getpid())
-        try:
-            return worker.run(task, self.settings, started)
-        except Exception:
-            session.process = None
-            raise
+        return worker.run(task, self.settings, started)
 
     def run_by_hand(self, task: worker.Task, session: Session) -> Outcome:
         """Let the user carry out the instruction: shown once, and done when the repository has changed."""
@@ -432,7 +430,7 @@ class Run:
     def after(self, outcome: Outcome, task: worker.Task, session: Session) -> None:
         """Commit and check what a session did, try it again, wait, or raise Stop: by how it ended."""
         state, kind = self.state, outcome.kind
-        if kind in DONE_SOMETHING or (kind == "interrupted" and not proc.stopping):
+        if kind in DONE_SOMETHING or (kind == "interrupted" and not proc.stopping):  # by somebody else's signal
             session.failures, session.limits, session.lost = 0, 0, False
             return self.save("committing")
         if kind == "limit":
@@ -463,7 +461,7 @@ class Run:
         """Wait for the reset; where only one model is limited, go on with another while there is one."""
         state, why = self.state, "the usage limit"
         is_news = outcome.resets_at is None or outcome.resets_at > time.time()
-        session.limits = 1 if outcome.cost_usd and is_news else session.limits + 1
+        session.limits = 1 if outcome.cost_usd and is_news else session.limits + 1  # in a row, without any work between
         wait = worker.until_reset(outcome.resets_at)
         if session.limits > 1:  # a reset that is over already comes again by a wrong clock, or as old news
             wait = max(wait, states.backoff(session.limits - 1))
@@ -502,7 +500,7 @@ class Run:
                 state.rejected = [*state.rejected, digest][-10:]
                 is_dotenv = name == "settings" and digest.split(" ")[0] == state.accepted[name].split(" ")[0]
                 settings = self.root / ".env" if is_dotenv else self.config
-                changes[str(self.mission.path if name == "mission" else settings)] = "changed, not adopted"
+                changes[str(self.mission.path if name == "mission" else settings)] = NOT_ADOPTED
         for path, what in changes.items():
             log.error(f"protected file {what} {by}: {path}; it counts as it was before")
         if changes:
