@@ -22,7 +22,6 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import NoReturn
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # siblings first, also under -m, -P, -I and PYTHONSAFEPATH
@@ -42,6 +41,11 @@ from loop import Edited, Options, Run, make_folders
 from proc import CANNOT, DONE, ERROR, LATER, LIMIT, USAGE, USER, Stop
 from state import State
 
+EXTRAS = {  # programs of extras/ that are commands
+    "draft": "Make a mission with checks from plain words; written only when you have said yes.",
+    "models": "List the models that the manager may be: prices, and which give structured answers.",
+    "demo": "Show the whole loop offline in a scratch repository, in seconds.",
+}
 ACCEPT = "make start ACCEPT=1 (--accept)"
 
 
@@ -199,30 +203,7 @@ def write_report(args: argparse.Namespace) -> int:
     return DONE
 
 
-def demo(args: argparse.Namespace) -> int:
-    """Show the whole loop offline in a scratch repository, in seconds."""
-    _become("demo", ["--real"] if args.real else [])
-
-
-def models(args: argparse.Namespace) -> int:
-    """List the models that the manager may be: prices, and which give structured answers."""
-    _become("models", [f"--{name}" for name in ("free", "all") if getattr(args, name)])
-
-
-def draft(args: argparse.Namespace) -> int:
-    """Make a mission with checks from plain words; written only when you have said yes."""
-    options = [f"--{name}={value}" for name in ("output", "config") if (value := getattr(args, name))]
-    _become("draft", [*options, *(["--yes"] if args.yes else []), "--", args.text])
-
-
-def _become(extra: str, argv: list[str]) -> NoReturn:
-    """Run a program of extras/ in place of this process."""
-    os.execv(sys.executable, [sys.executable, str(HERE / "extras" / f"{extra}.py"), *argv])
-
-
-# --------------------------------------------------------------------------------------------------------
-# Before the first phase
-# --------------------------------------------------------------------------------------------------------
+# --- Before the first phase ---
 
 
 def recover(run: Run, was_unclean: bool) -> None:
@@ -364,19 +345,18 @@ def require_clean(run: Run) -> None:
 def report_failure(run: Run, error: Exception) -> None:
     """Notify once why the run cannot go on; only that is added to the state as it was saved last."""
     code = getattr(error, "code", CANNOT)
-    if isinstance(error, Edited) or code in (LATER, LIMIT) or code > 128 or run.state.blocked:
+    if isinstance(error, Edited) or code == LATER or code > 128 or run.state.blocked:
         return
     with contextlib.suppress(OSError, Stop):  # they may be the very reason
-        state, mark = states.load(run.file), prompt.fingerprint(f"{code} {error}")
-        if state.failed != mark:
-            state.failed = mark
-            states.save(run.file, state)
+        state, text = states.load(run.file), log.mask(str(error))[:300]
+        is_news = prompt.fingerprint(state.failed) != prompt.fingerprint(text)
+        state.failed = text
+        states.save(run.file, state)
+        if is_news and code != LIMIT:  # which the event "budget" has named
             run.notifier.send("failed", str(error), state)
 
 
-# --------------------------------------------------------------------------------------------------------
-# Which mission
-# --------------------------------------------------------------------------------------------------------
+# --- Which mission ---
 
 
 def _mission_path(given: str | None) -> Path:
@@ -432,9 +412,7 @@ def _write_new(path: Path, text: str) -> None:
     print(f"wrote  {path}")
 
 
-# --------------------------------------------------------------------------------------------------------
-# The command line
-# --------------------------------------------------------------------------------------------------------
+# --- The command line ---
 
 
 def parser() -> argparse.ArgumentParser:
@@ -471,14 +449,8 @@ def parser() -> argparse.ArgumentParser:
     add("tell", tell, "session").add_argument("text", metavar="TEXT", help="what the worker should know")
     add("accept", accept, "session", "config").add_argument("id", metavar="ID", help="the criterion")
     add("report", write_report, "session")
-    command = add("draft", draft, "config")
-    command.add_argument("text", metavar="TEXT", help="what you want, in plain words")
-    command.add_argument("--output", metavar="FILE", help="where to write the mission; default: missions/<id>.yaml")
-    command.add_argument("--yes", action="store_true", help="write without asking")
-    command = add("models", models)
-    command.add_argument("--free", action="store_true", help="only models that cost nothing")
-    command.add_argument("--all", action="store_true", help="also batch variants, and models that give more than text")
-    add("demo", demo).add_argument("--real", action="store_true", help="with the real claude against a scripted API")
+    for name, text in EXTRAS.items():  # their options are their own, see main
+        commands.add_parser(name, help=text, description=text)
     return top
 
 
@@ -486,6 +458,8 @@ def main(argv: list[str]) -> int:
     """Run one command and return its exit code; a foreseen failure is a message and a code, never a traceback."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # it is None where a caller closed it
         sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+    if argv and argv[0] in EXTRAS:
+        os.execv(sys.executable, [sys.executable, str(HERE / "extras" / f"{argv[0]}.py"), *argv[1:]])
     args = parser().parse_args(argv)
     try:
         return int(args.function(args))

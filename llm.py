@@ -144,7 +144,7 @@ def _read(text: str, schema: Mapping[str, Any], question: Question) -> tuple[dic
     from jsonschema import Draft202012Validator
 
     try:
-        content = _clean(json.loads(_bare(text)))
+        content = log.mask_tree(json.loads(_bare(text)), prompt.NOT_TEXT)
         errors = list(Draft202012Validator(schema).iter_errors(content))[:3]
     except (ValueError, RecursionError) as error:
         return {}, f"the answer is not one JSON object and nothing else: {error}"
@@ -159,15 +159,6 @@ def _bare(text: str) -> str:
     text = re.sub(r"\A\s*<think>.*?</think>", "", text.removeprefix("\ufeff"), flags=re.S).strip()
     fenced = re.fullmatch(r"```[A-Za-z]*(.+)```", text, re.S)
     return fenced[1] if fenced else text
-
-
-def _clean(value: Any) -> Any:
-    """Return a JSON value with every text in it masked, without what cannot be shown or written."""
-    if isinstance(value, dict):
-        return {key: _clean(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_clean(item) for item in value]
-    return prompt.NOT_TEXT.sub(" ", log.mask(value)) if isinstance(value, str) else value
 
 
 @dataclass(eq=False)

@@ -115,15 +115,18 @@ def mask(text: str) -> str:
     return SECRET.sub(MASK, text)
 
 
-def mask_tree(value: Any) -> Any:
-    """Return a JSON-like value with every string in it masked; keys stay as they are, a dataclass becomes a dict."""
+def mask_tree(value: Any, blank: re.Pattern[str] | None = None) -> Any:
+    """Return a JSON-like value with every string in it masked, and without what `blank` finds.
+
+    Keys stay as they are, a dataclass becomes a dict.
+    """
     if isinstance(value, str):
-        return mask(value)
+        return blank.sub(" ", mask(value)) if blank else mask(value)
     if isinstance(value, dict):
-        return {key: mask_tree(item) for key, item in value.items()}
+        return {key: mask_tree(item, blank) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [mask_tree(item) for item in value]
-    return mask_tree(vars(value)) if is_dataclass(value) else value
+        return [mask_tree(item, blank) for item in value]
+    return mask_tree(vars(value), blank) if is_dataclass(value) else value
 
 
 def mask_personal(text: str) -> str:

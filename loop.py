@@ -197,8 +197,8 @@ class Run:
         if not commit and self.settings.repository.auto_commit:
             trailers = {repo.MISSION: self.mission.id, repo.ITERATION: str(state.iterations)}
             body = state.last.report if state.last else ""
-            size, hooks = self.settings.claude_code.max_file_size, self.settings.repository.hooks
-            commit = self.repo.commit(state.commit, self.branch, plan.title, body, trailers, size, hooks)
+            size = self.settings.claude_code.max_file_size
+            commit = self.repo.commit(state.commit, self.branch, plan.title, body, trailers, size)
             for path, reason in commit.left_out.items():
                 log.warn(f"not committed: {path}: {reason}")
             made = f"committed {len(commit.changed)} file(s) as {commit.sha[:12]}"

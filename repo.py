@@ -1,7 +1,7 @@
 """Git: the branch, one commit a session, protected files, and the clean checkout.
 
     repository = Repo(root, excluded=[kit, mission])
-    repository.commit(base, branch, title, report, trailers, max_size, hooks=False)
+    repository.commit(base, branch, title, report, trailers, max_size)
 
 Every git is told where its files are, and runs with the repository's hooks, signing, pagers and monitors switched off,
 because a worker may have written them. Limitations: filter drivers (git-lfs) run as configured; what is in a submodule
@@ -212,12 +212,11 @@ class Repo:
         self.git("checkout", "--quiet", *["-b"] * is_new, branch, "--")
 
     def commit(
-        self, base: str, branch: str, title: str, body: str, trailers: Mapping[str, str], max_size: int, hooks: bool
+        self, base: str, branch: str, title: str, body: str, trailers: Mapping[str, str], max_size: int
     ) -> Commit:
         """Put everything that changed since `base` into one commit on the branch.
 
-        max_size: bytes of the largest file that is committed. hooks: run the repository's own; if they refuse, the
-        commit is made without them and the log says so. Raises GitError.
+        max_size: bytes of the largest file that is committed. Raises GitError.
         """
         self.remove_placeholders()
         self._return_to(base, branch)
@@ -232,7 +231,7 @@ class Repo:
         links = {path for path in changed if (self.root / path).is_symlink()}  # to add one removes what is below it
         paths = "".join(f"{p}\0" for p in changed if not links.intersection(map(str, PurePosixPath(p).parents)))
         self.git("update-index", "--add", "--remove", "--replace", "-z", "--stdin", stdin=paths)
-        self._write_commit(_message(title, body, trailers), hooks)
+        self._write_commit(_message(title, body, trailers))
         return Commit(self.head(), changed, left_out)
 
     def _return_to(self, base: str, branch: str) -> None:
@@ -273,15 +272,9 @@ class Repo:
         user = self.git("config", "--get-regexp", r"^user\.(name|email)$", may_fail=True)
         return () if "user.name " in user and "user.email " in user else IDENTITY
 
-    def _write_commit(self, message: str, hooks: bool) -> None:
-        command = (*self._identity, "commit", "--quiet", "--allow-empty", "--cleanup=whitespace", "--file=-")
-        if hooks:
-            try:
-                self.git(*command, stdin=message, env=self.plain)
-                return
-            except GitError as error:
-                log.warn(f"the repository's commit hooks refused; committed without them: {error}")
-        self.git(*command, stdin=message)
+    def _write_commit(self, message: str) -> None:
+        command = ("commit", "--quiet", "--allow-empty", "--cleanup=whitespace", "--file=-")
+        self.git(*self._identity, *command, stdin=message)
 
     def restore(self, commit: str, title: str, mission: str, protect: Sequence[str]) -> str:
         """Make a commit on top of HEAD whose files are those of an earlier one; return it.
@@ -294,7 +287,7 @@ class Repo:
         scope = [*self._scope(), *_pathspecs(protect, "exclude,")]
         self.git("restore", f"--source={commit}", "--staged", "--worktree", "--", *scope)
         if self.names("diff", "--cached", "--name-only", "-z"):
-            self._write_commit(_message(title, "", {MISSION: mission}), hooks=False)
+            self._write_commit(_message(title, "", {MISSION: mission}))
         return self.head()
 
     def remember(self, objects: Mapping[str, str]) -> None:

@@ -99,8 +99,7 @@ def reason(folder: Path, state: State) -> str:
         return "waiting until you have carried out .cco/instruction.md: start it again then"
     if state.is_running:
         return "ended in the middle of a session (kill -9, crash or reboot): start it again to go on"
-    has_failed = state.failed or 100 in state.alerts.values()  # percent of a limit
-    return f"stopped: {_last_error(folder, state) if has_failed else 'start it again to go on'}"
+    return f"stopped: {_one_line(state.failed or 'start it again to go on')}"
 
 
 def table(state: State) -> str:
@@ -366,15 +365,6 @@ def _one_line(text: object) -> str:
 
 def _runs(folder: Path, state: State) -> bool:
     return (proc.holder(folder / "lock") or {}).get("mission") == state.mission_id
-
-
-def _last_error(folder: Path, state: State) -> str:
-    """Return the last error of a mission in the log, on one line."""
-    try:
-        lines = [json.loads(line) for line in (folder / "logs" / "error.log").read_text("utf-8").splitlines()[-50:]]
-        return _one_line([line["msg"] for line in lines if line.get("mission") == state.mission_id][-1])[:200]
-    except (OSError, ValueError, LookupError, AttributeError):  # rotated away, or damaged
-        return "see .cco/logs/error.log"
 
 
 def _local(epoch: float) -> str:

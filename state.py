@@ -250,7 +250,7 @@ class State:
     alerts: dict[str, int] = field(default_factory=dict)  # limit -> percent that was warned of
     blocked: dict[str, str] | None = None  # question, and the digest of what the user may change
     answered: int = 0  # iteration in which the user answered last
-    failed: str = ""  # digest of the failure that was reported last, so that cron does not repeat it
+    failed: str = ""  # why the last run could not go on; cron does not report it again
     notes: list[str] = field(default_factory=list)  # files of inbox/ that the instruction carries
     best: Best | None = None
     returning: str = ""  # commit whose files are being restored

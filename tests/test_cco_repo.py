@@ -69,7 +69,7 @@ def sh(root: Path, script: str) -> None:
 def commit(tree: Repo, base: str | None = None, **given: Any) -> repo.Commit:
     """A session's commit, made on the commit that is checked out."""
     base = tree.head() if base is None else base
-    options = {"title": "Do it", "body": "It is done.", "trailers": TRAILERS, "max_size": 1000, "hooks": False}
+    options = {"title": "Do it", "body": "It is done.", "trailers": TRAILERS, "max_size": 1000}
     return tree.commit(base, "main", **{**options, **given})
 
 
@@ -152,7 +152,7 @@ def test_every_kind_of_work_tree_is_switched_to_a_branch_and_committed_in(tree, 
         for _ in range(2):
             here.switch(branch)
             assert here.branch() == branch
-        assert here.commit(here.head(), branch, "t", "b", TRAILERS, 1000, False).changed == [branch]
+        assert here.commit(here.head(), branch, "t", "b", TRAILERS, 1000).changed == [branch]
         assert (here.branch(), changed(here), here.iterations("api")) == (branch, set(), [(1, here.head())])
     tree.switch("main")
     assert (tree.branch(), changed(tree)) == ("main", {"module"})
@@ -334,22 +334,6 @@ def test_a_message_is_a_short_title_the_report_and_trailers_whatever_the_worker_
         assert (len(message) < 12_000, message.replace("\n", "").isprintable()) == (True, True)
         assert number or "\n\n    It was\n\n      indented.\n\n" in message
     assert {number for number, _ in tree.iterations("api")} == {1}
-
-
-def test_hooks_may_work_in_other_repositories_and_one_that_refuses_does_not_lose_the_work(tree, git, tmp_path, capsys):
-    sh(tree.root, "git clone -q . ../other")
-    other = f"git -C '{tmp_path}/other' rev-parse --show-toplevel"
-    program(tree.root / ".git/hooks/commit-msg", f'echo "Seen: $({other})" >> "$1"')
-    write(tree.root, "a")
-    commit(tree, hooks=True)
-    assert f"Seen: {tmp_path}/other" in git(tree.root, "log", "-1", "--format=%B")
-    assert (len(tree.iterations("api")), capsys.readouterr().err) == (1, "")
-    program(tree.root / ".git/hooks/commit-msg", "touch it-ran; echo the linter says no >&2; exit 1")
-    write(tree.root, "b")
-    assert commit(tree, hooks=True).changed == ["b"]
-    assert (git(tree.root, "show", "HEAD:b"), (tree.root / "it-ran").exists()) == ("x", True)
-    shown = capsys.readouterr().err
-    assert "committed without them: " in shown and "the linter says no" in shown
 
 
 HOOKS = "pre-commit prepare-commit-msg commit-msg post-commit post-checkout post-index-change reference-transaction"
