@@ -51,7 +51,7 @@ ACCEPT = "make start ACCEPT=1 (--accept)"
 
 def init(args: argparse.Namespace) -> int:
     """Write .cco/config.yaml with every setting explained, and a mission from a template."""
-    if not (root := missions.find_git_root(Path.cwd())):
+    if not (root := _git_root()):
         raise Stop(USAGE, f"{Path.cwd()} is in no git repository: run git init first")
     make_folders(root / ".cco")
     _write_new(root / ".cco" / "config.yaml", missions.settings_template())
@@ -129,7 +129,8 @@ def resume(args: argparse.Namespace) -> int:
 
 def status(args: argparse.Namespace) -> int:
     """Show where the missions of this repository stand."""
-    print(report.status(_folder(args.mission), args.session, args.json))
+    name = missions.load(_mission_path(args.mission)).id if args.mission else args.session
+    print(report.status(_folder(args.mission), name, args.json))
     return DONE
 
 
@@ -182,7 +183,8 @@ def accept(args: argparse.Namespace) -> int:
             raise Stop(USAGE, "the mission is done already")
         user = os.environ.get("LOGNAME") or os.environ.get("USER") or f"user {os.getuid()}"
         if run.state.plan is None:
-            run.state.commit = run.repo.head_of(run.branch) or run.state.commit
+            if (head := run.repo.head_of(run.branch)) and head != run.state.commit:
+                run.state.commit, run.state.best = head, None
             run.state.current_phase, run.state.blocked, run.state.wait = "validation", None, None
         proof = {"where": "user", "by": user, "reason": f"accepted by {user}", "quotes": []}
         run.state.criteria[args.id].proof = {**proof, "commit": run.state.commit, "at": states.now()}
@@ -288,8 +290,9 @@ def prepare(run: Run) -> None:
         log.info(f"mission {run.mission.id} goes on in {where}: {met}")
         if state.plan is None and state.commit != run.repo.head():
             state.commit, state.best = run.repo.head(), None  # what the user committed stays as it is
+            state.returning = ""
     state.branch = run.branch
-    is_compared = not (run.killed_in or run.recovering)  # else a killed run may have left changes
+    is_compared = not (run.killed_in or run.recovering or state.is_running)  # else a worker may have left changes
     run.protected = repo.Protected(run.repo, run.mission.protect, state.commit, is_compared)
     for line in remarks(run):
         log.warn(line)
@@ -309,7 +312,7 @@ def begin(run: Run) -> State:
     state.branch, state.cc_instance_id = run.branch, run.settings.claude_code.instance_id
     state.adopt(mission)
     adopt_settings(run)
-    run.protected = repo.Protected(run.repo, mission.protect, commit)
+    run.protected = repo.Protected(run.repo, mission.protect, commit, anew=not run.file.exists())
     return state
 
 
@@ -368,11 +371,17 @@ def _mission_path(given: str | None) -> Path:
     unfinished = [one for one in states.load_all(folder)[0] if one.current_phase != "completed"] if folder else []
     if len(unfinished) == 1:
         return Path(unfinished[0].mission_path)
-    root = missions.find_git_root(Path.cwd()) or Path.cwd()
+    root = _git_root() or Path.cwd()
     if not unfinished and (root / "mission.yaml").is_file():
         return root / "mission.yaml"
     names = ", ".join([one.mission_path for one in unfinished] or map(str, sorted(root.glob("missions/*.yaml"))))
     raise Stop(USAGE, f"which mission? Name it (MISSION=missions/api.yaml); there are: {names or 'none'}")
+
+
+def _git_root() -> Path | None:
+    """Return the root of the repository that is here; where that is the kit itself, of the one around it."""
+    root = missions.find_git_root(Path.cwd())
+    return missions.find_git_root(HERE.parent) if root == HERE else root
 
 
 def _folder(mission: str | None) -> Path | None:
@@ -408,7 +417,7 @@ def _write_new(path: Path, text: str) -> None:
     if path.exists():
         return print(f"exists {path}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, "utf-8")
+    states.write(path, text.encode())
     print(f"wrote  {path}")
 
 

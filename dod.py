@@ -471,11 +471,10 @@ def _only_here(repository: repo.Repo, checkout: repo.Checkout) -> dict[str, str]
     """Return path, setting or ref, and why a checkout, as setup left it, has another one or none."""
     others = ("ls-files", "--others", "--directory", "--exclude-standard", "-z")
     reasons = {name.rstrip("/"): "git ignores it" for name in repository.names(*others, "--ignored")}
-    folder = "an empty folder or a repository of its own"
-    reasons |= {n.rstrip("/"): folder if n[-1] == "/" else "not committed" for n in repository.names(*others)}
+    reasons |= {name.rstrip("/"): "not committed" for name in repository.names(*others)}
     for tag, name in (line.split(" ", 1) for line in repository.names("ls-files", "-v", "-z")):
         places = [root / name for root in (repository.root, checkout.copy)]
-        modes = [f"{stat.S_IMODE(path.lstat().st_mode):o}" for path in places if os.path.lexists(path)]
+        modes = [f"{stat.S_IMODE(path.lstat().st_mode):o}" for path in places if path.is_file()]
         if tag != "H":
             reasons[name] = "skip-worktree or assume-unchanged is set"
         elif len({*modes}) > 1:

@@ -274,7 +274,7 @@ class _Server:
                         raise _Failed(f"the answer is longer than {MAX_ANSWER} bytes")
         except _Late:
             raise _Failed(f"no whole answer within {left:.0f} s") from None
-        except (requests.RequestException, ValueError) as error:  # ValueError: an address that is none
+        except (OSError, ValueError) as error:  # requests' own, a missing file of certificates, an address that is none
             cause = error.args[0] if error.args else error
             reason = getattr(cause, "reason", cause)  # without the address, which may hold a secret
             raise _Failed(_shown(f"{type(error).__name__}: {reason}"), "retry") from None

@@ -199,11 +199,11 @@ class Run:
             body = state.last.report if state.last else ""
             size = self.settings.claude_code.max_file_size
             commit = self.repo.commit(state.commit, self.branch, plan.title, body, trailers, size)
-            for path, reason in commit.left_out.items():
+            for path, reason in commit.omitted.items():
                 log.warn(f"not committed: {path}: {reason}")
             made = f"committed {len(commit.changed)} file(s) as {commit.sha[:12]}"
             log.info(made if commit.changed else "the session changed nothing")
-            state.not_committed = dict([*commit.left_out.items()][:20])
+            state.not_committed = dict([*commit.omitted.items()][:20])
         if commit:
             state.commit, current.commit = commit.sha, commit.sha[:12] if commit.changed else ""
         self.recovering = False
@@ -385,7 +385,8 @@ class Run:
     def task(self, plan: Plan, session: Session) -> worker.Task:
         """Return what the session is to do, with what, and what it may not touch."""
         state, claude = self.state, self.settings.claude_code
-        situation, state.notes = self.situation(), [path.name for path in self.notes()]
+        state.notes = [path.name for path in self.notes()]  # first: one that comes now may be read twice, never not
+        situation = self.situation()
         text = prompt.for_worker(situation, replace(plan, session="resume" if session.begun else "fresh"))
         seconds, usd = self.limits.left(state.used(), claude.timeout)
         return worker.Task(
@@ -484,8 +485,11 @@ class Run:
         git = [self.root / ".git", self.repo.folder(), *self.repo.submodules()]
         return tuple(dict.fromkeys([*self.own, self.folder, *git, *self.protected.paths()]))
 
-    def restore_protected(self, by: str) -> list[str]:
-        """Restore what was changed of protected files and the kit, and name it. Raises repo.GitError, OSError."""
+    def restore_protected(self, by: str, with_edits: bool = True) -> list[str]:
+        """Restore what was changed of protected files and the kit, and name it. Raises repo.GitError, OSError.
+
+        with_edits: also name a changed state, mission or settings.
+        """
         state, kept = self.state, self.folder / "kept" / f"{self.state.iterations:04d}"
         changes, kit = self.protected.changes(), self.kit.changes()
         if changes:
@@ -493,9 +497,9 @@ class Run:
         if kit:
             self.kit.restore(kit, kept)
         changes = {**changes, **{f"{HERE.name}/{path}": what for path, what in kit.items()}}
-        if self.saved_digest and missions.digest(self.file) != self.saved_digest:
+        if with_edits and self.saved_digest and missions.digest(self.file) != self.saved_digest:
             changes[f".cco/{self.file.name}"] = "changed"  # the next save writes it again
-        for name, digest in self.digests().items():
+        for name, digest in self.digests().items() if with_edits else ():
             if digest not in (state.accepted[name], *state.rejected, *self.unusable):
                 state.rejected = [*state.rejected, digest][-10:]
                 is_dotenv = name == "settings" and digest.split(" ")[0] == state.accepted[name].split(" ")[0]
@@ -540,7 +544,7 @@ class Run:
             self.marker,
             checks,
             sandbox=box,
-            restore=lambda: self.restore_protected("by a check"),
+            restore=lambda: self.restore_protected("by a check", with_edits=False),
             both=self.confirms_in == "tree",  # no clean checkout follows that takes both readings
         )
 

@@ -202,8 +202,8 @@ def _criterion(criteria: str = "", description: str = "", timeout: str | float =
 def load_settings(mission: Mission | None, path: Path | None, environ: Mapping[str, str]) -> Settings:
     """Merge defaults, the file at `path`, the mission's settings, and CCO_<SECTION>_<KEY> of `environ`.
 
-    `${NAME}` stands for a variable of `environ`, else of .env in the root of the repository; one that is empty or not
-    set is null where the key allows it. Raises MissionError.
+    `${NAME}` stands for a variable of `environ`, else of .env in the root of the repository; one that is empty or in
+    neither is null where the key allows it. Raises MissionError.
     """
     anchor = mission.repository if mission else path.parent if path else None
     root = find_git_root(anchor) if anchor else None

@@ -259,8 +259,8 @@ def cut(text: str, limit: int) -> str:
     data = text.encode("utf-8", "replace")
     if len(data) <= limit:
         return text
-    note = f"\n[{len(data) - limit} more bytes are not shown]\n"
-    half = max(0, limit - len(note)) // 2
+    half = max(0, limit - len(f"\n[{len(data)} more bytes are not shown]\n")) // 2
+    note = f"\n[{len(data) - 2 * half} more bytes are not shown]\n"
     return f"{data[:half].decode('utf-8', 'ignore')}{note}{data[len(data) - half :].decode('utf-8', 'ignore')}"
 
 

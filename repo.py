@@ -69,7 +69,7 @@ class Commit:
 
     sha: str  # the commit that holds them, or the one before when nothing changed
     changed: list[str] = field(default_factory=list)  # paths in it
-    left_out: dict[str, str] = field(default_factory=dict)  # path -> why it stayed uncommitted
+    omitted: dict[str, str] = field(default_factory=dict)  # path -> why it stayed uncommitted
 
 
 class Repo:
@@ -225,14 +225,14 @@ class Repo:
             self.git("reset", "--quiet", "--mixed")
             changes = self._look()
         reasons = {path: self._objection(path, *facts, max_size) for path, facts in changes.items()}
-        left_out = {path.rstrip("/"): reason for path, reason in reasons.items() if reason}
+        omitted = {path.rstrip("/"): reason for path, reason in reasons.items() if reason}
         if not (changed := sorted(path for path, reason in reasons.items() if reason == "")):
-            return Commit(base, [], left_out)
+            return Commit(base, [], omitted)
         links = {path for path in changed if (self.root / path).is_symlink()}  # to add one removes what is below it
         paths = "".join(f"{p}\0" for p in changed if not links.intersection(map(str, PurePosixPath(p).parents)))
         self.git("update-index", "--add", "--remove", "--replace", "-z", "--stdin", stdin=paths)
         self._write_commit(_message(title, body, trailers))
-        return Commit(self.head(), changed, left_out)
+        return Commit(self.head(), changed, omitted)
 
     def _return_to(self, base: str, branch: str) -> None:
         """Point HEAD to the accepted commit on our branch; the work tree stays as the worker left it."""
@@ -281,7 +281,7 @@ class Repo:
 
         protect: globs of files that stay as they are, like excluded paths. Raises GitError.
         """
-        if aside := self.git(*IDENTITY, "stash", "create"):  # what is uncommitted, so that nothing is lost
+        if aside := self.git(*IDENTITY, "stash", "create"):  # what is uncommitted of the files that git tracks
             self.remember({f"{mission}/uncommitted": aside})
             log.warn(f"uncommitted changes are kept as refs/cco/{mission}/uncommitted (git stash apply {aside[:12]})")
         scope = [*self._scope(), *_pathspecs(protect, "exclude,")]

@@ -293,14 +293,14 @@ class State:
         """Take a mission's text as the accepted one; criteria that are decided otherwise now begin anew."""
         self.mission_path, self.mission_text = str(mission.path), mission.text
         self.accepted["mission"] = mission.digest
-        before, self.criteria, self.best = self.criteria, {}, None
+        before, self.criteria, self.best, self.returning = self.criteria, {}, None, ""
         for criterion in mission.criteria:
             record = before.get(criterion.id)
             if record is None or record.check_digest != criterion.digest:
                 record = CriterionState("", "", criterion.digest)
             record.criteria, record.priority = criterion.criteria, criterion.priority
             self.criteria[criterion.id] = record
-        if self.has_worked or self.is_running:  # what it did is checked
+        if self.current_phase != "validation" and (self.has_worked or self.is_running):  # what it did is checked
             self.current_phase, self.wait = "committing", None
         elif self.current_phase != "validation" or not self.plan:
             self.iterations -= self.current is not None
@@ -320,7 +320,7 @@ class State:
         self.confirmed = None
         for record in self.criteria.values():
             record.proof = None
-        if not (self.plan and self.current and self.session):
+        if not self.plan:
             self.plan, self.current, self.blocked, self.current_phase = None, None, None, "validation"
         elif self.current_phase not in ("committing", "validation"):
             self.blocked, self.current_phase = None, "waiting" if self.wait else "execution"
@@ -581,7 +581,7 @@ def write(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(name, path)
     except BaseException:
-        os.unlink(name)
+        Path(name).unlink(missing_ok=True)  # a signal may come right after the rename
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -604,14 +604,14 @@ def _to_json(state: State) -> bytes:
     data |= {"completed_tasks": state.met, "pending_tasks": state.open, "errors": failed[-20:], "timestamp": now()}
     data["artifacts"] = [{"type": "commit", "path": state.branch, "version": state.commit}]
     shown = {"version": VERSION, **{key: v if key in VERBATIM else log.mask_tree(v) for key, v in data.items()}}
-    lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in shown.items()]
+    lines = [f'"{key}": {json.dumps(value, ensure_ascii=False, allow_nan=False)}' for key, value in shown.items()]
     lines.append(f'"history": [{", ".join(map(_entry, state.history))}]')
-    return ("{\n" + ",\n".join(lines) + "\n}\n").encode("ascii")
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode("utf-8", "surrogatepass")  # as json.loads reads it
 
 
 @functools.lru_cache(maxsize=2 * MAX_HISTORY)
 def _entry(entry: Iteration) -> str:
-    return json.dumps(log.mask_tree(entry), allow_nan=False)
+    return json.dumps(log.mask_tree(entry), ensure_ascii=False, allow_nan=False)
 
 
 def _from_json(data: dict[str, Any]) -> State:
@@ -622,6 +622,8 @@ def _from_json(data: dict[str, Any]) -> State:
     for name, kind in (("current", Iteration), ("last", Outcome), ("session", Session), ("wait", Wait), ("best", Best)):
         if data[name] is not None:
             setattr(state, name, kind(**data[name]))
+    if not {*TOTALS, "token_usage"} <= data["totals"].keys():
+        raise ValueError("totals are missing")
     if data["plan"] is not None:
         state.plan = Plan(**{**data["plan"], "usage": Usage(**data["plan"]["usage"])})
     phase, has_plan = state.current_phase, state.plan is not None

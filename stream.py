@@ -59,7 +59,7 @@ CLOCK = re.compile(  # 3pm, 5:49am, Mon 12:00am, Jul 10 at 1pm, Jan 6, 2027, 7pm
     r"(?i)resets? (?:at )?(?:(mon|tue|wed|thu|fri|sat|sun) )?(?:([a-z]{3} \d\d?),? (?:\d{4}, )?(?:at )?)?"
     r"(\d\d?(?::\d\d)? ?[ap]m)\b(?: \(([\w/+-]+)\))?"
 )
-MET = re.compile(r"^[^\w\n]*met:[^\w\n]*([\w-]+(?:[^\w\n]*,[^\w\n]*[\w-]+)*)[^\w\n]*$", re.I | re.M)
+MET = re.compile(r"^[^\w\n]*met:(.*)$", re.I | re.M)
 
 
 class Stream:
@@ -295,9 +295,9 @@ def _moment(match: re.Match[str], now: float) -> float | None:
 
 def claimed(report: str, ids: Sequence[str]) -> list[str] | None:
     """Return those of the ids that the report's last line `Met: id, id` names; None without such a line."""
-    lines = MET.findall(report)
-    names = re.findall(r"[\w-]+", lines[-1].lower()) if lines else []
-    return [id for id in ids if id.lower() in names] if lines else None
+    lines = [[re.sub(r"^\W+|\W+$", "", word) for word in line.split(",")] for line in MET.findall(report.lower())]
+    lists = [names for names in lines if all(re.fullmatch(r"[\w-]+", name) for name in names)]  # not prose
+    return [id for id in ids if id.lower() in lists[-1]] if lists else None
 
 
 def _call(tool: Any, given: dict[str, Any]) -> str:

@@ -98,7 +98,9 @@ def require(settings: Settings, root: Path) -> None:
 
 
 def require_login(settings: Settings, root: Path, marker: str) -> None:
-    """Raise Stop where claude says that it is not logged in; one that cannot say so learns it in a session."""
+    """Raise Stop where claude says that it is not logged in; a version that cannot say so tells in a session."""
+    if settings.claude_code.mode != "automatic":
+        return
     argv = [find(settings.claude_code.command, root), "auth", "status"]
     with tempfile.TemporaryFile() as output:
         proc.run(argv, cwd=root, env=environment(settings, root, marker), output=output, limits=proc.Limits(60.0))

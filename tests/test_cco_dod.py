@@ -528,7 +528,7 @@ ONLY_HERE: list[tuple[str, str]] = [  # what was done in the work tree, and what
     (BUILD, "build (git ignores it)"),
     ("touch big", "big (it is too large)"),
     ("touch $(seq 10 39)", "10, 11, 12, 13, 14, 15, 16, 17 and 22 more (not committed)"),
-    ("mkdir empty; git init -q nested", "empty, nested (an empty folder or a repository of its own)"),
+    ("mkdir empty; git init -q nested", "empty, nested (not committed)"),
     ("chmod 600 README.md", "README.md (its mode is 600, there {there})"),
     ("git config core.fileMode false; chmod 755 README.md", "README.md (its mode is 755, there {there})"),
     (

@@ -194,17 +194,25 @@ def test_what_the_worker_does_to_protected_files_is_restored_kept_and_named_ever
     assert git(protected, "diff", "--name-only", "main", "cco/demo", "--", "acceptance") == ""
 
 
-def test_what_a_session_did_before_the_kit_was_killed_is_restored_and_what_it_forged_is_not_believed(bench, protected):
-    cheat = f"echo exit 0 > {CHECK}; {FORGE}; touch '{bench.folder}/cheated'"
+@pytest.mark.parametrize("is_clean", [False, True], ids=["killed", "ended before it compared"])
+def test_what_a_session_did_before_the_kit_was_killed_is_restored_and_what_it_forged_is_not_believed(
+    bench, protected, is_clean
+):
+    cheat = (
+        f"echo exit 0 > {CHECK}; echo > acceptance/new; {'true' if is_clean else FORGE}; touch '{bench.folder}/cheated'"
+    )
     bench.sessions([{"bash": cheat}, {"hang": True}], [{"say": BOAST}], WRITES_A)
     running = bench.begin()
     until((bench.folder / "cheated").exists, "the session has cheated")
     running.kill()
     running.wait()
     bench.run("check", str(bench.mission))  # settles nothing
+    if is_clean:
+        (protected / ".cco" / "lock").write_text("")
     ended = bench.start()
     said = ended.stdout + ended.stderr
-    assert said.index(f"protected file changed since the last session began: {CHECK}") < said.index("met -> unmet")
+    assert f"protected file changed since the last session began: {CHECK}" in said
+    assert is_clean or said.index(CHECK) < said.index("met -> unmet")
     assert (bench.state()["current_phase"], len(bench.calls()), as_accepted(protected)) == ("completed", 3, True)
 
 

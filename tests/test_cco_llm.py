@@ -344,7 +344,10 @@ def test_a_model_that_hangs_leaves_time_for_the_others(monkeypatch):
     assert sent(api) == [*CHAIN[:2]]
 
 
-def test_an_address_at_which_nobody_answers_gives_no_answer_and_is_not_told():
+def test_an_address_at_which_nobody_answers_gives_no_answer_and_is_not_told(monkeypatch):
+    with monkeypatch.context() as broken:
+        broken.setenv("REQUESTS_CA_BUNDLE", "/no/such/file")  # a plain OSError of requests
+        assert type(refused("https://127.0.0.1:9/v1")) is Unreachable
     for url in ("http://[", "http://[::1", "http://.a.invalid", "http://a:port/"):
         assert type(refused(url)) is Unreachable
     with socket.socket() as nobody:

@@ -628,6 +628,8 @@ def test_check_says_that_setup_fails_in_a_clean_checkout_and_refuses_a_claude_wi
     mission(bench, TWO_CRITERIA, settings={"claude_code": {"command": str(program)}})
     done = bench.run("check", str(bench.mission))
     assert done.returncode == 4 and "not logged in" in said(done) and "log in again" in said(done)
+    mission(bench, TWO_CRITERIA, settings={"claude_code": {"command": str(program), "mode": "manual"}})
+    assert bench.run("check", str(bench.mission)).returncode == 0
     assert not (project / ".cco" / "demo.json").exists() and not bench.calls()
 
 
@@ -643,6 +645,23 @@ def test_an_unexpected_error_is_one_line_and_its_traceback_is_in_the_log(bench, 
     done = bench.start()
     assert done.returncode == 1 and "unexpected error: KeyError: 'odd'" in said(done)
     assert "Traceback" in (project / ".cco" / "logs" / "error.log").read_text()
+
+
+def test_a_kit_that_is_a_clone_means_the_repository_around_it_and_a_named_mission_is_the_one_shown(bench, project, git):
+    bench.kit = project / "kit"
+    shutil.copytree(KIT, bench.kit, ignore=shutil.ignore_patterns(".*", "__pycache__", "tests", "node_modules"))
+    git(bench.kit, "init", "-q")
+    assert bench.run("init", "--mission", "../mission.yaml", cwd=bench.kit).returncode == 0
+    assert (project / ".cco" / "config.yaml").exists() and not (bench.kit / ".cco").exists()
+    git(project, "add", "mission.yaml")
+    git(project, "commit", "-qm", "a mission")
+    bench.sessions(WRITES_A, WRITES_A)
+    assert bench.start("--once").returncode == 75
+    other = bench.mission.with_name("other.json")
+    other.write_text(bench.mission.read_text().replace('"demo"', '"other"'))
+    assert bench.run("start", "--once", str(other)).returncode == 75
+    assert len(json.loads(bench.run("status", "--json", cwd=bench.kit).stdout)) == 2
+    assert json.loads(bench.run("status", str(other), "--json").stdout)["mission"] == "other"
 
 
 def test_a_mission_in_the_repository_of_the_kit_is_refused(bench, git):

@@ -174,7 +174,7 @@ def test_everything_that_changed_is_named_and_in_one_commit(tree, git):
     assert changed(tree) == expected | {"unstaged"}
     assert (tree.status()["deleted"], tree.status()["dangling"]) == (".D", "??")
     made = commit(tree, base)
-    assert ({*made.changed}, made.left_out) == (expected, {})
+    assert ({*made.changed}, made.omitted) == (expected, {})
     assert (made.sha, git(tree.root, "rev-parse", "HEAD^@"), changed(tree)) == (tree.head(), base, set())
     modes = {line.split("\t")[1]: line[:6] for line in git(tree.root, "ls-tree", "HEAD").splitlines()}
     assert {modes.pop(name) for name in ("to a link", "dangling", "linked")} == {"120000"}
@@ -190,16 +190,16 @@ def test_files_of_any_name_are_committed_or_left_out_with_the_reason(tree, git, 
     write(tree.root, "small", content="x" * 1000)
     for expected in (["small"], []):
         made = commit(tree)
-        assert (made.changed, {*made.left_out}) == (expected, {*NAMES, "README.md"})
-    assert made.left_out["*"] == "1001 bytes are more than claude_code.max_file_size allows (1000)"
+        assert (made.changed, {*made.omitted}) == (expected, {*NAMES, "README.md"})
+    assert made.omitted["*"] == "1001 bytes are more than claude_code.max_file_size allows (1000)"
     assert (tree.root / "*").read_text() == "x" * 1001
     log.register_secret(SECRET)
     write(tmp_path, "outside", content=SECRET)
     write(tree.root, "config.ini", *NAMES, content=f"[db]\npassword = {SECRET}\n")
     (tree.root / "link").symlink_to(tmp_path / "outside")  # a link is committed, not what it leads to
     made = commit(tree, title=f"Log in with {SECRET}", body=f"I used {SECRET}.\n" + "x" * 3975 + SECRET)
-    assert (made.changed, made.left_out.pop("README.md")[:4]) == (["link"], "1001")
-    assert made.left_out == dict.fromkeys(["config.ini", *NAMES], "it holds a known secret")
+    assert (made.changed, made.omitted.pop("README.md")[:4]) == (["link"], "1001")
+    assert made.omitted == dict.fromkeys(["config.ini", *NAMES], "it holds a known secret")
     assert SECRET[:8] not in git(tree.root, "log", "-1", "--format=%B")
 
 
@@ -288,7 +288,7 @@ def test_kit_mission_and_folders_of_tools_are_never_committed_and_compiled_files
         assert made.changed == ["a/b/c", "kit2/own", "missions/api.yaml.bak"]
         assert {*git(tree.root, "ls-tree", "-r", "--name-only", "HEAD").split()} == {"README.md", *made.changed}
         tools = [".claude/settings.json", "a/.claude/x", "a/b/.cco/lock"]
-        assert made.left_out == dict.fromkeys(tools, "a tool's own settings")
+        assert made.omitted == dict.fromkeys(tools, "a tool's own settings")
         assert all((tree.root / name).read_text() == how for name in OWN)
     compiled = ["src/__pycache__/a.pyc", "src/__pycache__/b.pyc"]
     save(git, tree.root, *OWN, "old.pyc", compiled[0], content="before\n")  # the user tracks them
@@ -389,7 +389,7 @@ def test_no_setting_variable_or_program_but_the_kits_own_runs_or_counts(tree, gi
         (tree.root / ".vscode").chmod(0o444)  # a placeholder
         assert Protected(tree, ["READ*"], base).changes() == {"README.md": "changed"}
         made = commit(tree, base)
-        assert (made.changed, made.left_out, tree.branch(), changed(tree)) == (expected, {}, "main", set())
+        assert (made.changed, made.omitted, tree.branch(), changed(tree)) == (expected, {}, "main", set())
         assert (tree.iterations("api")[0], tree.commit_after(base, "api", 1)) == ((1, made.sha), made)
         statistics = {"files_modified": 4, "lines_of_code_added": 4, "tests_created": 1}
         assert (tree.statistics(base, made.sha), [*tree.files(made.sha)]) == (statistics, expected)

@@ -246,13 +246,15 @@ def test_the_next_command_of_the_user_is_named(folder):
     assert report.merge_command(change(folder, state, start_branch="")).startswith("git checkout YOUR_BRANCH && ")
 
 
-def test_a_damaged_file_is_named_and_hides_no_other_mission_and_looking_writes_nothing(folder):
+def test_a_damaged_file_is_named_and_hides_no_other_mission_and_looking_writes_nothing(folder, capsys):
     begin(folder)
+    (folder / "old.json").write_text(json.dumps({**json.loads((folder / "api.json").read_bytes()), "totals": {}}))
     for name in ("web.json", ".api.json.x7.tmp", "api.json.unreadable-1795219200", "config.yaml", "lessons.jsonl"):
         (folder / name).write_text("{torn")
     before = {path: path.stat().st_mtime_ns for path in (folder, *folder.iterdir())}
     assert shown(folder).startswith("api: validation") and "web.json: not a readable state" in shown(folder)
-    assert as_json(folder)["mission"] == "api"
+    assert "old.json: not a readable state" in shown(folder)
+    assert as_json(folder)["mission"] == "api" and "web.json: not a readable state" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in (folder, *folder.iterdir())} == before
 
 
