@@ -70,11 +70,13 @@ def check(args: argparse.Namespace) -> int:
     path = _mission_path(args.mission)
     run = Run(path, Options(args.config))
     with proc.lock(run.folder / "lock", run.mission.id):
-        repo.remove_scratch(run.marker)
+        end_leftovers(run)
         worker.require(run.settings, run.root)
         worker.require_login(run.settings, run.root, run.marker)  # `start` learns it from the first session
         if run.file.exists():
             run.state = states.load(run.file)
+        if run.repo.branch() != run.branch:
+            run.repo.require_name(run.branch)
         require_clean(run)
         state, place = begin(run), run.place(run.root)
         verdicts = dod.check(run.mission.criteria, place, state.criteria, everything=True)
@@ -210,12 +212,9 @@ def write_report(args: argparse.Namespace) -> int:
 
 def recover(run: Run, was_unclean: bool) -> None:
     """Clear what a killed run left, load the state, and adopt what the user edited. Raises Stop, OSError."""
-    running = (one.session.process for one in states.load_all(run.folder)[0] if one.is_running and one.session)
-    if ended := proc.end_leftovers(run.marker, next(running, None)):
-        log.warn(f"ended {ended} processes that an earlier run left behind")
+    end_leftovers(run)
     run.repo.remove_stale_locks()
     run.repo.remove_placeholders()
-    repo.remove_scratch(run.marker)
     for folder in (run.folder, run.folder / "reports"):
         for stale in folder.glob(".*.tmp"):  # what a killed state.write left
             stale.unlink(missing_ok=True)
@@ -243,6 +242,14 @@ def recover(run: Run, was_unclean: bool) -> None:
     if state.blocked and (state.blocked["seen"] != run.user_digest() or run.notes()):
         log.info("something changed since the question was asked: checking again")
         state.unblock()
+
+
+def end_leftovers(run: Run) -> None:
+    """End what a killed run left running, and remove its temporary folders."""
+    running = (one.session.process for one in states.load_all(run.folder)[0] if one.is_running and one.session)
+    if ended := proc.end_leftovers(run.marker, next(running, None)):
+        log.warn(f"ended {ended} processes that an earlier run left behind")
+    repo.remove_scratch(run.marker)
 
 
 def adopt_edits(run: Run) -> None:
@@ -277,8 +284,7 @@ def prepare(run: Run) -> None:
     """Check out the mission's branch, with a new state if there is none. Raises Stop, OSError, repo.GitError."""
     worker.require(run.settings, run.root)
     state, before = run.state, run.repo.branch()
-    if before != run.branch or not (state.plan or state.returning):  # else what is uncommitted is the worker's
-        require_clean(run)
+    require_clean(run)
     run.repo.switch(run.branch)
     if not run.saved_digest:
         state = begin(run)
@@ -335,6 +341,8 @@ def remarks(run: Run) -> list[str]:
 def require_clean(run: Run) -> None:
     """Raise Stop where the user has uncommitted changes, so that none is touched."""
     run.require_finished()
+    if run.repo.branch() == run.branch and (run.state.plan or run.state.returning):
+        return  # in the middle of an iteration it is the worker's
     of_checks = {*run.state.untracked}
     changed = [path for path in run.repo.status() if log.mask(path) not in of_checks]  # they were saved masked
     names = "".join(f"\n  {path}" for path in changed[:20]) + ("\n  ..." if len(changed) > 20 else "")

@@ -107,9 +107,9 @@ class Repo:
         """Return the reference that HEAD or another one leads to, and its commit, "" if there is none."""
         path, text = (self.git_dir if name == "HEAD" else self.folder()) / name, ""
         with suppress(OSError):  # git is asked only what no plain file says: what is packed, and what leads elsewhere
-            if not path.is_symlink() and not (self.folder() / "reftable").exists():
+            if path.is_file() and not path.is_symlink() and not (self.folder() / "reftable").exists():
                 text = os.fsdecode(path.read_bytes()).strip()
-        if name == "HEAD" and text.startswith("ref: refs/"):
+        if name == "HEAD" and text.startswith("ref: refs/") and text.isprintable():
             return self._resolve(text.removeprefix("ref: "))
         if re.fullmatch("[0-9a-f]{40,64}", text):
             return name, text
@@ -189,7 +189,7 @@ class Repo:
         """Return number and commit of the mission's iterations among the commits of HEAD, newest first."""
         fields = ("%H", *(f"%(trailers:key={key},valueonly,separator=%x2C)" for key in (MISSION, ITERATION)))
         ours = re.compile(rf"([0-9a-f]+)\x1f{re.escape(mission)}\x1f([0-9]{{1,9}})")  # anybody may write a trailer
-        look = ("-z", f"--grep=^{MISSION}: {mission}$", f"--format={'%x1f'.join(fields)}", "HEAD")
+        look = ("-z", f"--grep=^{MISSION}: {mission}$", f"--format={'%x1f'.join(fields)}", "HEAD", "--")
         rows = self.names("log", *look) if self.head() else []
         return [(int(match[2]), match[1]) for row in rows if (match := ours.fullmatch(row))]
 
@@ -205,11 +205,16 @@ class Repo:
         if self.branch() == branch:
             return
         is_new = not self.head_of(branch)
-        for parent in map(str, [*PurePosixPath(branch).parents][:-1]):
-            if is_new and self.head_of(parent):
-                remedy = f"git branch -m {parent} another-name, or set repository.branch"
-                raise GitError(proc.USAGE, f"{branch} cannot be made while there is a branch {parent}: {remedy}")
+        self.require_name(branch)
         self.git("checkout", "--quiet", *["-b"] * is_new, branch, "--")
+
+    def require_name(self, branch: str) -> None:
+        """Raise GitError where a branch of this name cannot be made since another one's name is part of it."""
+        below = self.git("for-each-ref", "--count=1", "--format=%(refname:lstrip=2)", f"refs/heads/{branch}/")
+        for other in [*map(str, [*PurePosixPath(branch).parents][:-1]), below]:
+            if other and self.head_of(other):
+                remedy = f"git branch -m {other} another-name, or set repository.branch"
+                raise GitError(proc.USAGE, f"{branch} cannot be made while there is a branch {other}: {remedy}")
 
     def commit(
         self, base: str, branch: str, title: str, body: str, trailers: Mapping[str, str], max_size: int
@@ -241,13 +246,15 @@ class Repo:
             if base and here != branch and (not head or self.git("merge-base", base, head, may_fail=True) != base):
                 reason = f"was moved to a commit without the accepted one: git checkout {branch}"
                 raise GitError(proc.CANNOT, f"{self.root} {reason}")
-            log.warn(f"{head[:12]} was committed by the worker, or by you; its changes go into this session's commit")
+            text = f"{head[:12]} was committed by the worker, or by you; its changes go into this session's commit"
+            log.warn(text if head else f"{branch} was removed by the worker, or by you; it is made again")
         for name in UNFINISHED:  # else our commit would get their parents or their author
             delete(self.git_dir / name)
         if here != branch:
             self.git("symbolic-ref", "HEAD", f"refs/heads/{branch}")
-        if self.head() != base:
-            self.git("update-ref", *([] if base else ["-d"]), f"refs/heads/{branch}", *[base] * bool(base))
+        if self.head() != base or self.branch() != branch:  # which the worker may have made a link to another branch
+            name = f"refs/heads/{branch}"
+            self.git("update-ref", "--no-deref", *([name, base] if base else ["-d", name]))
 
     def _objection(self, name: str, letters: str, module: str, max_size: int) -> str | None:
         """Return why a path is not committed, "" when it is; None for what need not be named."""
@@ -367,12 +374,20 @@ class Protected:
         index.with_name("protected.index.lock").unlink(missing_ok=True)  # of a git that died
         modes = repo.git("config", "--type=bool", "--default=true", "core.fileMode")
         self.env = {**repo.fixed, **_settings(f"{SETTINGS} {NO_HOOKS} {STRICT} core.fileMode={modes}")}
-        self.env |= {"GIT_INDEX_FILE": str(index), "GIT_OPTIONAL_LOCKS": "1"}  # git remembers there what it compared
-        repo.git("read-tree", commit or "--empty", env=self.env)
+        self.env |= {"GIT_INDEX_FILE": str(index), "GIT_OPTIONAL_LOCKS": "1"}
+        self.index, self.commit = index, commit
+        self._fill()
         self.tracked = repo.tracked(*_pathspecs(globs), env=self.env)
         if anew or not record.exists():
             state.write(record, os.fsencode("\0".join(n for n, what in self.changes().items() if what == "new")))
         self.ignored = {*os.fsdecode(record.read_bytes()).split("\0")} - {""}
+
+    def _fill(self) -> None:
+        """Read the commit into the index."""
+        self.index.parent.mkdir(mode=0o700, exist_ok=True)
+        self.index.unlink(missing_ok=True)
+        self.repo.git("read-tree", self.commit or "--empty", env=self.env)
+        self.seen = _version(self.index)
 
     def untracked(self) -> list[str]:
         """Return what is not protected: globs under which git tracks nothing, submodules, untracked files."""
@@ -390,7 +405,12 @@ class Protected:
     def changes(self) -> dict[str, str]:
         """Return path and what became of it: changed, deleted or new."""
         look = ("--porcelain=v1", "--no-renames", "--untracked-files=all", "--ignored", "--ignore-submodules=all", "-z")
-        lines = self.repo.names("status", *look, "--", *_pathspecs(self.globs), env=self.env) if self.globs else []
+        if not self.globs:
+            return {}
+        if _version(self.index) != self.seen:  # a worker without a sandbox removed it, or wrote another
+            self._fill()
+        lines = self.repo.names("status", *look, "--", *_pathspecs(self.globs), env=self.env)
+        self.seen = _version(self.index)  # git remembers there what it compared
         words = {"D": "deleted", "?": "new", "!": "new"}  # else it has another content, mode or type
         changes = {line[3:].rstrip("/"): words.get(line[1], "changed") for line in lines if line[1] != " "}
         ignored = self.ignored | {name for name in changes.keys() - self.tracked.keys() if {*name.split("/")} & CACHES}
@@ -401,6 +421,7 @@ class Protected:
         _set_aside(self.root, changes, kept)
         if committed := "".join(f"{name}\0" for name, what in changes.items() if what != "new"):
             self.repo.git("checkout-index", "--force", "-uz", "--stdin", stdin=committed, env=self.env)
+            self.seen = _version(self.index)
 
 
 class Kit:

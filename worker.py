@@ -102,10 +102,11 @@ def require_login(settings: Settings, root: Path, marker: str) -> None:
     if settings.claude_code.mode != "automatic":
         return
     argv = [find(settings.claude_code.command, root), "auth", "status"]
-    with tempfile.TemporaryFile() as output:
-        proc.run(argv, cwd=root, env=environment(settings, root, marker), output=output, limits=proc.Limits(60.0))
-        text = proc.tail(output, 2000)
-    with suppress(ValueError):
+    env = environment(settings, root, marker)
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        proc.run(argv, cwd=root, env=env, output=out, errors=err, limits=proc.Limits(60.0))
+        text = proc.tail(out, 2000)
+    with suppress(ValueError, AttributeError):
         if json.loads(text).get("loggedIn") is False:
             raise Stop(CANNOT, f"claude is not logged in\nTo fix it: {REMEDIES['auth']}")
 

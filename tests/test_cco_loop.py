@@ -634,10 +634,22 @@ def test_check_says_that_setup_fails_in_a_clean_checkout_and_refuses_a_claude_wi
 
 
 def test_a_branch_that_is_in_the_way_is_named_with_the_remedy(bench, project, git):
-    git(project, "branch", "cco")
-    done = bench.start()
-    assert done.returncode == 2 and "git branch -m cco another-name, or set repository.branch" in said(done)
+    for other in ("cco", "cco/demo/x"):
+        git(project, "branch", other)
+        for command in ("check", "start"):
+            done = bench.run(command, str(bench.mission))
+            assert done.returncode == 2 and f"git branch -m {other} another-name, or set repository.branch" in said(
+                done
+            )
+        git(project, "branch", "-D", other)
     assert (git(project, "branch", "--show-current"), bench.calls()) == ("main", [])
+
+
+def test_check_leaves_alone_what_the_session_under_way_has_not_committed_yet(bench, project):
+    bench.sessions([*WRITES_A, {"limit": {"resetsAt": int(time.time()) + 7200}}])
+    assert bench.start("--no-wait").returncode == 75
+    assert bench.run("check", str(bench.mission)).returncode == 0
+    assert (project / "a").exists() and bench.state()["current_phase"] == "waiting"
 
 
 def test_an_unexpected_error_is_one_line_and_its_traceback_is_in_the_log(bench, project):

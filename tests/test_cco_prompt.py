@@ -307,7 +307,7 @@ def test_cut_keeps_both_ends():
     text = "".join(f"line {n:03}\n" for n in range(100))
     assert prompt.cut(text, len(text)) == text
     assert prompt.cut(text, 69) == "line 000\nline 001\n\n[864 more bytes are not shown]\nline 098\nline 099\n"
-    assert prompt.cut("é" * 100, 70) == f"{'é' * 9}\n[130 more bytes are not shown]\n{'é' * 9}"
+    assert prompt.cut("é" * 100, 70) == f"{'é' * 9}\n[162 more bytes are not shown]\n{'é' * 9}"
 
 
 def test_the_judge_is_shown_everything_character_by_character():

@@ -140,6 +140,9 @@ def test_what_git_cannot_say_is_an_error_that_names_the_folder(tree, tmp_path):
         with pytest.raises(GitError, match=f"{root}: .*{reason}") as caught:
             look(Repo(root))
         assert caught.value.code == 4
+    (tree.root / ".git/HEAD").write_bytes(b"ref: refs/heads/\0x\n")
+    with pytest.raises(GitError):
+        tree.head()
 
 
 def test_every_kind_of_work_tree_is_switched_to_a_branch_and_committed_in(tree, empty, tmp_path):
@@ -234,6 +237,8 @@ AS_IT_STANDS = "; echo as it stands > README.md"
 LEFT = {  # by a session: script, what is committed of it, what is half done
     "commits": (MINE, ["one", "three", "two"], ""),
     "commits elsewhere": (f"git checkout -q -b feature; {MINE}", ["one", "three", "two"], ""),
+    "its branch a link": ("git branch keep; git symbolic-ref refs/heads/main refs/heads/keep; touch one", ["one"], ""),
+    "a file named HEAD": ("touch HEAD", ["HEAD"], ""),
     "commits on no branch": (f"git checkout -q --detach; {MINE}", ["one", "three", "two"], ""),
     "staged": (STAGED, ["staged"], ""),
     "to be added": ("echo '*.out' > .git/info/exclude; touch a.out b; git add -fN a.out", ["b"], ""),
@@ -515,6 +520,8 @@ WAYS: dict[str, tuple[str, dict[str, str]]] = {
     "assume-unchanged": (f"{EDIT}; git update-index --assume-unchanged {A}", CHANGED),
     "staged": (f"{EDIT}; git add -A", CHANGED),
     "committed": (f"{EDIT}; git commit -qam x", CHANGED),
+    "into the kit's index": (f"{EDIT}; GIT_INDEX_FILE=.cco/protected.index git add -f {A}", CHANGED),
+    "without the kit's index": (f"{EDIT}; rm -r .cco", CHANGED),
     "config": (f"git config core.checkStat minimal; git config core.trustctime false; {SWAP}", CHANGED),
     "a repository": ("git init -q tests/acc; touch tests/acc/n", {"tests/acc/n": "new"}),
 }
