@@ -75,6 +75,9 @@ def check(args: argparse.Namespace) -> int:
         worker.require_login(run.settings, run.root, run.marker)  # `start` learns it from the first session
         if run.file.exists():
             run.state = states.load(run.file)
+        if run.state.plan:
+            print(f"iteration {run.state.iterations} is under way, and what is uncommitted is its work: make start goes on")
+            return DONE
         if run.repo.branch() != run.branch:
             run.repo.require_name(run.branch)
         require_clean(run)

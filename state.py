@@ -615,8 +615,7 @@ def _entry(entry: Iteration) -> str:
 
 
 def _from_json(data: dict[str, Any]) -> State:
-    names = {one.name for one in fields(State)}
-    state = State(**{name: value for name, value in data.items() if name in names})
+    state = State(**{one.name: data[one.name] for one in fields(State)})
     state.criteria = {id: CriterionState(**value) for id, value in data["criteria"].items()}
     state.history = [Iteration(**entry) for entry in data["history"]]
     for name, kind in (("current", Iteration), ("last", Outcome), ("session", Session), ("wait", Wait), ("best", Best)):

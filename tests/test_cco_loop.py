@@ -648,7 +648,8 @@ def test_a_branch_that_is_in_the_way_is_named_with_the_remedy(bench, project, gi
 def test_check_leaves_alone_what_the_session_under_way_has_not_committed_yet(bench, project):
     bench.sessions([*WRITES_A, {"limit": {"resetsAt": int(time.time()) + 7200}}])
     assert bench.start("--no-wait").returncode == 75
-    assert bench.run("check", str(bench.mission)).returncode == 0
+    done = bench.run("check", str(bench.mission))
+    assert done.returncode == 0 and "iteration 1 is under way" in done.stdout, said(done)
     assert (project / "a").exists() and bench.state()["current_phase"] == "waiting"
 
 
