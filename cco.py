@@ -76,7 +76,7 @@ def check(args: argparse.Namespace) -> int:
         if run.file.exists():
             run.state = states.load(run.file)
         if run.state.plan:
-            print(f"iteration {run.state.iterations} is under way, and what is uncommitted is its work: make start goes on")
+            print(f"iteration {run.state.iterations} is under way; what is uncommitted is its work. make start goes on")
             return DONE
         if run.repo.branch() != run.branch:
             run.repo.require_name(run.branch)
