@@ -222,20 +222,26 @@ def recover(run: Run, was_unclean: bool) -> None:
         for stale in folder.glob(".*.tmp"):  # what a killed state.write left
             stale.unlink(missing_ok=True)
     worker.remove_old_streams(run.sessions, run.settings.logging.retention_days)
+    look = f"Mission and settings cannot be compared with what you accepted. Look at them, then: {ACCEPT}"
+    is_unknown = was_unclean and not run.options.accept  # a killed worker may have written anything
     if not run.file.exists():
+        if is_unknown and any(run.sessions.iterdir()):
+            raise Stop(USER, f"{run.file} is gone. {look}")
         return
     try:
         run.state = state = states.load(run.file)
     except Stop as error:
         if error.code == USAGE:  # of another version: nothing is overwritten
             raise
+        if is_unknown:
+            raise Stop(USER, f"{error}. {look}") from error
         aside = run.file.with_suffix(f".json.unreadable-{int(time.time())}")
         run.file.rename(aside)
         return log.error(f"{error}. It is kept as {aside.name}; iterations and commits are rebuilt from git.")
     run.saved_digest = missions.digest(run.file)
     run.recovering = state.current_phase in ("committing", "validation")
     run.killed_in = state.current_phase if was_unclean else ""
-    if was_unclean:  # who wrote the state since is not known
+    if was_unclean or not state.is_sound:  # who wrote the state since is not known
         state.distrust()
         run.save()
         text = hashlib.sha256(state.mission_text.encode("utf-8", "surrogateescape")).hexdigest()

@@ -176,7 +176,7 @@ class Run:
         state, plan, session = self.state, self.state.plan, self.state.session
         assert plan and session
         self.stop_if_asked()
-        if state.has_worked and self.limits.reached(state.used(), begun=True):
+        if state.current and state.current.outcome and self.limits.reached(state.used(), begun=True):
             return self.save("committing")  # what was done so far may be all that it takes
         self.stop_at_limit(begun=True)
         self.require_branch()

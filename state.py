@@ -276,9 +276,11 @@ class State:
         return self.current_phase == "execution" and bool(self.session and self.session.process)
 
     @property
-    def has_worked(self) -> bool:
-        """Whether a session of this iteration has done something that is not checked yet."""
-        return bool(self.current and self.current.outcome)
+    def is_sound(self) -> bool:
+        """Whether there is what the phase needs; else somebody has edited the file."""
+        needs: dict[str, Any] = {"waiting": self.wait, "blocked": self.blocked, "completed": not self.open}
+        needs |= {"execution": self.plan and self.session, "committing": self.plan}
+        return bool(needs.get(self.current_phase, True)) and bool(self.plan) == bool(self.current)
 
     @property
     def sessions(self) -> list[Iteration]:
@@ -300,7 +302,7 @@ class State:
                 record = CriterionState("", "", criterion.digest)
             record.criteria, record.priority = criterion.criteria, criterion.priority
             self.criteria[criterion.id] = record
-        if self.current_phase != "validation" and (self.has_worked or self.is_running):  # what it did is checked
+        if self.current_phase != "validation" and (self.is_running or (self.current and self.current.outcome)):
             self.current_phase, self.wait = "committing", None
         elif self.current_phase != "validation" or not self.plan:
             self.iterations -= self.current is not None
@@ -320,8 +322,10 @@ class State:
         self.confirmed = None
         for record in self.criteria.values():
             record.proof = None
-        if not self.plan:
+        if not (self.plan and self.current):
             self.plan, self.current, self.blocked, self.current_phase = None, None, None, "validation"
+        elif not self.session:
+            self.current_phase = "committing"
         elif self.current_phase not in ("committing", "validation"):
             self.blocked, self.current_phase = None, "waiting" if self.wait else "execution"
 
@@ -625,10 +629,6 @@ def _from_json(data: dict[str, Any]) -> State:
         raise ValueError("totals are missing")
     if data["plan"] is not None:
         state.plan = Plan(**{**data["plan"], "usage": Usage(**data["plan"]["usage"])})
-    phase, has_plan = state.current_phase, state.plan is not None
-    has = {"waiting": state.wait, "blocked": state.blocked, "completed": not state.open, "committing": has_plan}
-    if has_plan != bool(state.current) or not has.get(phase, True) or (phase == "execution" and not state.session):
-        raise ValueError(f"it is in {phase}, and what that phase needs is missing")
     return state
 
 

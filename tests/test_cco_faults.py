@@ -394,6 +394,18 @@ def test_a_damaged_state_is_kept_aside_and_rebuilt_from_git(bench, project, git,
     assert bench.resumed() == [False, False]
 
 
+@pytest.mark.parametrize("content", [b"{torn", None], ids=["damaged", "gone"])
+def test_a_state_that_is_lost_after_an_unclean_end_is_asked_about(bench, project, content):
+    half_done(bench)
+    state, lock = project / ".cco" / "demo.json", project / ".cco" / "lock"
+    state.write_bytes(content) if content else state.unlink()
+    lock.write_text("{}")  # with the state went what tells an edit of the user from one of the worker
+    for _ in range(2):
+        done = bench.start()
+        assert done.returncode == 3 and str(state) in said(done) and "--accept" in said(done)
+    assert bench.start("--accept").returncode == 0 and len(bench.calls()) == 2
+
+
 def test_a_state_of_another_version_is_refused_and_not_overwritten(bench, project, git):
     half_done(bench)
     before = {**bench.state(), "version": 4}

@@ -114,9 +114,6 @@ def test_a_file_that_is_no_state_of_this_version_is_one_error_that_names_it(path
     states.save(path, new())
     text = path.read_bytes()
     damaged = [b"", text[: len(text) // 2], b"[" + text + b"]", text.replace(b'"commit": "', b'"commit": "\xff')]
-    senseless = ("waiting", "blocked", "completed", "committing", "execution")  # for nothing, with nothing
-    damaged += [text.replace(b'"current_phase": "validation"', f'"current_phase": "{it}"'.encode()) for it in senseless]
-    damaged += [text.replace(b'"current": null', b'"current": ' + json.dumps(vars(states.Iteration(1))).encode())]
     others = {6: "a state of version 6, and this CCO reads 5", 4: "finish it with the CCO that began it", None: "None"}
     cases = [(content, 4, "not a readable state") for content in damaged]
     cases += [(text.replace(b" 5,", f" {json.dumps(n)},".encode(), 1), 2, reason) for n, reason in others.items()]
@@ -241,6 +238,16 @@ def test_after_an_unclean_end_nothing_counts_as_proven_any_more_and_what_was_beg
                 known.session = None
             known.distrust()
             assert (known.confirmed, known.current_phase, known.criteria["a"].proof) == (None, then, None)
+
+
+def test_a_state_that_somebody_made_senseless_begins_with_the_checks():
+    for phase in ("waiting", "blocked", "completed", "committing", "execution"):
+        known = new()
+        assert known.is_sound
+        known.current_phase, known.current = phase, states.Iteration(1) if phase == "blocked" else None
+        assert not known.is_sound
+        known.distrust()
+        assert (known.is_sound, known.current_phase) == (True, "validation")
 
 
 def test_notes_wait_in_order_for_their_mission_and_are_filed_once_an_instruction_carried_them(tmp_path):
