@@ -106,7 +106,7 @@ def start(args: argparse.Namespace) -> int:
     run = Run(_mission_path(args.mission), Options(args.config, args.once, args.no_wait, args.accept))
     try:
         with proc.lock(run.folder / "lock", run.mission.id) as lock:
-            try:  # until `prepare` has saved what follows from it, an unclean end counts for the next start, too
+            try:  # a killed holder left its name in the lock: that counts until `prepare` has saved what follows
                 if not args.no_wait:  # the user, not cron
                     (run.folder / "stop").unlink(missing_ok=True)
                 recover(run, lock.was_unclean)

@@ -243,7 +243,7 @@ class Run:
             self.notifier.send("done", text, state)
 
     def wait(self) -> None:
-        """Wait until the saved time; a restart waits on."""
+        """Wait until the saved time, in epoch seconds; a restart or a reboot waits on."""
         state, wait = self.state, self.state.wait
         assert wait
         log.info(report.until(state))
@@ -439,7 +439,7 @@ class Run:
         if kind == "interrupted":
             self.save()
             raise proc.Interrupted(128 + proc.stopping)
-        if kind in worker.REMEDIES:
+        if kind in worker.REMEDIES:  # no login, no credit, no program, refused settings
             self.save()
             raise Stop(CANNOT, f"session failed: {outcome.message}\nTo fix it: {worker.REMEDIES[kind]}")
         if kind == "lost_session" and not task.resume:  # the id is in use: a run that was killed had begun it
