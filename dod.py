@@ -57,7 +57,7 @@ ONE_READING = re.compile(r"[^|!;&\n]*")  # a command without these means the sam
 DIFFER = "its two readings differ"
 # Says which line ended bash -e. It stands on the command's own first line, so that bash's line numbers stay right.
 TRAP = (
-    "trap 'cco=${PIPESTATUS[*]}; case $- in *e*)"
+    "set -E; trap 'cco=${PIPESTATUS[*]}; case $- in *e*)"
     ' echo "[bash -e stopped at line $LINENO (exit code $cco): $BASH_COMMAND]" >&2;; esac\' ERR; '
 )
 
@@ -110,10 +110,15 @@ def confirm(
     criteria only setup runs. Raises proc.Interrupted, repo.GitError, OSError.
     """
     proc.require_space(checkout.root)
-    place = _away(place, checkout.root, (repository.root, repository.folder()), checkout.sources)
-    setup = _set_up(mission, place)
+    shown, restore = [*checkout.sources, *checkout.protected.paths()], place.restore
+    place = _away(place, checkout.root, (repository.root, repository.folder()), shown)
+    place = replace(place, restore=lambda: [*restore(), *checkout.restore()])  # here and in the work tree
+    setup, reason = _set_up(mission, place), ""
+    if checkout.differing:
+        reason = f"protected files are not in the commit as they were accepted: {', '.join(checkout.differing[:NAMED])}"
     if setup and setup.verdict != "met":
         reason = f"`setup` fails ({setup.verdict}), so nothing can be checked there.\n{setup.tail}"
+    if reason:
         unmet = Verdict("", "unmet", tail=reason[-TAIL:], failure=prompt.fingerprint(reason), where="checkout")
         for criterion in criteria:
             keep_reason(criterion.id, place.outputs, reason)
@@ -384,6 +389,7 @@ class _Trial:
         argv = sandbox.command(argv, place.sandbox, self.scratch) if place.sandbox else argv
         env = {**proc.clean_env(os.environ, settings.env, place.work_tree), proc.MARKER: place.marker}
         env["TMPDIR"] = str(self.scratch)  # in the sandbox it is another one
+        env["PYTHONPYCACHEPREFIX"] = "/tmp/pycache" if place.sandbox else str(self.scratch / "pycache")
         caps = {"memory": settings.memory, "processes": settings.processes}
         limits = proc.Limits(criterion.timeout, max_output=MAX_OUTPUT, **caps)
         self.running = proc.Running(argv, place.root, env, self.output, limits)

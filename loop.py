@@ -197,8 +197,8 @@ class Run:
         if not commit and self.settings.repository.auto_commit:
             trailers = {repo.MISSION: self.mission.id, repo.ITERATION: str(state.iterations)}
             body = state.last.report if state.last else ""
-            size = self.settings.claude_code.max_file_size
-            commit = self.repo.commit(state.commit, self.branch, plan.title, body, trailers, size)
+            size, protected = self.settings.claude_code.max_file_size, self.protected.tracked
+            commit = self.repo.commit(state.commit, self.branch, plan.title, body, trailers, size, protected)
             for path, reason in commit.omitted.items():
                 log.warn(f"not committed: {path}: {reason}")
             made = f"committed {len(commit.changed)} file(s) as {commit.sha[:12]}"
@@ -610,7 +610,7 @@ class Run:
         """Return what `setup`, if there is one, and these checks say in a clean checkout of the commit."""
         state, folder = self.state, repo.scratch(self.marker, "clean")
         try:
-            checkout = repo.Checkout(self.repo, state.commit, folder)
+            checkout = repo.Checkout(self.repo, state.commit, folder, self.protected)
             place, absent = self.place(checkout.root), state.not_committed
             return dod.confirm(self.mission, criteria, place, checkout, state.criteria, self.repo, absent)
         finally:

@@ -91,6 +91,12 @@ class Repo:
         link = self.git_dir / "commondir"  # asked several times an iteration, so git is not
         return (self.git_dir / link.read_text().strip()).resolve() if link.exists() else self.git_dir
 
+    def at(self, root: Path) -> Repo:
+        """Return this repository with another work tree."""
+        there = Repo(root, marker=self.marker)
+        there.git_dir = self.git_dir
+        return there
+
     def head(self) -> str:
         """Return the commit that is checked out, "" in an empty repository."""
         return self._resolve("HEAD")[1]
@@ -217,9 +223,16 @@ class Repo:
                 raise GitError(proc.USAGE, f"{branch} cannot be made while there is a branch {other}: {remedy}")
 
     def commit(
-        self, base: str, branch: str, title: str, body: str, trailers: Mapping[str, str], max_size: int
+        self,
+        base: str,
+        branch: str,
+        title: str,
+        body: str,
+        trailers: Mapping[str, str],
+        max_size: int,
+        protected: Iterable[str] = (),
     ) -> Commit:
-        """Put everything that changed since `base` into one commit on the branch.
+        """Put everything that changed since `base`, but protected files, into one commit on the branch.
 
         max_size: bytes of the largest file that is committed. Raises GitError.
         """
@@ -229,6 +242,8 @@ class Repo:
         if {letters for letters, _ in changes.values()} - UNSTAGED:  # what the worker staged does not count
             self.git("reset", "--quiet", "--mixed")
             changes = self._look()
+        for path in protected:  # restored by now: where one still differs, a filter of git's would change it
+            changes.pop(path, None)
         reasons = {path: self._objection(path, *facts, max_size) for path, facts in changes.items()}
         omitted = {path.rstrip("/"): reason for path, reason in reasons.items() if reason}
         if not (changed := sorted(path for path, reason in reasons.items() if reason == "")):
@@ -363,14 +378,18 @@ class Repo:
 class Protected:
     """The tracked files under some globs, compared with a commit by an index of our own: the worker may write git's."""
 
-    def __init__(self, repo: Repo, globs: Sequence[str], commit: str, anew: bool = True):
-        """anew: no worker ran since the last comparison, so what is untracked now is the user's. Raises GitError."""
+    def __init__(self, repo: Repo, globs: Sequence[str], commit: str, anew: bool = True, folder: Path | None = None):
+        """Read the commit. folder: for the index, .cco if it is None. Raises GitError.
+
+        anew: no worker ran since the last comparison, so what is untracked now is the user's.
+        """
         self.repo, self.root, self.globs = repo, repo.root, globs
         self.tracked: dict[str, list[str]] = {}  # path -> mode, object, stage
         self.ignored: set[str] = set()  # untracked paths of the user
         if not globs:
             return
-        index, record = self.root / ".cco" / "protected.index", self.root / ".cco" / "protected.untracked"
+        folder = folder or self.root / ".cco"
+        index, record = folder / "protected.index", folder / "protected.untracked"
         index.with_name("protected.index.lock").unlink(missing_ok=True)  # of a git that died
         modes = repo.git("config", "--type=bool", "--default=true", "core.fileMode")
         self.env = {**repo.fixed, **_settings(f"{SETTINGS} {NO_HOOKS} {STRICT} core.fileMode={modes}")}
@@ -413,7 +432,10 @@ class Protected:
         self.seen = _version(self.index)  # git remembers there what it compared
         words = {"D": "deleted", "?": "new", "!": "new"}  # else it has another content, mode or type
         changes = {line[3:].rstrip("/"): words.get(line[1], "changed") for line in lines if line[1] != " "}
-        ignored = self.ignored | {name for name in changes.keys() - self.tracked.keys() if {*name.split("/")} & CACHES}
+        caches = {name for name in changes.keys() - self.tracked.keys() if {*name.split("/")} & CACHES}
+        for name in caches:  # bytecode decides instead of the file beside it
+            delete(self.root / name)
+        ignored = self.ignored | caches
         return {name: what for name, what in changes.items() if name not in ignored and not self.repo._is_own(name)}
 
     def restore(self, changes: Mapping[str, str], kept: Path) -> None:
@@ -504,13 +526,24 @@ class Checkout:
     Objects are shared with the repository. No git runs here from outside once a command may have changed what it reads.
     """
 
-    def __init__(self, repo: Repo, commit: str, folder: Path):
-        """Check out below the folder; of commit "" nothing. Raises GitError."""
+    def __init__(self, repo: Repo, commit: str, folder: Path, accepted: Protected | None = None):
+        """Check out below the folder; of commit "" nothing. accepted: protected files that count. Raises GitError."""
+        accepted = accepted or Protected(repo, (), "")
         self.root, self.commit, self.copy = folder / "tree", commit, folder / "copy"
         self.sources: list[Path] = []  # folders of the repository that the commands have to read
         self.root.mkdir()
         if commit:
             self._add(repo, self.root, commit)
+        self.protected = Protected(repo.at(self.root), accepted.globs, commit, folder=folder)
+        here, there = self.protected.tracked, accepted.tracked
+        names = {*here, *there} - accepted.ignored
+        self.differing = sorted(name for name in names if here.get(name) != there.get(name))
+
+    def restore(self) -> list[str]:
+        """Restore what a command changed of the protected files, and return its names."""
+        if changes := self.protected.changes():
+            self.protected.restore(changes, self.copy.with_name("kept"))
+        return [*changes]
 
     def _add(self, source: Repo, root: Path, commit: str) -> None:
         """Check a repository out, and its submodules as far as they are there."""

@@ -5,9 +5,9 @@
 
 A check sees the machine as it is, but writes only in the repository, in caches of build tools and in a /tmp of its own;
 it sees no other processes, and ends with all it started. Of two places the rule of the inner one holds. Limitations:
-a protected link, or one that does not exist, can be replaced, the folder around a protected file renamed, and a second
-hard link written; with the network on, a check reaches every service of this machine; what it writes in a hidden folder
-is lost. A timeout is SIGKILL in there: bubblewrap does not pass SIGTERM on.
+a protected link, or one that does not exist, can be replaced, and a second hard link written; with the network on, a
+check reaches every service of this machine; what it writes in a hidden folder is lost. A timeout is SIGKILL in there:
+bubblewrap does not pass SIGTERM on.
 """
 
 from __future__ import annotations
@@ -162,6 +162,10 @@ def caches() -> list[Path]:
 def _mounts(sandbox: Sandbox) -> dict[Path, str]:
     """Return the kind of mount at each place, outer folders first, since a mount covers what is in it."""
     protected = sorted(_existing(sandbox.protected), key=lambda place: len(place.parts))
+    # A folder on which something is mounted cannot be renamed, with the protected file in it.
+    root = sandbox.root.resolve()
+    folders = {folder for place in protected[:MOUNTS] for folder in place.parents if folder.is_relative_to(root)}
+    around = [folder for folder in folders - {root} if not {folder, *folder.parents}.intersection(protected)]
     rules: list[tuple[str, Sequence[str | Path]]] = [  # of two for one place the later one holds
         (READ, ["/"]),
         (DEV, ["/dev"]),
@@ -173,6 +177,7 @@ def _mounts(sandbox: Sandbox) -> dict[Path, str]:
         (WRITE, caches()),
         (WRITE, sandbox.writable),
         (WRITE, [sandbox.root]),
+        (WRITE, around),
         (READ, protected[:MOUNTS]),
         (HIDE, sandbox.hidden),
     ]

@@ -40,9 +40,3 @@ def test_the_table_is_whole_and_an_iteration_takes_few_processes_and_saves(tmp_p
     assert {"python -c pass, ms", "status, ms"} <= figures.keys(), done.stdout + done.stderr
     assert figures["peak memory, MB"].endswith(" (40)") and "!" not in figures["peak memory, MB"]
     assert (done.returncode, [*tmp_path.iterdir()], marked(str(tmp_path))) == (0, [], {})
-
-
-def test_a_case_that_nobody_understands_is_named(tmp_path):
-    done = bench(tmp_path, "--cases", "1,many")
-    assert done.returncode == 1 and "'many' is no case" in done.stderr
-    assert [*tmp_path.iterdir()] == []

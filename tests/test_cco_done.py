@@ -382,23 +382,6 @@ def test_a_check_counts_only_as_ci_runs_it_and_as_it_is_typed_unless_it_says_oth
 # --- Checks that misbehave, and when they run ---
 
 
-def test_a_check_that_alternates_is_marked_and_met_only_after_three_in_a_row(bench, outside):
-    script = (
-        "n=$(($(cat '{0}' 2>/dev/null || echo 0) + 1)); echo $n > '{0}'; echo run >> '{1}'; [ $((n % {2})) != 0 ]\n"
-    )
-    by_two, never = (script.format(outside / str(n), outside / f"runs-{n}", n) for n in (2, 1000))
-    bench.write(
-        [{"id": "f", "criteria": "it is steady", "check": "bash run.sh"}],
-        settings={"checks": {"writable": [str(outside)]}},
-    )
-    bench.sessions(*[[{"write": {"run.sh": text}}, {"say": BOAST}] for text in (by_two, never)])
-    assert "criterion f: broken -> flaky" in done_after(bench, 2)
-    assert (outside / "runs-1000").read_text().count("run") - 1 == 3 + 3  # tree, clean checkout; the clone ran it once
-    known = bench.state()["criteria"]["f"]
-    assert (known["flaky"], known["proof"]["runs"], known["proof"]["where"]) == (True, 3, "checkout")
-    assert "[flaky" in prompt(bench, 2) and "gave different results on the same tree" in report(bench)
-
-
 def test_a_process_that_goes_on_after_the_session_is_ended_and_cannot_change_what_is_checked(bench, project):
     bench.write([A], limits={"iterations": 1})
     what = "touch .git/looping; if grep -q '.current_phase.: .validation.' .cco/demo.json; then echo 1 > a; fi"
@@ -511,18 +494,6 @@ def test_a_judges_quote_has_to_be_in_the_commit_and_the_verdict_falls_with_the_f
     proof = bench.state()["criteria"]["pretty"]["proof"]
     assert (proof["where"], proof["quotes"][0]["path"]) == ("judge", "README.md")
     assert QUOTE["text"] in report(bench)
-
-
-@pytest.mark.parametrize(
-    "answer", ("It is met: README.md says so.", judged(a=True)), ids=("prose", "another criterion")
-)
-def test_a_judge_without_a_usable_answer_closes_nothing_and_is_waited_for(bench, project, git, answer):
-    commit(git, project, {"README.md": QUOTE["text"], "a": "1"})
-    with OpenRouterAPI(content=Judge(answer, answer)) as router:
-        with_judge(bench, router, A, PRETTY)
-        assert "waiting for the judge to answer" in not_done(bench, 75, "--no-wait")
-    assert (verdicts(bench), bench.calls()) == ({"a": "met", "pretty": "unjudged"}, [])
-    assert bench.state()["criteria"]["pretty"]["proof"] is None
 
 
 def test_the_user_accepts_what_nobody_else_can_judge_and_only_that(bench, project):

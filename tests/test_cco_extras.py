@@ -247,15 +247,6 @@ def test_bad_usage_is_a_message_with_a_remedy(alone, tmp_path, monkeypatch):
     assert "run git init first" in alone.run(WISH, code=2).err
 
 
-def test_whatever_the_texts_are_the_file_says_the_same():
-    for text in ("- a: b # c", "---\n...", "'\"`$(id)`\\", "  two\n\n lines ", "ünï 🎉", "\ufeffx\u2028y", "&a !!x"):
-        more = {"title": f"A {text}", "description": f"x {text}", "constraints": [f"x {text}"]}
-        made = drafted(criterion("odd", f"echo {text}"), **more)
-        loaded = mission.parse(draft.render(made, text, f"a/b {text}", text, "/a"), Path("/a/b.yaml"))
-        assert loaded.criteria[0].check == f"echo {text}" and loaded.constraints == (f"x {text}",)
-        assert loaded.title.split() == f"A {text}".split() and loaded.description.split() == f"x {text}".split()
-
-
 def test_without_an_llm_a_template_is_filled_with_the_commands_of_the_repository(alone, git, sandbox):
     makefile = "test:\n\tgrep -q project README.md\nlint:\n\tno-such-linter\n"
     alone.commit(git, Makefile=makefile, **{"requirements.txt": "pytest\n"})

@@ -399,16 +399,6 @@ def test_a_manager_that_cannot_be_reached_is_left_alone_for_a_while(bench):
         assert (len(router.calls), bench.state()["asked"], deciders(bench)) == (2, {}, "rrL")
 
 
-def test_the_user_is_asked_when_the_manager_wants_so_twice_without_a_change_in_between(bench):
-    bench.sessions(WRITES_B, IDLE)
-    with OpenRouterAPI([{"content": answer(instruction=f"Take {n}.", **DOUBT)} for n in range(3)]) as router:
-        managed(bench, router.url, [{**A, "check": "ls b || true; test -e a"}])
-        for _ in range(2):
-            done = bench.start()
-            assert (done.returncode, len(bench.calls()), len(router.calls)) == (3, 2, 3), said(done)
-            assert DOUBT["question"] in said(done)
-
-
 @pytest.mark.parametrize("how", ("a note", "settings"))
 def test_an_answer_that_comes_while_the_manager_still_thinks_counts(bench, project, how):
     asked: list[Any] = []

@@ -165,26 +165,6 @@ def test_a_signal_to_the_kit_interrupts_the_session_and_what_it_did_is_reported(
         bench.run()
 
 
-def test_a_program_that_cannot_be_started_is_missing(bench):
-    bench.claude.command = str(program(bench.folder / "broken"))
-    Path(bench.claude.command).write_text("#!/no/such/interpreter\n")
-    outcome = bench.run()
-    assert (outcome.kind, "could not be started: No such file" in outcome.message) == ("missing", True)
-
-
-def test_a_background_process_is_ended_with_the_session_and_named(bench):
-    outcome = bench.run({"spawn": "sleep 611 & setsid sleep 612 & wait"}, {"say": "Done."})
-    assert outcome.kind == "ended"
-    for number in ("sleep 611", "sleep 612"):  # before it has become sleep, a process has the name of its parent
-        assert any(number in name for name in outcome.swept), outcome.swept
-
-
-def test_on_a_full_disk_no_session_is_begun(bench, monkeypatch):
-    monkeypatch.setattr(proc, "SPACE", 1 << 60)
-    with pytest.raises(OSError, match="no space left"):
-        bench.run()
-
-
 def test_the_stream_is_recorded_masked_private_and_in_one_file(bench, fresh_mask, monkeypatch):
     monkeypatch.setenv("MY_SERVICE_TOKEN", PLANTED)
     log.register_secrets(os.environ)
