@@ -248,6 +248,8 @@ def start_detached(argv: Sequence[str], cwd: Path, env: Mapping[str, str], stdin
 
 
 def _spawn(argv: Sequence[str], stdin: bytes, **options: Any) -> subprocess.Popen[bytes]:
+    if not stdin:
+        return subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True, **options)
     with tempfile.TemporaryFile() as source:
         source.write(stdin)
         source.seek(0)
@@ -257,7 +259,7 @@ def _spawn(argv: Sequence[str], stdin: bytes, **options: Any) -> subprocess.Pope
 def _kill(left: Callable[[], set[int]]) -> list[str]:
     """Kill processes until none is left; return their command lines."""
     names: dict[int, str] = {}
-    end = time.monotonic() + KILL_TIME
+    end, step = time.monotonic() + KILL_TIME, SHORT_STEP / 50  # what was killed is often gone at once
     while pids := left():  # each hands its own children to the kit
         if time.monotonic() > end:
             log.warn(f"processes that cannot be killed are left running: {sorted(pids)}")
@@ -268,7 +270,8 @@ def _kill(left: Callable[[], set[int]]) -> list[str]:
             with suppress(OSError):  # it has ended, is somebody else's, or no child
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, os.WNOHANG)
-        time.sleep(SHORT_STEP / 10)  # what was killed is often gone at once
+        time.sleep(step)
+        step = min(2 * step, STEP)
     return [name for name in names.values() if name]  # one without a name had ended by itself
 
 
