@@ -38,7 +38,6 @@ CRASHES = 3  # failures in a row that are retried within one iteration
 JUDGE_FAILURES = 12  # times in a row that the judge cannot be asked, until the user is
 LASTING = 5  # failures in a row, which only an overload reaches, of which the user is notified
 EXCERPT = 2500  # bytes of a check's output in a prompt
-COMMITS = 5  # commits that a hand-over names
 NOT_ADOPTED = "changed while a worker ran; if it was you, make start ACCEPT=1 adopts it"
 DONE_SOMETHING = ("ended", "turn_cap", "budget_cap", "timeout")  # kinds of Outcome after which the checks decide
 
@@ -225,7 +224,9 @@ class Run:
         for line in state.record_results(verdicts, time.monotonic() - begun):
             log.info(line)
         if state.plan:
-            self.learn(before, outputs, state.plan.title)
+            resolved = f"{state.plan.title}. {' '.join(state.last.report.split()) if state.last else ''}"
+            for id in (id for id in outputs if id in state.met and before[id].failure):
+                prompt.learn(self.folder, before[id], outputs[id], resolved)
             for id in state.finish_iteration(self.repo.statistics(state.base_commit, state.commit)):
                 log.warn(f"the worker reported {id} as met; its check says otherwise")
             prompt.file_notes(self.folder, state.notes)
@@ -326,7 +327,6 @@ class Run:
             state,
             outputs={id: prompt.excerpt(text, EXCERPT) for id, text in outputs.items()},
             lessons={id: prompt.lessons(self.folder, state.criteria[id].failure, text) for id, text in outputs.items()},
-            commits=[] if resumable else self.repo.recent(state.base_commit, state.commit, COMMITS),
             notes=[path.read_text("utf-8", "replace").strip() for path in self.notes()],
             earlier_notes=prompt.delivered_notes(self.folder, self.mission.id),
             resumable=resumable,
@@ -422,7 +422,7 @@ class Run:
         path, seen = self.folder / "instruction.md", f"{self.repo.status()} {self.repo.head()}"
         if session.seen not in ("", seen):
             session.seen = ""
-            return Outcome("ended", report="(carried out by hand)", tools=1)
+            return Outcome("ended", report="(carried out by hand)")
         worker.write_instruction(task, path)
         session.begun, session.seen = True, seen
         self.save()
@@ -502,9 +502,7 @@ class Run:
         for name, digest in self.digests().items() if with_edits else ():
             if digest not in (state.accepted[name], *state.rejected, *self.unusable):
                 state.rejected = [*state.rejected, digest][-10:]
-                is_dotenv = name == "settings" and digest.split(" ")[0] == state.accepted[name].split(" ")[0]
-                settings = self.root / ".env" if is_dotenv else self.config
-                changes[str(self.mission.path if name == "mission" else settings)] = NOT_ADOPTED
+                changes[str(self.mission.path) if name == "mission" else f"{self.config} or .env"] = NOT_ADOPTED
         for path, what in changes.items():
             log.error(f"protected file {what} {by}: {path}; it counts as it was before")
         if changes:
@@ -615,13 +613,6 @@ class Run:
             return dod.confirm(self.mission, criteria, place, checkout, state.criteria, self.repo, absent)
         finally:
             repo.delete(folder)
-
-    def learn(self, before: Mapping[str, states.CriterionState], outputs: Mapping[str, str], title: str) -> None:
-        """Remember what met the criteria that sessions had failed on before."""
-        text = " ".join(self.state.last.report.split()) if self.state.last else ""
-        for id, output in outputs.items():
-            if self.state.criteria[id].verdict == "met" and before[id].failure:
-                prompt.learn(self.folder, before[id].failure, output, before[id].criteria, f"{title}. {text}")
 
     # --- Messages to the user ---
 

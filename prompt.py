@@ -21,7 +21,7 @@ import log
 import state as states
 from mission import PRIORITIES, Mission, MissionError
 from proc import USAGE, Stop
-from state import Iteration, Plan, State
+from state import CriterionState, Iteration, Plan, State
 
 FOLDER = Path(__file__).resolve().parent / "prompts"
 LEAST = 8_192  # bytes of a prompt to an LLM, whatever the settings say
@@ -29,11 +29,11 @@ FIXED = 2_000  # bytes of it for the texts of prompts/ themselves
 SHARE = {  # of the rest, for each part of a prompt to the manager LLM
     "title": 0.01, "repository": 0.01, "description": 0.2, "context": 0.06, "constraints": 0.05, "setup": 0.02,
     "protected": 0.02, "criteria": 0.12, "met": 0.02, "ending": 0.02, "report": 0.05, "claims": 0.01,
-    "tampered": 0.02, "tried": 0.04, "commits": 0.02, "lessons": 0.02, "notes": 0.04, "failures": 0.27,
+    "tampered": 0.02, "tried": 0.06, "lessons": 0.02, "notes": 0.04, "failures": 0.27,
 }  # fmt: skip
 JUDGE_SHARE = {"title": 0.01, "description": 0.08, "constraints": 0.04, "criteria": 0.27, "files": 0.1, "diff": 0.5}
 CONTENTS = 0.35  # of a prompt to the judge, for all files that it asked for; the diff gives way to them
-DATA = ("ending", "report", "tampered", "tried", "commits", "lessons")  # written by programs and models
+DATA = ("ending", "report", "tampered", "tried", "lessons")  # written by programs and models
 SHOWN, LISTED, TRIED = 2, 8, 5  # outputs of checks, criteria in words to the manager LLM, sessions
 FINE = ("ended", "turn_cap", "budget_cap")  # kinds of Outcome after which nothing has to be repaired
 TONES = {  # a sentence for the worker, by morale
@@ -81,7 +81,6 @@ class Situation:
     state: State
     outputs: dict[str, str] = field(default_factory=dict)  # criterion -> excerpt of what its check printed last
     lessons: dict[str, list[str]] = field(default_factory=dict)  # criterion -> what resolved failures like its before
-    commits: list[str] = field(default_factory=list)  # the last ones, for a hand-over
     notes: list[str] = field(default_factory=list)  # of the user, since the last instruction
     earlier_notes: list[str] = field(default_factory=list)  # of the user, already delivered
     resumable: bool = False  # whether the worker's conversation has room left
@@ -202,7 +201,6 @@ def _parts(situation: Situation, ids: Iterable[str]) -> dict[str, str]:
         "claims": ", ".join(session.false_claims),
         "tampered": _list(session.tampered),
         "tried": _list(tried),
-        "commits": _list(situation.commits),
         "lessons": _list(dict.fromkeys(line for id in ids for line in situation.lessons.get(id, ()))),
         "notes": "\n\n".join([*situation.earlier_notes, *situation.notes]),
     }
@@ -376,9 +374,9 @@ def lessons(folder: Path, failure: str, output: str) -> list[str]:
     return [f"{one['error'] or one['criterion']}: {one['resolved']}" for one in reversed(same)][:3]
 
 
-def learn(folder: Path, failure: str, output: str, criterion: str, resolved: str) -> None:
-    """Remember what resolved a failure; only under the lock. Raises OSError."""
-    lesson = {"failure": failure, "error": first_error(output), "criterion": criterion[:LESSON]}
+def learn(folder: Path, before: CriterionState, output: str, resolved: str) -> None:
+    """Remember what resolved the failure that a criterion had before; only under the lock. Raises OSError."""
+    lesson = {"failure": before.failure, "error": first_error(output), "criterion": before.criteria[:LESSON]}
     lesson |= {"resolved": resolved[: 2 * LESSON], "at": states.now()}
     lines = [json.dumps(one) for one in [*_lessons(folder), log.mask_tree(lesson)][-MAX_LESSONS:]]
     states.write(folder / "lessons.jsonl", "".join(f"{line}\n" for line in lines).encode())

@@ -174,11 +174,6 @@ class Repo:
         """Return what changed between two commits, excluded paths left out; "" stands for no commit yet."""
         return self.git("diff", "--no-ext-diff", "--no-textconv", *self._trees(base, commit), "--", *self._scope())
 
-    def recent(self, base: str, commit: str, count: int) -> list[str]:
-        """Return the last commits since `base` with what they changed, one line each, newest first."""
-        look = ("--shortstat", "--format=%x00%h %s", f"-n{count}", commit, *[f"^{base}"] * bool(base))
-        return [" ".join(entry.split()) for entry in (self.git("log", *look) if commit else "").split("\0")[1:]]
-
     def statistics(self, base: str, commit: str) -> dict[str, int]:
         """Return files modified, lines of code added and tests created between two commits."""
         look = ("--no-ext-diff", "-M", "--numstat", "--summary", *self._trees(base, commit))

@@ -98,7 +98,6 @@ class Outcome:
     resets_at: float | None = None  # epoch seconds, when a limit ends
     limited: str = ""  # family of the only model that a limit is of; "": of all of them
     turns: int = 0
-    tools: int = 0  # tool calls
     cost_usd: float = 0.0  # of this run, by claude's own estimate
     tokens: dict[str, int] = field(default_factory=dict)  # input, output, cache_read, cache_creation, of this run
     spent: dict[str, float] = field(default_factory=dict)  # the same totals (and usd) of the whole session

@@ -15,6 +15,7 @@ import json
 import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import IO, Any
 from zoneinfo import ZoneInfo
@@ -74,7 +75,7 @@ class Stream:
         self.model = self.version = self.words = ""
         self.usage: dict[str, dict[str, float]] = {}  # message id -> tokens
         self.context = 0.0  # tokens of the conversation as it was sent last
-        self.turns = self.tools = self.window = 0
+        self.turns = self.window = 0
         self.error = ""  # text of claude's own last message
         self.signs: dict[str, str] = {}  # values in its events that say what an error is of
         self.limits: dict[str, float] = {}  # window that is used up -> epoch seconds of its reset; 0: not named
@@ -168,7 +169,6 @@ class Stream:
                 self.words = block["text"] if own else self.words
                 self._show(block["text"].strip().splitlines()[0])
             elif block["type"] == "tool_use":
-                self.tools += 1
                 self._show(_call(block["name"], block["input"]))
 
     def _show(self, doing: str) -> None:
@@ -207,7 +207,6 @@ def classify(stream: Stream, result: proc.Result, stderr: str, spent: Mapping[st
         resets_at=(_reset(stream) or reset_time(error, time.time())) if kind == "limit" else None,
         limited=families.pop() if kind == "limit" and len(families) == 1 else "",
         turns=turns,
-        tools=stream.tools,
         cost_usd=round(run.pop("usd", 0.0), 6),
         tokens={name: int(count) for name, count in run.items()},
         spent=session,
@@ -280,7 +279,7 @@ def reset_time(text: str, now: float) -> float | None:
 
 def _moment(match: re.Match[str], now: float) -> float | None:
     day, date, clock, zone = match.groups()
-    try:
+    with suppress(ValueError, LookupError, OSError):  # no such time, no such zone
         at = datetime.strptime(clock.replace(" ", ""), "%I:%M%p" if ":" in clock else "%I%p")
         today = datetime.fromtimestamp(now, ZoneInfo(zone) if zone else None)
         first = today.replace(hour=at.hour, minute=at.minute, second=0, microsecond=0) - timedelta(1)
@@ -288,8 +287,6 @@ def _moment(match: re.Match[str], now: float) -> float | None:
             is_day = not (day or date) or (day or date).title() in (f"{one:%a}", f"{one:%b} {one.day}")
             if is_day and one.timestamp() >= now - RECENT:
                 return one.timestamp()
-    except (ValueError, LookupError, OSError):  # no such time, no such zone
-        pass
     return None
 
 

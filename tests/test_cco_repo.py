@@ -209,12 +209,12 @@ def test_files_of_any_name_are_committed_or_left_out_with_the_reason(tree, git, 
 def test_the_first_commit_can_be_made_by_whoever_git_knows_and_else_by_the_kit(empty, git):
     assert (commit(empty, ""), {*empty.statistics("", "").values()}) == (repo.Commit(""), {0})
     assert (empty.iterations("api"), empty.commit_after("", "api", 1), empty.diff("", "")) == ([], None, "")
-    assert (empty.recent("", "", 5), empty.files("")) == ([], {})
+    assert empty.files("") == {}
     write(empty.root, "a")
     sh(empty.root, "git commit -q --allow-empty -m mine")
     made = commit(empty, "")
     assert (made.changed, git(empty.root, "log", "--name-only", "--format=%an")) == (["a"], "CCO\n\na")
-    assert (empty.commit_after("", "api", 1), len(empty.recent("", made.sha, 5))) == (made, 1)
+    assert empty.commit_after("", "api", 1) == made
     authors = {"useConfigOnly": "CCO <cco@localhost>", "name": "CCO <cco@localhost>", "email": "true <true>"}
     for key, author in authors.items():
         git(empty.root, "config", f"user.{key}", "true")
@@ -399,8 +399,6 @@ def test_no_setting_variable_or_program_but_the_kits_own_runs_or_counts(tree, gi
         statistics = {"files_modified": 4, "lines_of_code_added": 4, "tests_created": 1}
         assert (tree.statistics(base, made.sha), [*tree.files(made.sha)]) == (statistics, expected)
         assert tree.diff(base, made.sha).splitlines()[-1] == "+changed"
-        recent = f"{made.sha[:7]} Do it 4 files changed, 4 insertions(+), 1 deletion(-)"
-        assert tree.recent(base, made.sha, 3) == [recent]
         tree.remember({"api/head": made.sha, "api/best": made.sha})
         assert tree.git("rev-parse", "refs/cco/api/head", "refs/cco/api/best").split() == [made.sha] * 2
         assert tree.restore(base, "back", "api", ["tests"]) != made.sha

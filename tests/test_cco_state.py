@@ -268,9 +268,12 @@ def test_notes_wait_in_order_for_their_mission_and_are_filed_once_an_instruction
 def test_a_lesson_is_found_by_its_failure_or_its_first_error_newest_first_and_masked(tmp_path, fresh_mask):
     log.register_secret(SECRET)
     error = "ModuleNotFoundError: No module named yaml"
-    prompt.learn(tmp_path, "f1", f"{error}\n", "it loads", f"pip install pyyaml {SECRET}")
-    prompt.learn(tmp_path, "f2", "1\n", "it prints two", "print 2")
-    prompt.learn(tmp_path, "f3", f"line 7\n{error}\n", "it loads", "add requirements.txt")
+    for failure, output, criteria, resolved in (
+        ("f1", f"{error}\n", "it loads", f"pip install pyyaml {SECRET}"),
+        ("f2", "1\n", "it prints two", "print 2"),
+        ("f3", f"line 7\n{error}\n", "it loads", "add requirements.txt"),
+    ):
+        prompt.learn(tmp_path, states.CriterionState(criteria, "high", "", failure=failure), output, resolved)
     found = prompt.lessons(tmp_path, "unknown", error)
     assert found == [f"{error}: add requirements.txt", f"{error}: pip install pyyaml ***"]
     assert prompt.lessons(tmp_path, "f2", "something else") == ["it prints two: print 2"]

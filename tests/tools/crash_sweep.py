@@ -78,8 +78,8 @@ WORK = """\
 #!/bin/bash
 pause() { if test -e @S@/pause-$1; then mv @S@/pause-$1 @S@/paused; exec sleep 100; fi; }
 pause begun
-mkdir -p work
-for n in 1 2 3; do test -e work/$n || { echo "piece $n" > work/$n; break; }; done
+mkdir -p pieces
+for n in 1 2 3; do test -e pieces/$n || { echo "piece $n" > pieces/$n; break; }; done
 pause worked
 """
 
@@ -193,7 +193,7 @@ def git_points(run: str, folder: Path, root: Path) -> list[Point]:
 
 def changes_of(trace: Path, root: Path) -> list[Call]:
     """What a git command changed in the repository."""
-    places = (f"{root}/repository/.git/", f"{root}/repository/work/")
+    places = (f"{root}/repository/.git/", f"{root}/repository/pieces/")
     return [call for call in calls_of(trace, root / "repository") if call.path.startswith(places) and call.changes]
 
 
@@ -218,7 +218,7 @@ class Trial(Scratch):
         self.program(self.folder / "bin/work", WORK)
         self.program(base / "bin/git", GIT, GIT=shutil.which("git"))
         self.program(base / "bin/repeatable.py", REPEATABLE)
-        criteria = [{"id": f"c{n}", "criteria": f"piece {n}", "check": f"test -e work/{n}"} for n in RUNS]
+        criteria = [{"id": f"c{n}", "criteria": f"piece {n}", "check": f"test -e pieces/{n}"} for n in RUNS]
         session = [{"bash": "@S@/bin/work"}, {"say": "One piece more."}]
         mission = {"title": "Some pieces", "definition_of_done": criteria}
         self.prepare(mission, {}, [session] * 3 * PIECES, {"README.md": "# a project\n"})
@@ -364,7 +364,7 @@ class Trial(Scratch):
         self.expect("leftovers", "refs", refs, {"refs/heads/main", f"refs/heads/{branch}"})
         self.expect("touched", "main", git("rev-parse", "main"), self.main)
         git("clone", "-q", "--branch", branch, str(self.root), str(self.folder / "clone"), at=self.folder)
-        pieces = {path.name: path.read_text() for path in (self.folder / "clone/work").glob("*")}
+        pieces = {path.name: path.read_text() for path in (self.folder / "clone/pieces").glob("*")}
         self.expect("work", "a fresh clone", pieces, {n: f"piece {n}\n" for n in RUNS})
         books = [json.loads(path.read_text()) for path in (self.folder / "script.json.sessions").iterdir()]
         tokens = {kind: sum(book[kind] for book in books) for kind in PRICE}
