@@ -12,7 +12,6 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -69,7 +68,8 @@ def status(folder: Path | None, session: str | None, as_json: bool) -> str:
         names = ", ".join(state.mission_id for state in every) or "none"
         raise Stop(USAGE, f"no mission or session begins with {session!r}; there are: {names}")
     if as_json:
-        print(*problems, sep="\n", end="\n" * bool(problems), file=sys.stderr)
+        for problem in problems:
+            log.warn(problem)  # before the log is started a line on stderr, so the output stays JSON
         objects = [to_json(folder, state) for state in chosen]
         return json.dumps(log.mask_tree(objects[0] if len(objects) == 1 else objects), indent=2)
     in_full = bool(session) or len(chosen) == 1

@@ -132,7 +132,8 @@ class Case:
             state.finish_iteration({})
         for number in range(min(self.iteration, prompt.MAX_LESSONS)):
             output = f"error: the {WORDS[number % 10]} of part {number} is missing\n"
-            prompt.learn(self.folder, f"{number:016x}", output, "part 0 is there", "It was written. " * 20)
+            before = states.CriterionState("part 0 is there", "high", "", failure=f"{number:016x}")
+            prompt.learn(self.folder, before, output, "It was written. " * 20)
         self._git("fast-import", "--quiet", stdin="\n".join([*stream, ""]))
         self._git("reset", "-q", "--hard")
         state.commit = self._git("rev-parse", "HEAD").strip()
